@@ -1,0 +1,146 @@
+"""Frozen configurations of the engine: every bound and unit is declared here, once.
+
+The API validates requests with the same classes, a job row stores them as JSON, and the engine runs from that JSON,
+so that any job can be run again exactly as it was. Torch-free.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+SCHEMA_VERSION = 1
+"""Version of the stored JSON; raised when a field changes its meaning."""
+
+MAX_IMAGES_PER_SIDE = 20
+"""Most pictures of a subject, and most pictures of a style, in one job."""
+
+Word = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^\x00-\x1f,]+$")
+]
+"""A trigger word or a class name: visible characters, no comma (it ends up inside a caption)."""
+
+Caption = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
+]
+"""A caption of one picture: visible characters only."""
+
+
+class Frozen(BaseModel):
+    """Base of all configurations: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetLayers(StrEnum):
+    """Which linear layers of the U-Net a LoRA adapts."""
+
+    ATTENTION = "attention"
+    """q, k, v and output projections of self- and cross-attention: 560 layers in SDXL."""
+    TRANSFORMER = "transformer"
+    """Attention and the feed-forward layers of every transformer block: 700 layers in SDXL."""
+
+
+class LayerPrior(StrEnum):
+    """How a merge uses what is known of a layer's role."""
+
+    NONE = "none"
+    RESOLUTION = "resolution"
+    """Layers at low resolution carry content, layers at high resolution carry style (paper, section 4.2)."""
+
+
+class Prompts(Frozen):
+    """The words of one job. A caption is built around them: "a sbu dog", "a bicycle in szn style"."""
+
+    subject_class: Word = Field("subject", description="What the subject is, in a word or two: dog, backpack, teapot.")
+    content_trigger: Word = Field("sbu", description="Word that will call the subject.")
+    style_trigger: Word = Field("szn", description="Word that will call the style.")
+    style_captions: tuple[Caption, ...] = Field(
+        (),
+        max_length=MAX_IMAGES_PER_SIDE,
+        description="What each style picture shows, without its style, in the order of the files: 'a bicycle'.",
+    )
+
+    @model_validator(mode="after")
+    def _triggers_differ(self) -> Self:
+        if self.content_trigger == self.style_trigger:
+            raise ValueError("content_trigger and style_trigger must differ, or the two LoRAs answer to the same word")
+        return self
+
+    @property
+    def content(self) -> str:
+        """Caption of every content picture."""
+        return f"a {self.content_trigger} {self.subject_class}"
+
+    def style(self, index: int) -> str:
+        """Caption of style picture `index`."""
+        subject = self.style_captions[index] if index < len(self.style_captions) else "a picture"
+        return f"{subject} in {self.style_trigger} style"
+
+    @property
+    def joint(self) -> str:
+        """Caption of the subject in the style, which no training picture has."""
+        return f"{self.content} in {self.style_trigger} style"
+
+
+class LoraTrainConfig(Frozen):
+    """Training of one LoRA."""
+
+    steps: int = Field(ge=1, le=20_000)
+    rank: int = Field(ge=1, le=256)
+    learning_rate: float = Field(gt=0, le=0.1)
+    batch_size: int = Field(1, ge=1, le=64)
+    resolution_px: int = Field(1024, ge=64, le=2048, multiple_of=32)
+    targets: TargetLayers = TargetLayers.ATTENTION
+    snr_gamma: float | None = Field(None, gt=0, description="Min-SNR weighting (Hang et al. 2023); null for none.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+    flip: bool = Field(False, description="Mirror pictures at random.")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class MergeConfig(Frozen):
+    """DuoLoRA's merge: masks over the ranks of both LoRAs (paper, section 4)."""
+
+    steps: int = Field(100, ge=0, le=5_000)
+    learning_rate: float = Field(0.01, gt=0, le=1)
+    batch_size: int = Field(1, ge=1, le=64, description="Noised samples per side and step.")
+    prior: LayerPrior = LayerPrior.RESOLUTION
+    prior_weight: float = Field(0.1, ge=0, description="Weight of L_prior.")
+    prior_hinge: float = Field(1.0, ge=0, description="Lambda of the rank constraint inside L_prior.")
+    prior_start: float = Field(
+        0.5, ge=0, le=1, description="Share of ones in the mask of a layer's minor side at the start."
+    )
+    constyle_weight: float = Field(0.01, ge=0, description="Weight of L_constyle.")
+    constyle_every: int = Field(1, ge=1, description="Steps between two evaluations of the cycles.")
+    prune_below: float = Field(
+        1e-3,
+        ge=0,
+        lt=1,
+        description="Ranks whose mask is smaller in absolute value are dropped from the file.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class GenerateConfig(Frozen):
+    """Sampling of pictures."""
+
+    steps: int = Field(30, ge=1, le=200)
+    guidance_scale: float = Field(5.0, ge=0, le=30)
+    images: int = Field(4, ge=1, le=16)
+    resolution_px: int = Field(1024, ge=64, le=2048, multiple_of=32)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class PersonalizeConfig(Frozen):
+    """Everything a `personalize` job computes from, besides the pictures."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe: str
+    base_model: str
+    prompts: Prompts
+    content: LoraTrainConfig
+    style: LoraTrainConfig
+    merge: MergeConfig
+    preview: GenerateConfig

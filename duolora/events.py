@@ -1,0 +1,54 @@
+"""What a running stage tells whoever watches it, and how it learns that it should stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from duolora.errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One report of a running stage.
+
+    `step` counts finished steps, from 0 to `total`; `loss` is the last training loss where there is one; `note` says
+    in a few words what the stage is doing ("caching latents", "sampling merged").
+    """
+
+    step: int
+    total: int
+    loss: float | None = None
+    note: str = ""
+
+
+class Observer(Protocol):
+    """Receives progress; asked between steps whether to stop. Both calls must return at once."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Take one report."""
+
+    def should_stop(self) -> bool:
+        """Say whether the work should stop at the next step."""
+
+
+class Silent:
+    """An observer for callers that want neither reports nor a way to stop."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Drop the report."""
+
+    def should_stop(self) -> bool:
+        """Never stop."""
+        return False
+
+
+def advance(observer: Observer, progress: Progress) -> None:
+    """Report progress and honour a request to stop.
+
+    Raises:
+        Cancelled: when the observer asks for it.
+    """
+    observer.on_progress(progress)
+    if observer.should_stop():
+        raise Cancelled(f"stopped on request after step {progress.step} of {progress.total}")

@@ -1,0 +1,111 @@
+"""Named, complete configurations. A recipe is a function from a job's words to a whole configuration. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from duolora.config import (
+    GenerateConfig,
+    LoraTrainConfig,
+    MergeConfig,
+    PersonalizeConfig,
+    Prompts,
+    TargetLayers,
+)
+from duolora.errors import InvalidConfig
+
+Recipe = Callable[[str, Prompts], PersonalizeConfig]
+
+
+def tiny(base_model: str, prompts: Prompts) -> PersonalizeConfig:
+    """The embedded base on two CPU cores, within a minute."""
+    lora = LoraTrainConfig(
+        steps=150,
+        rank=16,
+        learning_rate=2e-3,
+        batch_size=4,
+        resolution_px=64,
+        targets=TargetLayers.ATTENTION,
+        snr_gamma=5.0,
+        warmup_steps=10,
+    )
+    return PersonalizeConfig(
+        recipe="tiny",
+        base_model=base_model,
+        prompts=prompts,
+        content=lora,
+        style=lora,
+        merge=MergeConfig(steps=40, batch_size=2, constyle_every=4),
+        preview=GenerateConfig(steps=20, guidance_scale=4.0, images=4, resolution_px=64),
+    )
+
+
+def sdxl_paper(base_model: str, prompts: Prompts) -> PersonalizeConfig:
+    """The paper's numbers on SDXL (DuoLoRA, section 5): rank 64, lr 5e-5, batch 1, 1024 px, 100/1000/100 steps."""
+    content = LoraTrainConfig(steps=100, rank=64, learning_rate=5e-5)
+    return PersonalizeConfig(
+        recipe="sdxl-paper",
+        base_model=base_model,
+        prompts=prompts,
+        content=content,
+        style=content.model_copy(update={"steps": 1000}),
+        merge=MergeConfig(steps=100, learning_rate=0.01),
+        preview=GenerateConfig(),
+    )
+
+
+def sdxl(base_model: str, prompts: Prompts) -> PersonalizeConfig:
+    """SDXL with equal budgets for both sides and min-SNR weighting; not yet tuned on photographs."""
+    lora = LoraTrainConfig(steps=500, rank=64, learning_rate=1e-4, batch_size=1, snr_gamma=5.0, warmup_steps=20)
+    return PersonalizeConfig(
+        recipe="sdxl",
+        base_model=base_model,
+        prompts=prompts,
+        content=lora,
+        style=lora,
+        merge=MergeConfig(steps=100),
+        preview=GenerateConfig(),
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {"tiny": tiny, "sdxl": sdxl, "sdxl-paper": sdxl_paper}
+
+
+def default_recipe(base_model: str) -> str:
+    """Name of the recipe used when a request names none."""
+    return "tiny" if base_model == "tiny" else "sdxl"
+
+
+def resolve(
+    recipe: str | None,
+    base_model: str,
+    prompts: Prompts,
+    *,
+    content_steps: int | None = None,
+    style_steps: int | None = None,
+    merge_steps: int | None = None,
+    rank: int | None = None,
+    resolution_px: int | None = None,
+    seed: int | None = None,
+) -> PersonalizeConfig:
+    """Fill a recipe and put the caller's wishes over it; None keeps the recipe's value.
+
+    Raises:
+        InvalidConfig: the recipe is unknown.
+        pydantic.ValidationError: a wish is out of bounds; the location names the field of the configuration.
+    """
+    name = recipe or default_recipe(base_model)
+    if name not in RECIPES:
+        raise InvalidConfig(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
+    config = RECIPES[name](base_model, prompts)
+    side = {"rank": rank, "resolution_px": resolution_px, "seed": seed}
+    wishes = {
+        "content": {"steps": content_steps, **side},
+        "style": {"steps": style_steps, **side},
+        "merge": {"steps": merge_steps, "seed": seed},
+        "preview": {"resolution_px": resolution_px, "seed": seed},
+    }
+    document = config.model_dump()
+    for part, fields in wishes.items():
+        document[part] |= {key: value for key, value in fields.items() if value is not None}
+    return PersonalizeConfig.model_validate(document)

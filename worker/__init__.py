@@ -1,0 +1,1 @@
+"""Turns runnable stages into artifacts."""
