@@ -1,0 +1,54 @@
+# Needs make, git and a Python (3.11 or newer) that can make virtual environments; everything else goes into .venv.
+# Another Python: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check fmt clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+	    printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+demo: $(STAMP) ## Start everything, run one job on sample pictures, leave its files in out/, stop
+	@$(BIN)/duolora demo
+
+up: $(STAMP) ## Start the service and keep it running (where the data lives: .venv/bin/duolora up --help)
+	@$(BIN)/duolora up
+
+test: $(STAMP) ## Run all tests against real servers
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	sh .ci/names
+
+fmt: $(STAMP) ## Format the code and mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+setup: $(STAMP) ## Make .venv with the pinned dependencies (all others do it when needed)
+
+clean: ## Remove .venv, caches, out/ and the demo's data
+	rm -rf .venv out .duolora build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and by itself: whatever else asks for it then finds the pinned one in place.
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'DuoLoRA needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo 'This Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'Installing into .venv: torch, the largest part ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@echo 'Installing into .venv: everything else ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' --group dev
+	@touch $@
