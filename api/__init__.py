@@ -1,1 +1,1 @@
-"""The HTTP front end and the system of record. Never imports torch."""
+"""The HTTP front end and the system of record: rows, object keys, outbox. Torch-free, always."""

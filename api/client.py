@@ -1,0 +1,284 @@
+"""Python client of the service: submit, wait, download. Needs only `duolora[client]` (httpx and pydantic).
+
+from api.client import Client
+
+with Client("http://127.0.0.1:8000", api_key="duo_...") as client:
+    job = client.personalize(content=["cat1.jpg", "cat2.jpg"], style=["ink.png"], subject_class="cat")
+    job = client.wait(job.id, on_progress=print)
+    files = client.download(job, "out")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+import httpx
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    Name = str | PathLike[str]
+
+POLL_S = 0.5
+"""Seconds between two looks at a job."""
+PATIENCE_S = 30.0
+"""How long `wait` bears a service that does not answer, before it gives up."""
+TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class ClientError(Exception):
+    """Base of what this client raises besides httpx's transport errors."""
+
+
+class ServiceRefused(ClientError):
+    """The service answered with an error; `problem` is its problem+json document (RFC 9457)."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status = status
+        self.problem = problem
+        lines = [str(problem.get("detail") or problem.get("title") or f"HTTP status {status}")]
+        lines += [f"{error.get('pointer', '')}: {error.get('detail', '')}" for error in problem.get("errors", [])]
+        super().__init__("\n  ".join(lines))
+
+
+class JobNotSucceeded(ClientError):
+    """A job ended in another way; `job` is its last state, `job.error` says why."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        reason = (job.error or {}).get("detail") or (job.error or {}).get("title")
+        super().__init__(f"job {job.id} {job.state}" + (f": {reason}" if reason else ""))
+
+
+class DamagedDownload(ClientError):
+    """A file does not have the SHA-256 that the service announced; nothing was kept."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Progress(_Record):
+    """How far a job is. Fractions count from 0 to 1, times are in seconds; None: not known yet."""
+
+    fraction: float = 0.0
+    stage: str | None = None
+    step: int | None = None
+    total: int | None = None
+    eta_seconds: float | None = None
+    loss: float | None = None
+    note: str | None = None
+
+
+class Artifact(_Record):
+    """One result file. `url` works without a key until `expires_at`; reading the job again gives a fresh one."""
+
+    name: str
+    filename: str
+    content_type: str
+    bytes: int
+    sha256: str
+    url: str
+    expires_at: AwareDatetime
+
+
+class Result(_Record):
+    """What a succeeded job made."""
+
+    artifacts: tuple[Artifact, ...]
+
+
+class Job(_Record):
+    """A job as the service shows it."""
+
+    id: str
+    kind: str
+    state: str
+    progress: Progress | None = None
+    error: dict[str, Any] | None = None
+    result: Result | None = None
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the state will never change again."""
+        return self.state in TERMINAL
+
+
+class Wishes(TypedDict, total=False):
+    """Optional parameters of a personalize job; what is left out takes the recipe's value."""
+
+    recipe: str
+    base_model: str
+    content_trigger: str
+    style_trigger: str
+    style_captions: Sequence[str]
+    steps: Mapping[str, int]
+    rank: int
+    resolution_px: int
+    seed: int
+    webhook_url: str
+    priority: int
+
+
+class Client:
+    """A connection to one service.
+
+    Args:
+        base_url: Where the service is, as `duolora up` prints it.
+        api_key: A key of that service.
+        timeout_s: Longest wait for one answer.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = 60) -> None:
+        transport = httpx.HTTPTransport(retries=2)
+        headers = {"Authorization": f"Bearer {api_key}"}
+        self._api = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, transport=transport)
+        # Files come from the store by signed links: it must not see the key.
+        self._store = httpx.Client(timeout=timeout_s, transport=httpx.HTTPTransport(retries=2))
+
+    def __enter__(self) -> Self:
+        """Use as a context manager to close the connections."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._api.close()
+        self._store.close()
+
+    def personalize(
+        self, *, content: Sequence[Name], style: Sequence[Name], subject_class: str, **wishes: Unpack[Wishes]
+    ) -> Job:
+        """Submit a job: learn a subject and a style, and merge them.
+
+        Args:
+            content: Pictures of one subject, 1 to 20 files.
+            style: Pictures in one style, 1 to 20 files.
+            subject_class: What the subject is, in a word or two: dog, backpack, teapot.
+            wishes: See `Wishes`.
+
+        Raises:
+            ServiceRefused: the request is at fault; `problem["errors"]` names the fields.
+            OSError: a file cannot be read.
+        """
+        params = {"subject_class": subject_class, **wishes}
+        with ExitStack() as stack:
+            files: list[tuple[str, Any]] = [("params", (None, json.dumps(params), "application/json"))]
+            for field, names in (("content_images", content), ("style_images", style)):
+                for path in map(Path, names):
+                    files.append((field, (path.name, stack.enter_context(path.open("rb")))))  # noqa: PERF401
+            return Job.model_validate(self._call("POST", "/jobs", files=files))
+
+    def job(self, job_id: str) -> Job:
+        """Read one job."""
+        return Job.model_validate(self._call("GET", f"/jobs/{job_id}"))
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs of the key's account, newest first, page after page."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._call("GET", "/jobs", params=cursor)
+            yield from map(Job.model_validate, page["items"])
+            if not page.get("next_cursor"):
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for a job to stop; a job that has ended stays as it is."""
+        return Job.model_validate(self._call("POST", f"/jobs/{job_id}/cancel"))
+
+    def wait(
+        self, job_id: str, *, on_progress: Callable[[Job], object] | None = None, timeout_s: float | None = None
+    ) -> Job:
+        """Poll until a job has ended and return it.
+
+        Args:
+            job_id: Which job.
+            on_progress: Called with every state that was read.
+            timeout_s: Longest wait; None for no limit.
+
+        Raises:
+            JobNotSucceeded: it failed, was canceled or expired.
+            TimeoutError: it is still going; it goes on.
+            httpx.TransportError: the service has not answered for PATIENCE_S.
+        """
+        started = answered = time.monotonic()
+        while True:
+            try:
+                job = self.job(job_id)
+                answered = time.monotonic()
+            except httpx.TransportError:
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
+            else:
+                if on_progress is not None:
+                    on_progress(job)
+                if job.state == "succeeded":
+                    return job
+                if job.is_terminal:
+                    raise JobNotSucceeded(job)
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def download(self, job: Job, folder: Name) -> dict[str, Path]:
+        """Fetch all files of a succeeded job into a folder, each checked against its SHA-256.
+
+        Returns:
+            Where each artifact is, by its name (`merged_diffusers`, `preview`, ...).
+
+        Raises:
+            DamagedDownload: a file is not what the service announced.
+            JobNotSucceeded: the job has no result.
+        """
+        fresh = self.job(job.id)  # its links are new; those of the argument may have expired
+        if fresh.result is None:
+            raise JobNotSucceeded(fresh)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return {artifact.name: self._fetch(artifact, target) for artifact in fresh.result.artifacts}
+
+    def _fetch(self, artifact: Artifact, folder: Path) -> Path:
+        path = folder / Path(artifact.filename).name  # a name from outside must not lead out of the folder
+        partial = path.with_name(path.name + ".part")
+        digest = hashlib.sha256()
+        with self._store.stream("GET", artifact.url) as response:
+            if response.is_error:
+                raise ServiceRefused(response.status_code, {"title": f"the store refused {artifact.filename}"})
+            with partial.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    digest.update(chunk)
+                    file.write(chunk)
+        if digest.hexdigest() != artifact.sha256:
+            partial.unlink()
+            raise DamagedDownload(f"{artifact.filename} has SHA-256 {digest.hexdigest()}, not {artifact.sha256}")
+        return partial.replace(path)
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own words
+        response = self._api.request(method, path, **options)
+        if response.is_error:
+            raise ServiceRefused(response.status_code, _problem(response))
+        document: dict[str, Any] = response.json()
+        return document
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    """The problem document; something shaped like one when a proxy answered instead of the service."""
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    return document if isinstance(document, dict) else {"title": f"HTTP status {response.status_code}"}

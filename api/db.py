@@ -1,0 +1,76 @@
+"""Engine, sessions and the declarative base: how rows are reached, not which.
+
+Postgres is the only dialect. Nothing here knows HTTP, so that the worker shares it.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import DateTime, Enum, MetaData, Text, create_engine
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""Every constraint has a predictable name, so that migrations can speak of it."""
+
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 30_000
+"""Nothing the service asks of Postgres may take longer; a runaway query must not hold row locks."""
+
+Document = dict[str, Any]
+"""A JSON object at the border of the database."""
+
+
+class Base(DeclarativeBase):
+    """Base of all tables: instants carry a zone, JSON is binary, an enumeration is its text and a CHECK."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        Document: JSONB(none_as_null=True),
+        str: Text,
+        StrEnum: Enum(
+            StrEnum, native_enum=False, length=16, values_callable=lambda kind: [item.value for item in kind]
+        ),
+    }
+
+
+def make_engine(url: str, *, pool_size: int = 5, application_name: str = "duolora") -> Engine:
+    """Make an engine for a `postgresql+psycopg://` URL; connections are checked before use, so a restart heals."""
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": application_name,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+        },
+    )
+
+
+def session_factory(engine: Engine) -> sessionmaker[Session]:
+    """Make the factory of sessions; objects stay readable after the commit."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def transaction(factory: sessionmaker[Session]) -> Iterator[Session]:
+    """Open a session, commit once at the end, roll back on any exception."""
+    with factory.begin() as session:
+        yield session

@@ -1,0 +1,1 @@
+"""Jobs and their stages: the noun that everything else serves."""

@@ -1,0 +1,152 @@
+"""Locks on a job and its stages, in one order for everybody, and the moves made under them.
+
+Order of locks: the stages of one job by id, then the job. A claim takes one free stage (skipping locked ones), then the
+job. Nobody who holds a job's lock waits for a stage, so no two of them can wait for each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select, update
+
+from api.errors import LeaseLost
+from api.jobs.events import STATE_EVENTS, EventType, record_event
+from api.jobs.models import AttemptOutcome, Job, OutboxRow, Stage, StageAttempt
+from api.jobs.states import (
+    TERMINAL_JOBS,
+    TERMINAL_STAGES,
+    JobState,
+    StageState,
+    check_job,
+    check_stage,
+    derive_job_state,
+)
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Sequence
+    from datetime import datetime
+    from typing import Any
+
+    from sqlalchemy.orm import Session
+
+STAGE_TOPIC = "stage.runnable"
+"""Topic of the hint that a stage can be claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockedJob:
+    """A job and all its stages, locked until the transaction ends."""
+
+    session: Session
+    job: Job
+    stages: Sequence[Stage]
+    now: datetime
+    """The transaction's instant: everything it writes carries the same one."""
+
+    def move(self, stage: Stage, to: StageState) -> None:
+        """Take a stage to another state and drop what belongs to the old one."""
+        check_stage(stage.state, to)
+        if stage.state is StageState.RUNNING:
+            stage.fencing_token = stage.lease_expires_at = None
+        stage.state = to
+        if to in TERMINAL_STAGES:
+            stage.finished_at = self.now
+
+    def close_attempt(self, stage: Stage, outcome: AttemptOutcome, error: dict[str, Any] | None = None) -> None:
+        """Write how the current attempt ended."""
+        self.session.execute(
+            update(StageAttempt)
+            .where(StageAttempt.stage_id == stage.id, StageAttempt.attempt == stage.attempt)
+            .values(finished_at=self.now, outcome=outcome, error=error)
+        )
+
+    def announce(self, stage: Stage, *, not_before: datetime | None = None) -> None:
+        """Make sure that a hint about a runnable stage is published, at once or when its time comes."""
+        stage.runnable_at = not_before or self.now
+        announce(self.session, stage, due_at=stage.runnable_at, now=self.now)
+
+    def drop_unstarted(self) -> None:
+        """Cancel the stages that no worker holds."""
+        for stage in self.stages:
+            if stage.state in {StageState.WAITING, StageState.RUNNABLE}:
+                self.move(stage, StageState.CANCELED)
+
+    def drop_running(self) -> None:
+        """Take running stages from their workers; each learns it from its next write."""
+        for stage in self.stages:
+            if stage.state is StageState.RUNNING:
+                self.close_attempt(stage, AttemptOutcome.CANCELED)
+                self.move(stage, StageState.CANCELED)
+
+    def wake_dependants(self) -> None:
+        """Make the stages runnable whose dependencies have all succeeded."""
+        done = {stage.name for stage in self.stages if stage.state is StageState.SUCCEEDED}
+        for stage in self.stages:
+            if stage.state is StageState.WAITING and done.issuperset(stage.depends_on):
+                self.move(stage, StageState.RUNNABLE)
+                self.announce(stage)
+
+    def tell(self, stage: Stage) -> None:
+        """Record that a stage has changed."""
+        data = {"stage": stage.name, "state": stage.state.value, "attempt": stage.attempt}
+        record_event(self.session, self.job, EventType.STAGE_CHANGED, now=self.now, data=data)
+
+    def settle(self) -> None:
+        """Derive the job's state from its stages; on a change record it, once, with its event and webhook."""
+        job = self.job
+        state = derive_job_state([stage.state for stage in self.stages], started=job.started_at is not None)
+        if state is job.state:
+            return
+        check_job(job.state, state)
+        job.state = state
+        data: dict[str, Any] = {}
+        if state in TERMINAL_JOBS:
+            job.finished_at = self.now
+        if state is JobState.FAILED and job.error is not None:
+            data = {"code": job.error["code"], "stage": job.error["stage"], "attempt": job.error["attempt"]}
+        record_event(self.session, job, STATE_EVENTS[state], now=self.now, data=data)
+
+
+def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:
+    """Lock a job's stages, then the job, and read them afresh."""
+    session.flush()
+    fresh = {"populate_existing": True}
+    stages = session.scalars(
+        select(Stage).where(Stage.job_id == job_id).order_by(Stage.id).with_for_update(key_share=True),
+        execution_options=fresh,
+    ).all()
+    job = session.scalars(
+        select(Job).where(Job.id == job_id).with_for_update(key_share=True), execution_options=fresh
+    ).one()
+    return LockedJob(session, job, stages, instant(session))
+
+
+def lock_held(session: Session, stage_id: uuid.UUID, fencing_token: uuid.UUID) -> tuple[LockedJob, Stage]:
+    """Lock the job of a stage that a worker holds.
+
+    Raises:
+        LeaseLost: the token holds nothing, or lost its hold while this waited for the locks.
+    """
+    job_id = session.scalar(select(Stage.job_id).where(Stage.id == stage_id, Stage.fencing_token == fencing_token))
+    if job_id is None:
+        raise LeaseLost(f"stage {stage_id} is not held by this token")
+    locked = lock_job(session, job_id)
+    stage = next(stage for stage in locked.stages if stage.id == stage_id)
+    if stage.fencing_token != fencing_token:
+        raise LeaseLost(f"stage {stage_id} is no longer held by this token")
+    return locked, stage
+
+
+def announce(session: Session, stage: Stage, *, due_at: datetime, now: datetime) -> None:
+    """Write the hint that a stage can be claimed from `due_at` on."""
+    stage.announced_at = now
+    payload = {"stage_id": str(stage.id), "job_id": str(stage.job_id)}
+    session.add(OutboxRow(topic=STAGE_TOPIC, payload=payload, created_at=now, due_at=due_at))
+
+
+def instant(session: Session) -> datetime:
+    """Return the database's time at the start of the transaction."""
+    return session.execute(select(func.now())).scalar_one()

@@ -1,0 +1,234 @@
+"""Tables of jobs: jobs, their pictures, stages, attempts, artifacts, events, and the outbox."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.types import Text
+
+from api.db import Base, Document
+from api.identifiers import uuid7
+from api.jobs.plan import JobKind
+from api.jobs.states import JobState, StageState
+
+
+class Side(StrEnum):
+    """What a picture shows."""
+
+    CONTENT = "content"
+    """The subject."""
+    STYLE = "style"
+    """The style."""
+
+
+class AttemptOutcome(StrEnum):
+    """How one attempt at a stage ended."""
+
+    SUCCEEDED = "succeeded"
+    RETRIED = "retried"
+    """Failed, and another attempt follows."""
+    FAILED = "failed"
+    """Failed for good."""
+    RELEASED = "released"
+    """Given back at a shutdown; does not count."""
+    CANCELED = "canceled"
+    LEASE_EXPIRED = "lease_expired"
+    """The worker fell silent."""
+
+
+class Job(Base):
+    """One order of work."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="state"),
+        CheckConstraint(
+            "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'canceled', 'expired'))", name="finished"
+        ),
+        UniqueConstraint("account_id", "idempotency_key"),
+        Index("ix_jobs_newest", "account_id", text("created_at DESC"), text("id DESC")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    kind: Mapped[JobKind]
+    state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
+    params: Mapped[Document]
+    """The resolved configuration: `duolora.config.PersonalizeConfig` as JSON, so the job can be run again as it was."""
+    params_version: Mapped[int]
+    """`duolora.config.SCHEMA_VERSION` of `params`."""
+    request: Mapped[Document]
+    """What the caller wrote, before a recipe filled it."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Higher goes first; bounded by the account."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    """If no stage was claimed by then, the job expires."""
+    cancel_requested_at: Mapped[datetime | None]
+    error: Mapped[Document | None]
+    """A problem document, the same shape as an HTTP error."""
+    webhook_url: Mapped[str | None]
+    self_url: Mapped[str]
+    """Where the caller reads the job; put into webhooks."""
+    traceparent: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    idempotency_fingerprint: Mapped[str | None]
+    """Hash over the parts and parameters of the request that brought the key."""
+
+    images: Mapped[list[JobImage]] = relationship(
+        lazy="raise", order_by="(JobImage.side, JobImage.ordinal)", cascade="all, delete-orphan", passive_deletes=True
+    )
+    stages: Mapped[list[Stage]] = relationship(
+        lazy="raise", order_by="Stage.ordinal", cascade="all, delete-orphan", passive_deletes=True
+    )
+    artifacts: Mapped[list[Artifact]] = relationship(
+        lazy="raise", order_by="Artifact.created_at, Artifact.name", viewonly=True
+    )
+
+
+class JobImage(Base):
+    """One picture of a job, as it was stored: an sRGB PNG without metadata."""
+
+    __tablename__ = "job_images"
+    __table_args__ = (
+        CheckConstraint("side IN ('content', 'style')", name="side"),
+        CheckConstraint("bytes > 0 AND width > 0 AND height > 0", name="size"),
+    )
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    side: Mapped[Side] = mapped_column(primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    """Place in the request, from 0."""
+    key: Mapped[str]
+    sha256: Mapped[str]
+    """Of the stored PNG, hexadecimal."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    width: Mapped[int]
+    height: Mapped[int]
+    content_type: Mapped[str]
+
+
+class Stage(Base):
+    """One step of a job: the unit that a worker claims."""
+
+    __tablename__ = "stages"
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting', 'runnable', 'running', 'succeeded', 'failed', 'canceled')", name="state"),
+        CheckConstraint(
+            "(state = 'running') = (fencing_token IS NOT NULL AND lease_expires_at IS NOT NULL)", name="lease"
+        ),
+        CheckConstraint("state <> 'runnable' OR runnable_at IS NOT NULL", name="runnable"),
+        UniqueConstraint("job_id", "name"),
+        Index("ix_stages_claim", "runnable_at", postgresql_where=text("state = 'runnable'")),
+        Index("ix_stages_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    ordinal: Mapped[int]
+    """Place in the plan, from 0."""
+    depends_on: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """Names of the stages of the same job that must succeed first."""
+    state: Mapped[StageState]
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Times it was claimed. Only ever grows, because artifact keys contain it."""
+    failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Attempts that count: a shutdown does not."""
+    max_attempts: Mapped[int]
+    """With so many failures the stage fails for good."""
+    worker_id: Mapped[str | None]
+    """Who claimed it last."""
+    fencing_token: Mapped[uuid.UUID | None]
+    """Random at every claim; every write of the worker must bring it. Null unless running."""
+    lease_expires_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    runnable_at: Mapped[datetime | None]
+    """Not to be claimed before."""
+    announced_at: Mapped[datetime | None]
+    """When its last hint was written to the outbox."""
+    started_at: Mapped[datetime | None]
+    """Of the current attempt."""
+    finished_at: Mapped[datetime | None]
+    progress: Mapped[Document | None]
+    timings: Mapped[Document | None]
+    """Seconds by phase, as the worker measured them."""
+    error: Mapped[Document | None]
+    """Problem of the last attempt that failed."""
+    checkpoint: Mapped[Document | None]
+    """Pointer to what a later attempt can resume from."""
+
+
+class StageAttempt(Base):
+    """History: one claim of a stage and how it ended."""
+
+    __tablename__ = "stage_attempts"
+    __table_args__ = (
+        CheckConstraint(
+            "outcome IN ('succeeded', 'retried', 'failed', 'released', 'canceled', 'lease_expired')", name="outcome"
+        ),
+    )
+
+    stage_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str]
+    fencing_token: Mapped[uuid.UUID]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+    outcome: Mapped[AttemptOutcome | None]
+    """Null while it runs."""
+    error: Mapped[Document | None]
+
+
+class Artifact(Base):
+    """A published file of a job. Only the fenced finish of a stage writes one."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "name"), CheckConstraint("bytes >= 0", name="size"))
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    stage_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), index=True)
+    attempt: Mapped[int]
+    name: Mapped[str]
+    filename: Mapped[str]
+    key: Mapped[str]
+    content_type: Mapped[str]
+    sha256: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Event(Base):
+    """Something that happened to a job, in order."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_job", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    data: Mapped[Document]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OutboxRow(Base):
+    """A hint to be published, written in the transaction it speaks of. An insert notifies `duolora_outbox`."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_unpublished", "due_at", "id", postgresql_where=text("published_at IS NULL")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    topic: Mapped[str]
+    payload: Mapped[Document]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Not to be published before: a retry's hint waits as long as the retry."""
+    published_at: Mapped[datetime | None]

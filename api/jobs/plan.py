@@ -1,0 +1,62 @@
+"""Which stages a kind of job has, what they wait for, and how much of the whole each is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duolora.config import PersonalizeConfig
+
+
+class JobKind(StrEnum):
+    """What a job makes."""
+
+    PERSONALIZE = "personalize"
+    """A content LoRA and a style LoRA from pictures, and their merge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage of a kind of job."""
+
+    name: str
+    depends_on: tuple[str, ...] = ()
+    max_attempts: int = 3
+    """Attempts that may end in a fault of the infrastructure; a shutdown does not count."""
+
+
+PLANS: Mapping[JobKind, tuple[StagePlan, ...]] = {
+    JobKind.PERSONALIZE: (
+        StagePlan(name="content_lora"),
+        StagePlan(name="style_lora"),
+        StagePlan(name="merge", depends_on=("content_lora", "style_lora")),
+        StagePlan(name="package", depends_on=("merge",)),
+    ),
+}
+
+MERGE_STEP_COST = 3.0
+"""A merge step evaluates both sides and their teachers without weights' gradients: about three training samples."""
+SAMPLING_STEP_COST = 0.5
+"""A sampling step is two forward passes (guidance) and no backward pass, per picture."""
+PREVIEWED_MODELS = 3
+"""The preview draws with the content LoRA, the style LoRA and the merge."""
+
+
+def stage_weights(config: PersonalizeConfig) -> dict[str, float]:
+    """Return each stage's share of the whole work of a `personalize` job; the shares add up to 1.
+
+    The unit is one forward and backward pass of one picture at the stage's resolution. These are estimates for a
+    progress bar, not promises.
+    """
+    cost = {
+        "content_lora": float(config.content.steps * config.content.batch_size),
+        "style_lora": float(config.style.steps * config.style.batch_size),
+        "merge": config.merge.steps * config.merge.batch_size * MERGE_STEP_COST,
+        "package": PREVIEWED_MODELS * config.preview.images * config.preview.steps * SAMPLING_STEP_COST,
+    }
+    whole = sum(cost.values())
+    return {name: value / whole for name, value in cost.items()}

@@ -1,0 +1,104 @@
+"""Process settings from the environment. Built in entry points and passed down; nothing else reads the environment."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Network = IPv4Network | IPv6Network
+
+MIB = 1024 * 1024
+
+
+class DatabaseSettings(BaseSettings):
+    """Where the rows live: DATABASE_URL, DATABASE_POOL_SIZE."""
+
+    model_config = SettingsConfigDict(env_prefix="DATABASE_", frozen=True)
+
+    url: SecretStr
+    """`postgresql+psycopg://user:password@host:port/name`."""
+    pool_size: int = Field(10, ge=1, le=100)
+
+
+class RedisSettings(BaseSettings):
+    """Where the hints go: REDIS_URL. The API only reports whether it answers."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_", frozen=True)
+
+    url: SecretStr
+    """`redis://...`, `unix://...` or Celery's `redis+socket://...`."""
+
+
+class StoreSettings(BaseSettings):
+    """The S3 store: S3_ENDPOINT, S3_PUBLIC_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION."""
+
+    model_config = SettingsConfigDict(env_prefix="S3_", frozen=True)
+
+    endpoint: str
+    """URL by which the services reach the store."""
+    public_endpoint: str | None = None
+    """URL by which callers reach it; signed into their links. None: the same as `endpoint`."""
+    bucket: str = Field("duolora", min_length=3, max_length=63)
+    access_key_id: SecretStr = Field(min_length=1)
+    secret_access_key: SecretStr = Field(min_length=8)
+    region: str = "us-east-1"
+
+
+class WebhookSettings(BaseSettings):
+    """Outgoing webhooks: WEBHOOK_ALLOW_CIDRS, WEBHOOK_TIMEOUT_S."""
+
+    model_config = SettingsConfigDict(env_prefix="WEBHOOK_", frozen=True)
+
+    allow_cidrs: Annotated[tuple[Network, ...], NoDecode] = ()
+    """Comma-separated networks that may be reached although they are not public, by http and on any port."""
+    timeout_s: float = Field(20, gt=0, le=30)
+    """Longest a whole delivery may take, from name lookup to the last byte read."""
+
+    @field_validator("allow_cidrs", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class ImageLimits(BaseSettings):
+    """What is accepted as a picture: IMAGE_MAX_BYTES, IMAGE_MAX_PIXELS, IMAGE_MIN_SIDE_PX, IMAGE_KEEP_SIDE_PX."""
+
+    model_config = SettingsConfigDict(env_prefix="IMAGE_", frozen=True)
+
+    max_bytes: int = Field(25 * MIB, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1, le=80_000_000)
+    """Width times height, read from the header before anything is decoded."""
+    min_side_px: int = Field(32, ge=1)
+    keep_side_px: int = Field(2048, ge=64)
+    """A picture whose shorter side is longer is scaled down to it: no training resolution is higher."""
+
+
+class ApiSettings(BaseSettings):
+    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, ARTIFACT_URL_LIFETIME_S, LOG_LEVEL."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    public_url: str | None = None
+    """Origin by which callers reach the API. None: taken from each request's Host header."""
+    base_models: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1)
+    """JSON object: name a caller may ask for -> location (folder, file or hub id) that the worker loads."""
+    max_request_bytes: int = Field(400 * MIB, ge=1)
+    artifact_url_lifetime_s: int = Field(3600, ge=60, le=604_800)
+    """How long a signed link works; 7 days is the most that SigV4 allows."""
+    log_level: str = "INFO"
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
+    images: ImageLimits = Field(default_factory=ImageLimits)
+
+    @property
+    def default_base_model(self) -> str:
+        """Name of the base used when a request names none: the first that was configured."""
+        return next(iter(self.base_models))

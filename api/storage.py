@@ -1,0 +1,217 @@
+"""The object store: S3 and nothing else, because a real S3 server comes from a wheel.
+
+Owns the layout of keys, uploads, downloads and signed links. Two endpoints: the services talk to one, callers' links
+are signed for the other.
+"""
+
+from __future__ import annotations
+
+import secrets
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from mypy_boto3_s3 import S3Client
+
+    from api.settings import StoreSettings
+
+MAX_DELETE = 1000
+"""Most keys in one S3 multi-delete."""
+
+_NOT_FOUND = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+_BUCKET_EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+
+
+class StoreError(Exception):
+    """The object store refused or did not answer; another try can help."""
+
+
+class ObjectMissing(StoreError):
+    """There is no object under that key."""
+
+
+class StoreMisconfigured(StoreError):
+    """The self-test found that the store does not keep what the service relies on."""
+
+
+def input_key(account_id: uuid.UUID, job_id: uuid.UUID, side: str, ordinal: int, sha256: str) -> str:
+    """Return the key of a job's input picture."""
+    return f"accounts/{account_id}/jobs/{job_id}/inputs/{side}/{ordinal}-{sha256[:12]}.png"
+
+
+def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
+    """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
+    return f"accounts/{account_id}/jobs/{job_id}/{stage}/{attempt}/{filename}"
+
+
+def _client(settings: StoreSettings, endpoint: str) -> S3Client:
+    """Make a client; checksums only where S3 requires them, as other servers do not all speak the newer ones."""
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id.get_secret_value(),
+        aws_secret_access_key=settings.secret_access_key.get_secret_value(),
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=5,
+            read_timeout=30,
+            retries={"mode": "standard", "max_attempts": 3},
+            max_pool_connections=32,
+        ),
+    )
+
+
+@contextmanager
+def _mapped(act: str) -> Iterator[None]:
+    """Map what boto3 raises to this module's errors.
+
+    Raises:
+        ObjectMissing: the key or bucket is not there.
+        StoreError: anything else.
+    """
+    try:
+        yield
+    except ClientError as error:
+        kind = ObjectMissing if error.response.get("Error", {}).get("Code") in _NOT_FOUND else StoreError
+        raise kind(f"cannot {act}: {error}") from error
+    except BotoCoreError as error:
+        raise StoreError(f"cannot {act}: {error}") from error
+
+
+class ObjectStore:
+    """One bucket of an S3 store. Safe to share between threads."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._bucket = settings.bucket
+        self._internal = _client(settings, settings.endpoint)
+        self._public = _client(settings, settings.public_endpoint or settings.endpoint)
+
+    def put_bytes(self, key: str, data: bytes, content_type: str) -> None:
+        """Store bytes under a key."""
+        with _mapped(f"store {key}"):
+            self._internal.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+
+    def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Store a file under a key; large ones go in parts."""
+        with _mapped(f"store {key}"):
+            self._internal.upload_file(str(path), self._bucket, key, ExtraArgs={"ContentType": content_type})
+
+    def get_bytes(self, key: str) -> bytes:
+        """Return an object's bytes."""
+        with _mapped(f"read {key}"):
+            return self._internal.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write an object's bytes to a file."""
+        with _mapped(f"read {key}"):
+            self._internal.download_file(self._bucket, key, str(path))
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return all keys that begin with a prefix."""
+        with _mapped(f"list {prefix}"):
+            pages = self._internal.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; a key that is not there is no error."""
+        for start in range(0, len(keys), MAX_DELETE):
+            part = keys[start : start + MAX_DELETE]
+            with _mapped(f"delete {len(part)} objects"):
+                answer = self._internal.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in part], "Quiet": True}
+                )
+            if answer.get("Errors"):
+                raise StoreError(f"cannot delete {answer['Errors'][0].get('Key')}")
+
+    def presigned_get(self, key: str, *, filename: str, content_type: str, expires: timedelta) -> str:
+        """Return a link for callers that works for GET, for this object, until `expires` from now."""
+        disposition = f"attachment; filename*=UTF-8''{quote(filename)}"
+        return self._public.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": self._bucket,
+                "Key": key,
+                "ResponseContentDisposition": disposition,
+                "ResponseContentType": content_type,
+            },
+            ExpiresIn=int(expires.total_seconds()),
+            HttpMethod="GET",
+        )
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket if it is not there."""
+        with _mapped(f"make bucket {self._bucket}"):
+            try:
+                self._internal.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _NOT_FOUND:
+                    raise
+                self._create_bucket()
+
+    def ping(self) -> None:
+        """Ask for the bucket.
+
+        Raises:
+            StoreError: the store does not answer or the bucket is not there.
+        """
+        with _mapped(f"reach bucket {self._bucket}"):
+            self._internal.head_bucket(Bucket=self._bucket)
+
+    def self_test(self) -> None:
+        """Prove at start what the service relies on: bytes come back, signed links work, tampered ones do not.
+
+        Raises:
+            StoreMisconfigured: a promise is broken, for example a store without keys that serves everybody.
+            StoreError: the store does not answer.
+        """
+        key, data = f"self-test/{secrets.token_hex(8)}", secrets.token_bytes(32)
+        self.put_bytes(key, data, "application/octet-stream")
+        try:
+            if self.get_bytes(key) != data:
+                raise StoreMisconfigured("an object came back with other bytes")
+            link = self.presigned_get(
+                key, filename="t", content_type="application/octet-stream", expires=timedelta(minutes=1)
+            )
+            if _fetch(link) != data:
+                raise StoreMisconfigured("a signed link does not work; check S3_PUBLIC_ENDPOINT")
+            tampered = link.replace("X-Amz-Expires=60", "X-Amz-Expires=61")
+            if _fetch(tampered) is not None or _fetch(link.split("?", 1)[0]) is not None:
+                raise StoreMisconfigured("the store serves requests without a valid signature; give it access keys")
+        finally:
+            self.delete([key])
+
+    def _create_bucket(self) -> None:
+        try:
+            self._internal.create_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in _BUCKET_EXISTS:
+                raise
+
+
+def _fetch(url: str) -> bytes | None:
+    """Return the body at a link of our own store, or None if it is refused."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the URL is made from our settings
+            body: bytes = answer.read()
+            return body
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot reach the public endpoint: {error}") from error
