@@ -16,12 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from types import FrameType
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.02
@@ -55,7 +56,6 @@ class Child:
     log: Path
     stop_signal: int = signal.SIGTERM
     grace_s: float = 10.0
-    stopping: bool = field(default=False, init=False)
 
     @property
     def alive(self) -> bool:
@@ -87,18 +87,18 @@ class Child:
                 raise self.failure(f"was not ready after {timeout_s:.0f} s")
             time.sleep(POLL_S)
 
-    def ask_to_stop(self) -> None:
-        """Send the stop signal, once."""
-        if self.alive and not self.stopping:
-            self.stopping = True
-            self.process.send_signal(self.stop_signal)
-
     def stop(self) -> None:
         """Ask, wait for the grace period, then kill the whole session. Returns when the process is gone."""
-        self.ask_to_stop()
+        if self.alive:
+            self.process.send_signal(self.stop_signal)
         try:
             self.process.wait(self.grace_s)
         except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the whole session at once."""
+        if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -156,6 +156,21 @@ def stop_all(children: Sequence[Child]) -> None:
     """Stop in reverse order of starting, each gone before the next is asked."""
     for child in reversed(children):
         child.stop()
+
+
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that one way of leaving serves all of them."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_port() -> int:

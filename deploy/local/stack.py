@@ -1,0 +1,169 @@
+"""The embedded stack: Postgres, Valkey, an S3 server, API, dispatcher and one worker, started and stopped as one.
+
+Each server gives way to one of the caller's own when its URL is in the environment: DATABASE_URL, REDIS_URL,
+S3_ENDPOINT (with S3_BUCKET, S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+import migrations
+from deploy.local.api_key import working_key
+from deploy.local.data_folder import FolderLock, Secrets
+from deploy.local.object_store import ObjectStoreServer
+from deploy.local.postgres import Postgres
+from deploy.local.processes import LOOPBACK, Child, LocalStackError, accepts, free_port, spawn, stop_all
+from deploy.local.valkey import Valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+API_TIMEOUT_S = 60.0
+WATCH_S = 0.2
+WORKER_GRACE_S = 20.0
+"""The worker gives its stage back before it ends; that takes as long as one training step."""
+DATABASE = "duolora"
+BUCKET = "duolora"
+
+
+class Stack:
+    """All processes of one installation, under one data folder. Use as a context manager.
+
+    Args:
+        data: Folder of everything that is kept: database, objects, secrets, logs.
+        environment: What the services inherit; a URL in it replaces the embedded server.
+        port: Of the API on the loopback interface; 0 for any free one.
+        durable: False trades crash safety of the database for speed; for the demo and tests.
+    """
+
+    def __init__(self, data: Path, *, environment: Mapping[str, str], port: int = 0, durable: bool = True) -> None:
+        self.data = data.absolute()
+        self.env: dict[str, str] = {"PYTHONUNBUFFERED": "1", **environment}
+        self._port = port
+        self._durable = durable
+        self._children: list[Child] = []
+        self._cleanup = ExitStack()
+        self._key = ""
+
+    @property
+    def api_url(self) -> str:
+        """Base URL of the API."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def api_key(self) -> str:
+        """A key that works, made at the first start and remembered."""
+        return self._key
+
+    @property
+    def logs(self) -> Path:
+        """Folder with one log per process."""
+        return self.data / "logs"
+
+    def __enter__(self) -> Self:
+        """Start; see `start`."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop; see `stop`."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything in order and wait until the API is ready. The worker may still be loading its model then.
+
+        Raises:
+            LocalStackError: the folder is in use, or a part did not start; whatever had started is stopped again.
+        """
+        try:
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._cleanup.enter_context(FolderLock(self.data))
+            kept = Secrets(self.data)
+            self._start_servers(kept)
+            migrations.upgrade(self.env["DATABASE_URL"])
+            self._start_services()
+            self._key = working_key(self.api_url, self.env["DATABASE_URL"], kept)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop everything in reverse order and let the folder go. A second interruption kills what is left."""
+        try:
+            stop_all(self._children)
+        except BaseException:
+            for child in self._children:
+                child.kill()
+            raise
+        finally:
+            self._children.clear()
+            self._cleanup.close()
+
+    def check(self) -> None:
+        """Raise ServiceFailed if a process of the stack has ended."""
+        for child in self._children:
+            if not child.alive:
+                raise child.failure(f"ended unexpectedly with status {child.process.returncode}")
+
+    def watch(self) -> None:
+        """Block for as long as every process runs; raises ServiceFailed then, or what a signal handler raises."""
+        while True:
+            self.check()
+            time.sleep(WATCH_S)
+
+    def _start_servers(self, kept: Secrets) -> None:
+        if "DATABASE_URL" not in self.env:
+            postgres = Postgres(
+                self.data / "postgres",
+                password=kept.postgres_password,
+                log=self.logs / "postgres.log",
+                durable=self._durable,
+            )
+            self._children.append(postgres.start())
+            postgres.ensure_database(DATABASE)
+            self.env["DATABASE_URL"] = postgres.url(DATABASE)
+        if "REDIS_URL" not in self.env:
+            valkey = Valkey(self.data / "valkey", password=kept.valkey_password, log=self.logs / "valkey.log")
+            self._children.append(valkey.start())
+            self.env["REDIS_URL"] = valkey.url
+        if "S3_ENDPOINT" not in self.env:
+            store = ObjectStoreServer(self.data / "objects", keys=kept.store_keys, log=self.logs / "object-store.log")
+            self._children.append(store.start())
+            self.env |= store.environment(BUCKET)
+
+    def _start_services(self) -> None:
+        if self._port == 0:
+            self._port = free_port()
+        elif accepts(self._port):
+            raise LocalStackError(f"port {self._port} is taken; choose another with --port")
+        address = {"HOST": LOOPBACK, "PORT": str(self._port)}
+        api = self._service("api", "api", env=self.env | address)
+        self._service("dispatcher", "worker.dispatcher", env=self.env)
+        self._service("worker", "worker", env=self.env, grace_s=WORKER_GRACE_S)
+        api.wait_ready(self._api_is_ready, API_TIMEOUT_S)
+
+    def _service(self, name: str, module: str, *, env: Mapping[str, str], grace_s: float = 10.0) -> Child:
+        child = spawn(
+            name,
+            [sys.executable, "-P", "-m", module],
+            log=self.logs / f"{name}.log",
+            env=env,
+            cwd=self.data,
+            grace_s=grace_s,
+        )
+        self._children.append(child)
+        return child
+
+    def _api_is_ready(self) -> bool:
+        self.check()
+        try:
+            return httpx.get(f"{self.api_url}/readyz", timeout=5).is_success
+        except httpx.TransportError:
+            return False
