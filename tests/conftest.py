@@ -13,9 +13,8 @@ from tests.support.servers import TestDatabases, running_object_store, running_p
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from api.storage import ObjectStore
-
     from api.settings import StoreSettings
+    from api.storage import ObjectStore
     from deploy.local.object_store import ObjectStoreServer
     from deploy.local.postgres import Postgres
     from deploy.local.valkey import Valkey
