@@ -7,6 +7,9 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from duolora import commands
 from duolora.errors import DuoLoraError
 
 if TYPE_CHECKING:
@@ -16,9 +19,10 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; each sub-command sets `run`, a function of the parsed arguments that returns an exit status."""
     parser = argparse.ArgumentParser(prog="duolora", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands_of_parser = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.register(commands_of_parser)
     for point in sorted(entry_points(group="duolora.commands"), key=lambda point: point.name):
-        point.load()(commands)
+        point.load()(commands_of_parser)
     return parser
 
 
@@ -30,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DuoLoraError as error:
         print(f"duolora: {error}", file=sys.stderr)
         return 1
+    except ValidationError as error:
+        for fault in error.errors():
+            print(f"duolora: {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     return status
 
 

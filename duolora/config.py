@@ -80,6 +80,12 @@ class Prompts(Frozen):
         return f"{subject} in {self.style_trigger} style"
 
     @property
+    def style_of_class(self) -> str:
+        """Caption that asks for any subject of the class in the style, to show the style LoRA alone."""
+        article = "an" if self.subject_class[0].lower() in "aeiou" else "a"
+        return f"{article} {self.subject_class} in {self.style_trigger} style"
+
+    @property
     def joint(self) -> str:
         """Caption of the subject in the style, which no training picture has."""
         return f"{self.content} in {self.style_trigger} style"
@@ -106,6 +112,7 @@ class MergeConfig(Frozen):
     steps: int = Field(100, ge=0, le=5_000)
     learning_rate: float = Field(0.01, gt=0, le=1)
     batch_size: int = Field(1, ge=1, le=64, description="Noised samples per side and step.")
+    bank_size: int = Field(16, ge=1, le=1024, description="Noised samples per side whose teachers are kept.")
     prior: LayerPrior = LayerPrior.RESOLUTION
     prior_weight: float = Field(0.1, ge=0, description="Weight of L_prior.")
     prior_hinge: float = Field(1.0, ge=0, description="Lambda of the rank constraint inside L_prior.")

@@ -43,6 +43,25 @@ class Silent:
         return False
 
 
+class Segment:
+    """Shows one part of a longer piece of work as a stretch of the whole."""
+
+    def __init__(self, observer: Observer, *, before: int, total: int, note: str) -> None:
+        self._observer = observer
+        self._before = before
+        self._total = total
+        self._note = note
+
+    def on_progress(self, progress: Progress) -> None:
+        """Report the part's progress as the whole's."""
+        step = self._before + progress.step
+        self._observer.on_progress(Progress(step=step, total=self._total, loss=progress.loss, note=self._note))
+
+    def should_stop(self) -> bool:
+        """Ask the observer of the whole."""
+        return self._observer.should_stop()
+
+
 def advance(observer: Observer, progress: Progress) -> None:
     """Report progress and honour a request to stop.
 

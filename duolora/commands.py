@@ -1,0 +1,212 @@
+"""`duolora train | merge | generate | inspect`: the engine from the command line, with no service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from duolora.config import Prompts
+from duolora.recipes import RECIPES, resolve
+
+if TYPE_CHECKING:
+    import argparse
+
+    from duolora.config import PersonalizeConfig
+    from duolora.events import Progress
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+
+console = Console(stderr=True)
+
+
+class TerminalObserver:
+    """Shows progress as a bar on standard error."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._task = bar.add_task("starting", total=None)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Move the bar."""
+        loss = "" if progress.loss is None else f" loss {progress.loss:.4f}"
+        self._bar.update(
+            self._task, completed=progress.step, total=progress.total, description=f"{progress.note}{loss}"
+        )
+
+    def should_stop(self) -> bool:
+        """Only Ctrl-C stops a command."""
+        return False
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the engine's own sub-commands."""
+    train = commands.add_parser("train", help="train one LoRA from a folder of pictures")
+    train.add_argument("side", choices=["content", "style"], help="what the pictures stand for")
+    train.add_argument("pictures", type=Path, help="folder with 1 to 20 pictures")
+    train.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
+    train.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
+    _shared(train)
+    train.set_defaults(run=_train)
+
+    merge = commands.add_parser("merge", help="merge a content LoRA and a style LoRA into one")
+    merge.add_argument("content", type=Path, help="content LoRA (diffusers or kohya keys)")
+    merge.add_argument("style", type=Path, help="style LoRA (diffusers or kohya keys)")
+    merge.add_argument("--content-images", type=Path, required=True, help="folder of the content LoRA's pictures")
+    merge.add_argument("--style-images", type=Path, required=True, help="folder of the style LoRA's pictures")
+    merge.add_argument("--steps", type=int, help="merge steps (default: the recipe's)")
+    merge.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
+    _shared(merge)
+    merge.set_defaults(run=_merge)
+
+    generate = commands.add_parser("generate", help="draw pictures with a base and, if given, a LoRA")
+    generate.add_argument("prompt", help='for example "a sbu dog in szn style"')
+    generate.add_argument("--lora", type=Path, help="LoRA file (diffusers or kohya keys)")
+    generate.add_argument("--images", type=int, help="how many pictures")
+    generate.add_argument("--out", type=Path, required=True, help="folder to write PNG files to")
+    _shared(generate)
+    generate.set_defaults(run=_generate)
+
+    inspect = commands.add_parser("inspect", help="say what is inside a LoRA file")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--base", default="tiny", help="base model, needed for kohya keys (default: tiny)")
+    inspect.set_defaults(run=_inspect)
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    """Add the options that several commands take."""
+    parser.add_argument("--base", default="tiny", help="tiny, a folder, a single-file checkpoint or a hub id")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="named settings (default: by the base)")
+    parser.add_argument("--class", dest="subject_class", default="subject", help="what the subject is: dog, teapot")
+    parser.add_argument("--content-trigger", default="sbu")
+    parser.add_argument("--style-trigger", default="szn")
+    parser.add_argument(
+        "--style-caption", action="append", default=[], help="what a style picture shows; in file order"
+    )
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--device", default="auto")
+
+
+def _config(arguments: argparse.Namespace) -> PersonalizeConfig:
+    """Resolve the recipe and the options into one configuration."""
+    prompts = Prompts(
+        subject_class=arguments.subject_class,
+        content_trigger=arguments.content_trigger,
+        style_trigger=arguments.style_trigger,
+        style_captions=tuple(arguments.style_caption),
+    )
+    steps = getattr(arguments, "steps", None)
+    side = getattr(arguments, "side", None)
+    return resolve(
+        arguments.recipe,
+        arguments.base,
+        prompts,
+        content_steps=steps if side == "content" else None,
+        style_steps=steps if side == "style" else None,
+        merge_steps=steps if side is None else None,
+        rank=arguments.rank,
+        seed=arguments.seed,
+    )
+
+
+def _load(arguments: argparse.Namespace) -> SdxlBase:
+    """Load the base; torch is imported here, so that `duolora --help` answers at once."""
+    from duolora.models.registry import load_base  # noqa: PLC0415
+    from duolora.runtime import choose_runtime  # noqa: PLC0415
+
+    with console.status(f"loading {arguments.base}"):
+        return load_base(arguments.base, choose_runtime(getattr(arguments, "device", "auto")))
+
+
+def _bar() -> Bar:
+    """Return a progress bar on standard error."""
+    return Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _write(weights: LoraWeights, out: Path) -> None:
+    """Write a LoRA in both key formats and say where."""
+    from duolora.lora.write import write_diffusers, write_kohya  # noqa: PLC0415 - imports torch
+
+    kohya = out.with_suffix(".kohya.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_diffusers(weights, out)
+    write_kohya(weights, kohya)
+    console.print(f"{out} (diffusers keys), {kohya} (kohya keys)")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train one LoRA."""
+    from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
+    from duolora.personalize import train_side  # noqa: PLC0415
+
+    config, pictures = _config(arguments), list_pictures(arguments.pictures)
+    base = _load(arguments)
+    with _bar() as bar:
+        weights = train_side(base, arguments.side, pictures, config, TerminalObserver(bar))
+    _write(weights, arguments.out)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    """Merge two LoRAs."""
+    from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
+    from duolora.lora.read import read_lora  # noqa: PLC0415
+    from duolora.personalize import merge_sides  # noqa: PLC0415
+
+    config = _config(arguments)
+    pictures = {
+        "content": list_pictures(arguments.content_images),
+        "style": list_pictures(arguments.style_images),
+    }
+    base = _load(arguments)
+    names = base.layer_names()
+    loras = {"content": read_lora(arguments.content, names), "style": read_lora(arguments.style, names)}
+    with _bar() as bar:
+        result = merge_sides(base, loras, pictures, config, TerminalObserver(bar))
+    _write(result.weights, arguments.out)
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    """Draw pictures."""
+    from duolora.generate import generate  # noqa: PLC0415 - imports torch
+    from duolora.lora.read import read_lora  # noqa: PLC0415
+
+    config = _config(arguments).preview
+    if arguments.images is not None:
+        config = type(config).model_validate(config.model_dump() | {"images": arguments.images})
+    base = _load(arguments)
+    lora = None if arguments.lora is None else read_lora(arguments.lora, base.layer_names())
+    with _bar() as bar:
+        pictures = generate(base, [arguments.prompt], config, lora, TerminalObserver(bar))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        picture.save(arguments.out / f"{index:03d}.png")
+    console.print(f"{len(pictures)} pictures in {arguments.out}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Print a LoRA's layers, ranks and metadata as JSON."""
+    from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
+
+    lora = read_lora(arguments.file, _load(arguments).layer_names())
+    print(
+        json.dumps(
+            {
+                "layers": len(lora.layers),
+                "ranks": sorted({layer.rank for layer in lora.layers.values()}),
+                "numbers": lora.trainable_numbers,
+                "metadata": dict(lora.metadata),
+            },
+            indent=1,
+        )
+    )
+    return 0

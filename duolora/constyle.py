@@ -1,0 +1,72 @@
+"""Constyle: content and style as two domains held together by cycle consistency (paper, section 4.3).
+
+A content picture goes to the joint domain (the merged adapter adds the style) and back (the content adapter alone
+takes it off again); it must return to what the content adapter makes of it directly. Likewise for style pictures.
+The gradient reaches the masks through the add-leg, whose output the remove-leg receives; a cycle whose legs are both
+fixed would train nothing.
+
+B batch; latents (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from duolora.losses import squared_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from duolora.noise_schedule import NoiseSchedule
+
+
+class PredictNoise(Protocol):
+    """A noise predictor with its adapter role and prompt already chosen."""
+
+    def __call__(self, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Predict the noise in noised latents, same shape."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CycleNoise:
+    """The random numbers of one evaluation: a timestep for both legs and a noise for each."""
+
+    timesteps_B: Tensor
+    add_BCHW: Tensor
+    remove_BCHW: Tensor
+
+
+def cycle_loss(
+    latents_BCHW: Tensor, noise: CycleNoise, *, add: PredictNoise, remove: PredictNoise, schedule: NoiseSchedule
+) -> Tensor:
+    """Distance between a picture sent through add and remove legs and the same picture seen by the remove leg alone.
+
+    Args:
+        latents_BCHW: clean latents of one side's pictures.
+        noise: the random numbers; sharing the second noise between both paths makes the loss zero when add is the
+            identity up to what the noise hides.
+        add: the merged adapter under the joint prompt; gradients flow through it.
+        remove: the side's own adapter under its own prompt.
+        schedule: the model's noise schedule.
+
+    Returns:
+        Scalar mean squared error between clean predictions, weighted by the signal rate so that high noise levels,
+        where clean predictions are divided by almost nothing, do not drown the rest.
+    """
+    t_B = noise.timesteps_B
+    joint = _clean(add, latents_BCHW, noise.add_BCHW, t_B, schedule)
+    cycled = _clean(remove, joint, noise.remove_BCHW, t_B, schedule)
+    with torch.no_grad():
+        direct = _clean(remove, latents_BCHW, noise.remove_BCHW, t_B, schedule)
+    return (schedule.alphas_T[t_B] * squared_error(cycled, direct)).mean()
+
+
+def _clean(
+    predict: PredictNoise, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Noise latents and return the clean latents that the predictor sees in them."""
+    noisy_BCHW = schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+    return schedule.predict_clean(noisy_BCHW, predict(noisy_BCHW, timesteps_B), timesteps_B)

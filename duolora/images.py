@@ -1,0 +1,59 @@
+"""Pictures to tensors and back. N pictures, 3 channels red green blue, H = W = resolution; values in [-1, 1]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from duolora.errors import InvalidImage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of the files that a folder of pictures is searched for."""
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a folder in the order of their names.
+
+    Raises:
+        InvalidImage: there are none.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise InvalidImage(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def load_pictures(paths: Sequence[Path], resolution_px: int) -> Tensor:
+    """Read pictures, crop each to its central square and resize it; (N, 3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InvalidImage: a file cannot be read as a picture; the message names it.
+    """
+    pictures = [_square(path, resolution_px) for path in paths]
+    rgb_NHWC = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
+    return rgb_NHWC.permute(0, 3, 1, 2).contiguous() / 127.5 - 1.0
+
+
+def to_pictures(rgb_NCHW: Tensor) -> list[Image.Image]:
+    """Turn tensors in [-1, 1] into pictures of 8 bits a channel."""
+    bytes_NHWC = ((rgb_NCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return [Image.fromarray(picture.numpy()) for picture in bytes_NHWC]
+
+
+def _square(path: Path, resolution_px: int) -> Image.Image:
+    """Central square of one picture, upright, RGB, at the given resolution."""
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise InvalidImage(f"{path.name} is not a readable picture: {error}") from error
+    return ImageOps.fit(upright, (resolution_px, resolution_px), Image.Resampling.LANCZOS)

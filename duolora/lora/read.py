@@ -1,0 +1,112 @@
+"""Reading a LoRA file of any common format into `LoraWeights`. Safetensors only: pickles are never opened."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from duolora.errors import InvalidLora
+from duolora.lora.keys import DOWN_SUFFIXES, UP_OF_DOWN, diffusers_block_name, kohya_index
+from duolora.lora.weights import LoraLayer, LoraWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+PEFT_METADATA_KEY = "lora_adapter_metadata"
+"""Header entry in which diffusers keeps the PEFT configuration (JSON, keys prefixed by the component)."""
+
+
+def read_lora(path: Path, layer_names: Iterable[str] = ()) -> LoraWeights:
+    """Read a LoRA file.
+
+    Args:
+        path: a safetensors file with diffusers, older diffusers or kohya keys.
+        layer_names: layers of the base, needed for kohya keys, whose underscores are ambiguous.
+
+    Raises:
+        InvalidLora: the file is damaged, holds no LoRA, or names a layer that the base does not have.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise InvalidLora(f"{path.name} is not a readable safetensors file: {error}") from error
+    return from_state_dict(tensors, metadata, layer_names)
+
+
+def from_state_dict(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], layer_names: Iterable[str] = ()
+) -> LoraWeights:
+    """Build `LoraWeights` from the tensors of a file; see `read_lora`."""
+    rest = dict(tensors)
+    peft = _peft_alphas(metadata)
+    index = kohya_index(layer_names) if any(key.startswith("lora_") for key in rest) else {}
+    layers: dict[str, LoraLayer] = {}
+    for key in tensors:
+        suffix = next((ending for ending in DOWN_SUFFIXES if key.endswith(ending)), None)
+        if suffix is None:
+            continue
+        stem = key.removesuffix(suffix)
+        up = rest.pop(stem + UP_OF_DOWN[suffix], None)
+        if up is None:
+            raise InvalidLora(f"{key} has no matching {stem + UP_OF_DOWN[suffix]}")
+        down = rest.pop(key)
+        name = _layer_name(stem, index)
+        alpha = rest.pop(stem + ".alpha", None)
+        layers[name] = LoraLayer(down, up, float(alpha) if alpha is not None else peft(name, down.shape[0]))
+    if rest:
+        raise InvalidLora(f"{len(rest)} tensors are not part of a LoRA, for example {min(rest)}")
+    return LoraWeights(layers, {key: value for key, value in metadata.items() if key != PEFT_METADATA_KEY})
+
+
+def _layer_name(stem: str, index: Mapping[str, str]) -> str:
+    """Turn the stem of a key into a layer name."""
+    if stem.startswith("lora_"):
+        name = index.get(diffusers_block_name(stem))
+        if name is None:
+            raise InvalidLora(f"{stem} names no layer of this base model")
+        return name
+    return stem.replace(".processor.", ".").replace(".to_out_lora", ".to_out.0").removesuffix("_lora")
+
+
+class _PeftAlphas:
+    """alpha of a layer by PEFT's rules: alpha_pattern, else lora_alpha, else the layer's own rank."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def __call__(self, layer_name: str, rank: int) -> float:
+        component, _, path = layer_name.partition(".")
+        pattern = self._config.get(f"{component}.alpha_pattern") or {}
+        return float(pattern.get(path, self._config.get(f"{component}.lora_alpha", rank)))
+
+
+def _peft_alphas(metadata: Mapping[str, str]) -> _PeftAlphas:
+    """Read PEFT's configuration from the header, if the file has one."""
+    try:
+        config = json.loads(metadata.get(PEFT_METADATA_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} is not JSON") from error
+    if not isinstance(config, dict):
+        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} must be a JSON object")
+    return _PeftAlphas(config)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Concatenate the raw bytes of tensors in key order (ModelSpec 1.0.1 hashes exactly these)."""
+    return b"".join(
+        tensors[key].contiguous().view(torch.uint8).numpy().tobytes() if tensors[key].ndim else _scalar(tensors[key])
+        for key in sorted(tensors)
+    )
+
+
+def _scalar(tensor: Tensor) -> bytes:
+    """Raw bytes of a tensor without dimensions."""
+    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()

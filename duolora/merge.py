@@ -1,0 +1,167 @@
+"""DuoLoRA's merge: learn, per layer, which ranks of a content LoRA and of a style LoRA to keep (paper, section 4).
+
+    L = L_distill + prior_weight * L_prior + constyle_weight * L_constyle
+
+Both LoRAs stay frozen; only the masks learn. The result is one ordinary LoRA of rank r_c + r_s at most, exactly equal
+to the masked model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from duolora.adapters import RankSpaceAdapter
+from duolora.config import LayerPrior
+from duolora.errors import TrainingDiverged
+from duolora.events import Observer, Progress, Silent, advance
+from duolora.images import load_pictures
+from duolora.lora.canonical import canonicalise
+from duolora.merge_objective import SIDES, Cycles, EncodedSide, MergeObjective, teacher_bank
+from duolora.priors import initial_mask, roles_by_resolution
+from duolora.runtime import memory_errors
+from duolora.ziprank import merge_by_masks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from duolora.config import MergeConfig
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+    from duolora.priors import Role
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSide:
+    """One side of a merge: its LoRA, the pictures it was trained on and their captions."""
+
+    weights: LoraWeights
+    pictures: Sequence[Path]
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergeResult:
+    """The merged LoRA and what the merge did, as JSON-ready values."""
+
+    weights: LoraWeights
+    report: Mapping[str, Any]
+
+
+def merge_loras(
+    base: SdxlBase,
+    sides: Mapping[str, MergeSide],
+    joint_prompt: str,
+    config: MergeConfig,
+    *,
+    resolution_px: int,
+    observer: Observer | None = None,
+) -> MergeResult:
+    """Merge a content LoRA and a style LoRA.
+
+    Args:
+        base: the model both were trained on.
+        sides: "content" and "style".
+        joint_prompt: caption of the subject in the style; the add-leg of both cycles uses it.
+        config: steps, weights and priors.
+        resolution_px: resolution of the pictures, which decides the roles of the layers.
+        observer: receives progress.
+
+    Raises:
+        InvalidLora: a LoRA does not fit the base.
+        LayerGroupEmpty: a prior was asked for that this model has no layers for.
+        TrainingDiverged, Cancelled, OutOfMemory: as in training.
+    """
+    observer = observer or Silent()
+    started = time.monotonic()
+    observer.on_progress(Progress(step=0, total=config.steps, note="preparing teachers"))
+    canonical = {side: canonicalise(sides[side].weights) for side in SIDES}
+    roles = _layer_roles(base, canonical, config, resolution_px)
+    generator = base.runtime.generator(config.seed)
+    with memory_errors(), RankSpaceAdapter(canonical).inject(base.unet) as adapter:
+        encoded = {side: _encode(base, sides[side], resolution_px) for side in SIDES}
+        bank = teacher_bank(base, adapter, encoded, config.bank_size, generator)
+        masks = adapter.learn_masks(_starting_masks(canonical, roles, config))
+        cycles = Cycles(base, adapter, encoded, base.encode_prompts([joint_prompt]))
+        objective = MergeObjective(base, adapter, config, bank=bank, cycles=cycles, roles=roles)
+        optimizer = torch.optim.Adam(masks, lr=config.learning_rate)
+        losses: list[dict[str, float]] = []
+        for step in range(config.steps):
+            loss, terms = objective.evaluate(step, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(terms)
+            if not math.isfinite(terms["total"]):
+                raise TrainingDiverged(f"the merge's loss is {terms['total']} at step {step + 1}")
+            advance(observer, Progress(step=step + 1, total=config.steps, loss=terms["total"], note="merging"))
+        learned = {
+            side: {name: mask_R.detach().cpu() for name, mask_R in of_side.items()}
+            for side, of_side in adapter.learned_masks().items()
+        }
+    merged = merge_by_masks(canonical, learned, config.prune_below)
+    report = _report(canonical, learned, roles, losses, config) | {"seconds": time.monotonic() - started}
+    return MergeResult(merged, report)
+
+
+def _layer_roles(
+    base: SdxlBase, canonical: Mapping[str, LoraWeights], config: MergeConfig, resolution_px: int
+) -> dict[str, Role]:
+    """Role of every layer that either LoRA changes; empty when no prior is asked for."""
+    if config.prior is LayerPrior.NONE:
+        return {}
+    names = sorted({name for weights in canonical.values() for name in weights.layers})
+    return roles_by_resolution(base.layer_resolutions(names, resolution_px))
+
+
+def _encode(base: SdxlBase, side: MergeSide, resolution_px: int) -> EncodedSide:
+    """Encode one side's pictures and captions once."""
+    moments = base.encode_pictures(load_pictures(side.pictures, resolution_px))
+    return EncodedSide(moments, base.encode_prompts(side.captions))
+
+
+def _starting_masks(
+    canonical: Mapping[str, LoraWeights], roles: Mapping[str, Role], config: MergeConfig
+) -> dict[str, dict[str, Tensor]]:
+    """Prior initialisation: all ones on a layer's dominant side, only the leading share on the other."""
+    return {
+        side: {
+            name: initial_mask(
+                layer.rank, dominant=name not in roles or roles[name] == side, minor_share=config.prior_start
+            )
+            for name, layer in weights.layers.items()
+        }
+        for side, weights in canonical.items()
+    }
+
+
+def _report(
+    canonical: Mapping[str, LoraWeights],
+    learned: Mapping[str, Mapping[str, Tensor]],
+    roles: Mapping[str, Role],
+    losses: Sequence[Mapping[str, float]],
+    config: MergeConfig,
+) -> dict[str, Any]:
+    """Describe the merge: ranks kept per layer from each side, mean masks, losses, size."""
+    layers: dict[str, dict[str, Any]] = {}
+    for side in SIDES:
+        for name, mask_R in learned[side].items():
+            entry = layers.setdefault(name, {"role": roles[name].value if name in roles else None})
+            entry[side] = {
+                "rank": canonical[side].layers[name].rank,
+                "kept": int((mask_R.abs() > config.prune_below).sum()),
+                "mean_mask": round(float(mask_R.mean()), 4),
+            }
+    return {
+        "method": "duolora",
+        "trainable": sum(mask_R.numel() for of_side in learned.values() for mask_R in of_side.values()),
+        "losses": [{key: round(value, 6) for key, value in terms.items()} for terms in losses],
+        "layers": layers,
+    }

@@ -1,0 +1,134 @@
+"""The steps of a `personalize` job over pictures and LoRAs; the service, the command line and notebooks share them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from duolora.events import Observer, Segment, Silent
+from duolora.generate import generate
+from duolora.merge import MergeResult, MergeSide, merge_loras
+from duolora.merge_objective import CONTENT, SIDES, STYLE
+from duolora.preview import PreviewRow, preview_grid
+from duolora.train import LoraTask, train_loras
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+
+
+def captions(side: str, prompts: Prompts, count: int) -> list[str]:
+    """Return the captions of one side's pictures."""
+    return [prompts.content if side == CONTENT else prompts.style(index) for index in range(count)]
+
+
+def train_side(
+    base: SdxlBase, side: str, pictures: Sequence[Path], config: PersonalizeConfig, observer: Observer | None = None
+) -> LoraWeights:
+    """Train the content LoRA or the style LoRA; raises what `train_loras` raises."""
+    settings: LoraTrainConfig = config.content if side == CONTENT else config.style
+    task = LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), settings)
+    trained = train_loras(base, [task], observer)[side]
+    prompts = config.prompts
+    trigger = prompts.content if side == CONTENT else f"in {prompts.style_trigger} style"
+    return trained.with_metadata(**provenance(config, title=f"{side} LoRA", trigger=trigger, seed=settings.seed))
+
+
+def merge_sides(
+    base: SdxlBase,
+    loras: Mapping[str, LoraWeights],
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+) -> MergeResult:
+    """Merge the two LoRAs of a job; raises what `merge_loras` raises."""
+    sides = {
+        side: MergeSide(loras[side], pictures[side], captions(side, config.prompts, len(pictures[side])))
+        for side in SIDES
+    }
+    resolution_px = config.content.resolution_px
+    joint = config.prompts.joint
+    result = merge_loras(base, sides, joint, config.merge, resolution_px=resolution_px, observer=observer)
+    words = provenance(config, title="content and style, merged by DuoLoRA", trigger=joint, seed=config.merge.seed)
+    merged_from = ", ".join(loras[side].metadata.get("modelspec.title", side) for side in SIDES)
+    weights = result.weights.with_metadata(**words, **{"modelspec.merged_from": merged_from})
+    return MergeResult(weights, result.report)
+
+
+def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int) -> dict[str, str]:
+    """Header entries that say what made a file: ModelSpec words, and our own under `duolora.`."""
+    return {
+        "modelspec.title": title,
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{config.content.resolution_px}x{config.content.resolution_px}",
+        "duolora.version": version("duolora"),
+        "duolora.recipe": config.recipe,
+        "duolora.base_model": config.base_model,
+        "duolora.seed": str(seed),
+        "duolora.config": config.model_dump_json(),
+    }
+
+
+def draw_preview(
+    base: SdxlBase,
+    loras: Mapping[str, LoraWeights],
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+) -> Image.Image:
+    """Draw the labelled grid of a job.
+
+    Args:
+        base: the base model.
+        loras: "content", "style" and "merged".
+        pictures: the job's own pictures of both sides.
+        config: the job's configuration.
+        observer: receives progress over all samplings.
+    """
+    prompts = config.prompts
+    samplings = {
+        CONTENT: ("Content LoRA alone", prompts.content),
+        STYLE: ("Style LoRA alone", prompts.style_of_class),
+        "merged": ("Merged LoRA", prompts.joint),
+    }
+    rows = [
+        PreviewRow("Content images", "what you sent as the subject", _open(pictures[CONTENT])),
+        PreviewRow("Style images", "what you sent as the style", _open(pictures[STYLE])),
+    ]
+    steps = config.preview.steps
+    for index, (name, (title, prompt)) in enumerate(samplings.items()):
+        part = Segment(
+            observer or Silent(),
+            before=index * steps,
+            total=len(samplings) * steps,
+            note=f"drawing with the {title[0].lower()}{title[1:]}",
+        )
+        rows.append(PreviewRow(title, f'"{prompt}"', generate(base, [prompt], config.preview, loras[name], part)))
+    return preview_grid(rows, columns=config.preview.images)
+
+
+def job_report(base: SdxlBase, merge_report: Mapping[str, Any], config: PersonalizeConfig) -> dict[str, Any]:
+    """Return what a job's report file says: configuration, versions and what the merge kept."""
+    return {
+        "version": version("duolora"),
+        "device": str(base.runtime.device),
+        "config": config.model_dump(mode="json"),
+        "merge": dict(merge_report),
+    }
+
+
+def _open(paths: Sequence[Path]) -> list[Image.Image]:
+    """Read pictures for showing."""
+    shown = []
+    for path in paths:
+        with Image.open(path) as picture:
+            shown.append(picture.convert("RGB"))
+    return shown

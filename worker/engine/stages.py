@@ -1,0 +1,127 @@
+"""The stages of a `personalize` job over the files of a workspace; all that the worker knows of the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from duolora.errors import InvalidConfig
+from duolora.images import list_pictures
+from duolora.lora.read import read_lora
+from duolora.lora.write import write_diffusers, write_kohya
+from duolora.models.registry import load_base
+from duolora.personalize import draw_preview, job_report, merge_sides, train_side
+from duolora.runtime import choose_runtime
+from worker.engine.protocol import Output, StageRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from duolora.events import Observer
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+
+SAFETENSORS = "application/octet-stream"
+MERGE_REPORT = "merge_report.json"
+
+
+class BaseModels:
+    """Keeps the base of the last stage loaded, so that the next one starts at once."""
+
+    def __init__(self) -> None:
+        self._runtime = choose_runtime(
+            os.environ.get("DUOLORA_DEVICE", "auto"), os.environ.get("DUOLORA_DTYPE", "auto")
+        )
+        self._loaded: SdxlBase | None = None
+        self._location: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Return the device the engine computes on."""
+        return str(self._runtime.device)
+
+    def warm(self, location: str) -> None:
+        """Load a base ahead of its first stage."""
+        self.get(location)
+
+    def get(self, location: str) -> SdxlBase:
+        """Return a loaded base; another one loaded before is dropped first, two may not fit.
+
+        Raises:
+            InvalidBase: it cannot be loaded.
+        """
+        if self._loaded is None or self._location != location:
+            self._loaded = None
+            self._loaded = load_base(location, self._runtime)
+            self._location = location
+        return self._loaded
+
+
+def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
+    """Run one stage and return the files it wrote.
+
+    Raises:
+        DuoLoraError: any error of the engine.
+    """
+    stages: dict[str, Callable[[StageRequest, SdxlBase, Observer], list[Output]]] = {
+        "content_lora": lambda r, b, o: _train(r, b, o, "content"),
+        "style_lora": lambda r, b, o: _train(r, b, o, "style"),
+        "merge": _merge,
+        "package": _package,
+    }
+    if request.stage not in stages:
+        raise InvalidConfig(f"unknown stage {request.stage!r}; known: {', '.join(stages)}")
+    return stages[request.stage](request, models.get(request.base), observer)
+
+
+def _train(request: StageRequest, base: SdxlBase, observer: Observer, side: str) -> list[Output]:
+    """Train one side's LoRA and write it in both key formats."""
+    weights = train_side(base, side, list_pictures(request.inputs_dir / side), request.config, observer)
+    return _write_both(weights, request.outputs_dir, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
+
+
+def _merge(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+    """Merge both LoRAs; write the result in both key formats and what the merge did."""
+    result = merge_sides(base, _side_loras(request), _pictures(request), request.config, observer)
+    (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
+    outputs = _write_both(result.weights, request.outputs_dir, name="merged_diffusers", kohya_name="merged_kohya")
+    return [*outputs, Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json")]
+
+
+def _package(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+    """Draw the preview and write the job's report."""
+    merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors")
+    preview = draw_preview(
+        base, {**_side_loras(request), "merged": merged}, _pictures(request), request.config, observer
+    )
+    preview.save(request.outputs_dir / "preview.png")
+    merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
+    report = job_report(base, merge_report, request.config)
+    (request.outputs_dir / "report.json").write_text(json.dumps(report, indent=1))
+    return [
+        Output(name="preview", filename="preview.png", content_type="image/png"),
+        Output(name="report", filename="report.json", content_type="application/json"),
+    ]
+
+
+def _pictures(request: StageRequest) -> dict[str, list[Path]]:
+    """Return the pictures of both sides."""
+    return {side: list_pictures(request.inputs_dir / side) for side in ("content", "style")}
+
+
+def _side_loras(request: StageRequest) -> dict[str, LoraWeights]:
+    """Read the two trained LoRAs."""
+    return {side: read_lora(request.inputs_dir / f"{side}_lora.safetensors") for side in ("content", "style")}
+
+
+def _write_both(weights: LoraWeights, folder: Path, *, name: str, kohya_name: str) -> list[Output]:
+    """Write a LoRA in diffusers keys and in kohya keys."""
+    stem, infix = ("merged", ".diffusers") if name == "merged_diffusers" else (name, "")
+    write_diffusers(weights, folder / f"{stem}{infix}.safetensors")
+    write_kohya(weights, folder / f"{stem}.kohya.safetensors")
+    return [
+        Output(name=name, filename=f"{stem}{infix}.safetensors", content_type=SAFETENSORS),
+        Output(name=kohya_name, filename=f"{stem}.kohya.safetensors", content_type=SAFETENSORS),
+    ]
