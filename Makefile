@@ -5,6 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test check fmt clean
@@ -45,10 +46,10 @@ $(STAMP): constraints.txt pyproject.toml
 	    { echo 'DuoLoRA needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo 'This Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo 'Installing into .venv: torch, the largest part ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
-	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) --quiet pip
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@echo 'Installing into .venv: everything else ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' --group dev
+	@$(PIP) --quiet --editable '.[all]' --group dev
 	@touch $@
