@@ -1,0 +1,89 @@
+"""`duolora keys`: make, list and revoke API keys. Speaks to the database of DATABASE_URL."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+DESCRIPTION = "Make, list and revoke API keys. Speaks to the database of DATABASE_URL."
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `keys` to the `duolora` command."""
+    parser = commands.add_parser("keys", help="make, list and revoke API keys", description=DESCRIPTION)
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--account", default="default", help="made if there is none of that name (%(default)s)")
+    create.add_argument("--label", default="", help="what the key is for")
+    create.add_argument("--days", type=int, metavar="N", help="days until it expires; never if left out")
+    create.add_argument("--max-priority", type=int, metavar="N", help="highest priority the account's jobs may ask for")
+    create.set_defaults(run=_create)
+
+    actions.add_parser("list", help="list all keys").set_defaults(run=_list)
+
+    revoke = actions.add_parser("revoke", help="make a key useless, at once and for good")
+    revoke.add_argument("id", help="as `duolora keys list` shows it")
+    revoke.set_defaults(run=_revoke)
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from api.accounts.service import issue_key  # noqa: PLC0415 - every `duolora` command loads this module
+
+    with _sessions() as sessions:
+        issued = issue_key(
+            sessions,
+            account=arguments.account,
+            label=arguments.label,
+            lifetime=None if arguments.days is None else timedelta(days=arguments.days),
+            max_priority=arguments.max_priority,
+        )
+    print(issued.text)
+    print(f"account {issued.account}, key {issued.id}. The key is not shown again.", file=sys.stderr)
+    print(f"webhooks of the account are signed with {issued.webhook_secret}", file=sys.stderr)
+    return 0
+
+
+def _list(_: argparse.Namespace) -> int:
+    from api.accounts.repository import list_keys  # noqa: PLC0415 - see _create
+    from api.db import transaction  # noqa: PLC0415
+
+    with _sessions() as sessions, transaction(sessions) as session:
+        for key, account in list_keys(session):
+            used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}Z"
+            state = "revoked" if key.revoked_at else "active"
+            print(f"{key.id}  {account.name}  {state}  last used {used}  {key.label}".rstrip())
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from api.accounts.repository import revoke_key  # noqa: PLC0415 - see _create
+    from api.db import transaction  # noqa: PLC0415
+
+    with _sessions() as sessions, transaction(sessions) as session:
+        if revoke_key(session, arguments.id):
+            print(f"key {arguments.id} is revoked")
+            return 0
+    print(f"duolora: there is no key {arguments.id}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def _sessions() -> Iterator[sessionmaker[Session]]:
+    """Open the database of DATABASE_URL for one command."""
+    from api.db import make_engine, session_factory  # noqa: PLC0415 - see _create
+    from api.settings import DatabaseSettings  # noqa: PLC0415
+
+    engine = make_engine(DatabaseSettings().url.get_secret_value(), application_name="duolora-keys")
+    try:
+        yield session_factory(engine)
+    finally:
+        engine.dispose()

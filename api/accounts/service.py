@@ -1,0 +1,92 @@
+"""Who is calling, and the making of keys. Each function is one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from api.accounts import keys, repository
+from api.accounts.models import ApiKey
+from api.db import transaction
+from api.errors import Unauthenticated
+from api.webhooks.signing import make_secret
+
+if TYPE_CHECKING:
+    import uuid
+    from datetime import timedelta
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The account behind a request."""
+
+    account_id: uuid.UUID
+    key_id: str
+    max_priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedKey:
+    """A key just made; its text exists nowhere else."""
+
+    id: str
+    text: str
+    account: str
+    webhook_secret: str
+
+
+def authenticate(sessions: sessionmaker[Session], token: str) -> Caller:
+    """Find the account of a bearer token.
+
+    Raises:
+        Unauthenticated: it is malformed (known without the database), unknown, revoked or expired.
+    """
+    try:
+        parts = keys.parse(token)
+    except keys.MalformedKey as error:
+        raise Unauthenticated("The API key is malformed.", code="invalid_api_key") from error
+    with transaction(sessions) as session:
+        found = repository.usable_key(session, parts.id)
+        if found is None or not parts.matches(found[0].secret_sha256):
+            raise Unauthenticated("The API key is unknown, revoked or expired.", code="invalid_api_key")
+        key, account = found
+        repository.touch_key(session, key.id)
+        return Caller(account_id=account.id, key_id=key.id, max_priority=account.max_priority)
+
+
+def issue_key(
+    sessions: sessionmaker[Session],
+    *,
+    account: str,
+    label: str = "",
+    lifetime: timedelta | None = None,
+    max_priority: int | None = None,
+) -> IssuedKey:
+    """Make a key, and its account if there is none of that name.
+
+    Args:
+        sessions: factory of sessions.
+        account: name of the account.
+        label: what the key is for.
+        lifetime: None for a key that does not expire.
+        max_priority: set the account's bound; None leaves it.
+    """
+    parts = keys.generate()
+    with transaction(sessions) as session:
+        owner = repository.ensure_account(session, name=account, webhook_secret=make_secret())
+        if max_priority is not None:
+            owner.max_priority = max_priority
+        session.add(
+            ApiKey(
+                id=parts.id,
+                account_id=owner.id,
+                label=label,
+                prefix=parts.prefix,
+                secret_sha256=parts.digest,
+                expires_at=None if lifetime is None else datetime.now(UTC) + lifetime,
+            )
+        )
+        return IssuedKey(id=parts.id, text=parts.text, account=owner.name, webhook_secret=owner.webhook_secret)

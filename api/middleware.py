@@ -1,0 +1,90 @@
+"""What surrounds every request: ids, the access log, the size limit, and the one broad catch of the API."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from api.errors import ServiceError, TooLarge
+from api.problems import service_problem
+from api.telemetry import bind_request
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("api.access")
+
+
+class RequestContext:
+    """Binds the request id and trace context, echoes the id, writes one log line, and answers 500 as a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = bind_request(request_id=headers.get("x-request-id"), traceparent=headers.get("traceparent"))
+        began, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("a request failed for a reason nobody foresaw")
+            if status:
+                raise  # the answer has begun; all that is left is to break the connection
+            await service_problem(ServiceError(), scope["path"])(scope, receive, send_with_id)
+        finally:
+            fields = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "duration_ms": round((time.monotonic() - began) * 1000, 1),
+                "key_id": scope.get("state", {}).get("key_id"),
+            }
+            logger.info("%s %s %s", scope["method"], scope["path"], status, extra={"fields": fields})
+
+
+class BodyLimit:
+    """Refuses a body that is too large: at once when its length is announced, else while it streams in."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._max_bytes:
+            await service_problem(self._refusal(), scope["path"])(scope, receive, send)
+            return
+        received = 0
+
+        async def count() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._refusal()
+            return message
+
+        await self._app(scope, count, send)
+
+    def _refusal(self) -> TooLarge:
+        return TooLarge(f"The body is larger than {self._max_bytes} bytes; send fewer or smaller pictures.")

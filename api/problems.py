@@ -1,0 +1,123 @@
+"""Prints every error as application/problem+json: ours, FastAPI's, Starlette's, the database's and the store's."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from api.errors import FieldError, InvalidParameters, ServiceError, Unauthenticated, Unavailable, problem
+from api.schemas import Problem
+from api.storage import StoreError
+from api.telemetry import current_request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi import FastAPI, Request
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request", 413: "too_large"}
+"""Codes for errors that the framework raises itself."""
+
+
+class ProblemResponse(JSONResponse):
+    """A problem document."""
+
+    media_type = MEDIA_TYPE
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the entries that document these statuses in OpenAPI."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "model": Problem,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def service_problem(error: ServiceError, instance: str) -> ProblemResponse:
+    """Print one of our own errors."""
+    document = problem(
+        code=error.code,
+        title=error.title,
+        status=error.status,
+        retryable=error.retryable,
+        detail=error.detail,
+        instance=instance,
+        request_id=current_request_id(),
+        errors=[entry.to_json() for entry in error.errors] or None,
+    )
+    headers = {}
+    if isinstance(error, Unauthenticated):
+        challenge = ', error="invalid_token"' if error.code != Unauthenticated.code else ""
+        headers["WWW-Authenticate"] = f'Bearer realm="duolora"{challenge}'
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "5"
+    return ProblemResponse(document, status_code=error.status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make an application answer with problems only."""
+
+    @app.exception_handler(ServiceError)
+    def service_error(request: Request, error: ServiceError) -> ProblemResponse:
+        return service_problem(error, request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    def validation_error(request: Request, error: RequestValidationError) -> ProblemResponse:
+        return service_problem(InvalidParameters(errors=validation_fields(error.errors())), request.url.path)
+
+    @app.exception_handler(StoreError)
+    def store_error(request: Request, error: StoreError) -> ProblemResponse:
+        logger.error("the object store failed: %s", error)
+        return service_problem(
+            Unavailable("The object store does not answer.", code="store_unavailable"), request.url.path
+        )
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    @app.exception_handler(PoolTimeout)
+    def database_error(request: Request, error: Exception) -> ProblemResponse:
+        logger.error("the database failed: %s", error)
+        return service_problem(
+            Unavailable("The database does not answer.", code="database_unavailable"), request.url.path
+        )
+
+    @app.exception_handler(HTTPException)
+    def http_error(request: Request, error: HTTPException) -> ProblemResponse:
+        phrase = HTTPStatus(error.status_code).phrase
+        document = problem(
+            code=_HTTP_CODES.get(error.status_code, f"http_{error.status_code}"),
+            title=phrase,
+            status=error.status_code,
+            retryable=error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR,
+            detail=error.detail if error.detail != phrase else None,
+            instance=request.url.path,
+            request_id=current_request_id(),
+        )
+        return ProblemResponse(document, status_code=error.status_code, headers=error.headers)
+
+
+def validation_fields(errors: Sequence[Any]) -> list[FieldError]:
+    """Turn FastAPI's own complaints (query, path) into field errors."""
+    return [
+        FieldError(
+            pointer="".join(f"/{part}" for part in error["loc"] if part not in {"query", "path", "body"}) or "/",
+            detail=str(error["msg"]),
+            code=str(error["type"]),
+        )
+        for error in errors
+    ]
