@@ -6,6 +6,7 @@ S3_ENDPOINT (with S3_BUCKET, S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY).
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 import migrations
-from deploy.local.api_key import working_key
-from deploy.local.data_folder import FolderLock, Secrets
+from deploy.local.api_key import remembered_key
+from deploy.local.data_folder import FolderLock, Secrets, write_private
 from deploy.local.object_store import ObjectStoreServer
 from deploy.local.postgres import Postgres
 from deploy.local.processes import LOOPBACK, Child, LocalStackError, accepts, free_port, spawn, stop_all
@@ -29,6 +30,7 @@ API_TIMEOUT_S = 60.0
 WATCH_S = 0.2
 WORKER_GRACE_S = 20.0
 """The worker gives its stage back before it ends; that takes as long as one training step."""
+ENVIRONMENT_FILE = "environment"
 DATABASE = "duolora"
 BUCKET = "duolora"
 
@@ -45,7 +47,11 @@ class Stack:
 
     def __init__(self, data: Path, *, environment: Mapping[str, str], port: int = 0, durable: bool = True) -> None:
         self.data = data.absolute()
-        self.env: dict[str, str] = {"PYTHONUNBUFFERED": "1", **environment}
+        self.env: dict[str, str] = {
+            "PYTHONUNBUFFERED": "1",
+            "WORKER_SCRATCH_DIR": str(self.scratch),
+            **environment,
+        }
         self._port = port
         self._durable = durable
         self._children: list[Child] = []
@@ -67,6 +73,11 @@ class Stack:
         """Folder with one log per process."""
         return self.data / "logs"
 
+    @property
+    def scratch(self) -> Path:
+        """Folder for files of running stages."""
+        return self.data / "scratch"
+
     def __enter__(self) -> Self:
         """Start; see `start`."""
         self.start()
@@ -85,11 +96,13 @@ class Stack:
         try:
             self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._cleanup.enter_context(FolderLock(self.data))
+            shutil.rmtree(self.scratch, ignore_errors=True)  # a killed worker's
             kept = Secrets(self.data)
             self._start_servers(kept)
             migrations.upgrade(self.env["DATABASE_URL"])
+            self._key = remembered_key(self.env["DATABASE_URL"], kept)
             self._start_services()
-            self._key = working_key(self.api_url, self.env["DATABASE_URL"], kept)
+            self._write_environment()
         except BaseException:
             self.stop()
             raise
@@ -148,6 +161,13 @@ class Stack:
         self._service("dispatcher", "worker.dispatcher", env=self.env)
         self._service("worker", "worker", env=self.env, grace_s=WORKER_GRACE_S)
         api.wait_ready(self._api_is_ready, API_TIMEOUT_S)
+
+    def _write_environment(self) -> None:
+        """Leave the settings of the running servers for other commands, readable by the owner only."""
+        names = [name for name in self.env if name.startswith(("DATABASE_URL", "REDIS_URL", "S3_"))]
+        path = self.data / ENVIRONMENT_FILE
+        write_private(path, "".join(f"{name}='{self.env[name]}'\n" for name in names))
+        self._cleanup.callback(path.unlink, missing_ok=True)
 
     def _service(self, name: str, module: str, *, env: Mapping[str, str], grace_s: float = 10.0) -> Child:
         child = spawn(
