@@ -101,7 +101,7 @@ class Job(_Record):
     id: str
     kind: str
     state: str
-    progress: Progress | None = None
+    progress: Progress
     error: dict[str, Any] | None = None
     result: Result | None = None
     created_at: AwareDatetime
@@ -186,11 +186,11 @@ class Client:
         """Read one job."""
         return Job.model_validate(self._call("GET", f"/jobs/{job_id}"))
 
-    def jobs(self) -> Iterator[Job]:
-        """All jobs of the key's account, newest first, page after page."""
+    def jobs(self, *, page_size: int = 100) -> Iterator[Job]:
+        """All jobs of the key's account, newest first, fetched page after page. They come without their results."""
         cursor: dict[str, str] = {}
         while True:
-            page = self._call("GET", "/jobs", params=cursor)
+            page = self._call("GET", "/jobs", params={"limit": page_size, **cursor})
             yield from map(Job.model_validate, page["items"])
             if not page.get("next_cursor"):
                 return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -81,7 +82,8 @@ def run_demo(data: Path, out: Path, *, environment: Mapping[str, str], seed: int
             )
             job = _follow(client, job, stack, console)
             files = client.download(job, out)
-    except ClientError as error:
+    except (ClientError, httpx.HTTPError) as error:
+        stack.check()  # a dead service explains it better
         raise LocalStackError(f"{error}\nThe logs are in {stack.logs}") from error
     finally:
         with console.status("stopping"):
@@ -106,8 +108,6 @@ def _follow(client: Client, job: Job, stack: Stack, console: Console) -> Job:
 
         def show(now: Job) -> None:
             stack.check()
-            if now.progress is None:
-                return
             name = STAGE_NAMES.get(now.progress.stage or "", now.progress.stage or now.state)
             bar.update(task, completed=now.progress.fraction, description=name, detail=_detail(now))
             if not console.is_terminal and name not in seen:
@@ -120,8 +120,6 @@ def _follow(client: Client, job: Job, stack: Stack, console: Console) -> Job:
 def _detail(job: Job) -> str:
     """Step, loss and time left, as far as they are known."""
     now = job.progress
-    if now is None:
-        return ""
     parts = []
     if now.step is not None and now.total:
         parts.append(f"step {now.step}/{now.total}")

@@ -1,0 +1,201 @@
+"""The Python client against the real API process; a worker is played through the repository."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import httpx
+import pytest
+from PIL import Image
+
+from api.accounts.service import issue_key
+from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused
+from api.db import make_engine, session_factory, transaction
+from api.jobs import repository
+from api.settings import StoreSettings
+from api.storage import ObjectStore
+from deploy.local.processes import LOOPBACK, free_port, spawn
+
+pytestmark = pytest.mark.xdist_group("client")
+
+
+@pytest.fixture(scope="module")
+def environment(test_databases, valkey_server, object_store_server):
+    with test_databases.fresh() as url:
+        yield {"DATABASE_URL": url, "REDIS_URL": valkey_server.url, **object_store_server.environment("client-tests")}
+
+
+@pytest.fixture(scope="module")
+def objects(environment):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        store = ObjectStore(StoreSettings())
+    store.ensure_bucket()
+    return store
+
+
+@pytest.fixture(scope="module")
+def sessions(environment):
+    engine = make_engine(environment["DATABASE_URL"])
+    yield session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def url(environment, objects, tmp_path_factory):
+    port = free_port()
+    address = f"http://{LOOPBACK}:{port}"
+    child = spawn(
+        "api",
+        [sys.executable, "-m", "api"],
+        log=tmp_path_factory.mktemp("api") / "api.log",
+        env=os.environ | environment | {"HOST": LOOPBACK, "PORT": str(port)},
+    )
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{address}/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+    child.wait_ready(ready, timeout_s=30)
+    yield address
+    child.stop()
+
+
+@pytest.fixture
+def client(url, sessions):
+    """Of a fresh account."""
+    key = issue_key(sessions, account=os.urandom(8).hex()).text
+    with Client(url, key) as connection:
+        yield connection
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = []
+    for number in range(3):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (64, 64), (40 * number, 200, 100)).save(path)
+        paths.append(path)
+    return paths
+
+
+def submit(client, pictures, **wishes):
+    return client.personalize(content=pictures[:2], style=pictures[2:], subject_class="teapot", **wishes)
+
+
+def finish(sessions, objects, job, content):
+    """Play the worker of all stages; the last one leaves one file."""
+    while True:
+        with transaction(sessions) as session:
+            stage = repository.claim_stage(session, worker_id="test", lease=timedelta(minutes=1))
+            if stage is None:
+                return
+            artifacts = []
+            if stage.name == "package":
+                key = f"test/{stage.stage_id}"
+                objects.put_bytes(key, content, "image/png")
+                artifacts = [
+                    repository.NewArtifact(
+                        name="preview",
+                        filename="preview.png",
+                        key=key,
+                        sha256=hashlib.sha256(b"picture").hexdigest(),
+                        bytes=len(content),
+                        content_type="image/png",
+                    )
+                ]
+            repository.finish_stage(
+                session, stage_id=stage.stage_id, fencing_token=stage.fencing_token, artifacts=artifacts, timings={}
+            )
+
+
+def test_a_job_from_submission_to_files(client, pictures, sessions, objects, tmp_path):
+    job = submit(client, pictures, steps={"content": 7}, seed=5, style_captions=["a bridge"])
+    assert job.state == "queued"
+    assert not job.is_terminal
+    states = []
+    finish(sessions, objects, job, b"picture")
+    done = client.wait(job.id, on_progress=lambda now: states.append(now.state))
+    assert states == ["succeeded"]
+    assert done.progress.fraction == 1
+    files = client.download(job, tmp_path / "out")
+    assert files == {"preview": tmp_path / "out" / "preview.png"}
+    assert files["preview"].read_bytes() == b"picture"
+
+
+def test_a_damaged_file_is_not_kept(client, pictures, sessions, objects, tmp_path):
+    job = submit(client, pictures)
+    finish(sessions, objects, job, b"another")
+    with pytest.raises(DamagedDownload, match=r"preview\.png"):
+        client.download(job, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_unfinished_job_has_nothing_to_download(client, pictures, tmp_path):
+    job = submit(client, pictures)
+    with pytest.raises(JobNotSucceeded, match="queued"):
+        client.download(job, tmp_path)
+    client.cancel(job.id)
+
+
+def test_a_refusal_names_the_fields(client, pictures):
+    with pytest.raises(ServiceRefused, match="/rank") as refusal:
+        submit(client, pictures, rank=0)
+    assert refusal.value.status == 422
+    assert refusal.value.problem["errors"][0]["code"]
+
+
+def test_a_wrong_key_is_a_problem(url, pictures):
+    with Client(url, "duo_wrong") as stranger, pytest.raises(ServiceRefused) as refusal:
+        submit(stranger, pictures)
+    assert refusal.value.status == 401
+    assert refusal.value.problem["code"] == "invalid_api_key"
+
+
+def test_canceling_ends_the_wait(client, pictures):
+    job = submit(client, pictures)
+    assert client.cancel(job.id).state == "canceled"
+    with pytest.raises(JobNotSucceeded, match=f"job {job.id} canceled") as ended:
+        client.wait(job.id)
+    assert ended.value.job.state == "canceled"
+
+
+def test_waiting_may_be_bounded(client, pictures):
+    job = submit(client, pictures)
+    with pytest.raises(TimeoutError, match="still queued"):
+        client.wait(job.id, timeout_s=0)
+    client.cancel(job.id)
+
+
+def test_all_jobs_come_newest_first_over_all_pages(client, pictures, monkeypatch):
+    submitted = [submit(client, pictures).id for _ in range(3)]
+    assert [job.id for job in client.jobs(page_size=2)] == submitted[::-1]
+    for job_id in submitted:
+        client.cancel(job_id)
+
+
+def test_a_service_that_is_gone_is_waited_for_and_then_given_up(monkeypatch):
+    monkeypatch.setattr("api.client.PATIENCE_S", 0.0)
+    with Client(f"http://{LOOPBACK}:{free_port()}", "duo_x") as client, pytest.raises(httpx.TransportError):
+        client.wait("job")
+
+
+def test_an_answer_that_is_no_problem_document_still_becomes_one():
+    page = httpx.Response(502, text="<html>Bad Gateway</html>")
+    with Client("http://service", "duo_x") as client:
+        client._api._transport = httpx.MockTransport(lambda _: page)
+        with pytest.raises(ServiceRefused, match="HTTP status 502") as refusal:
+            client.job("x")
+    assert refusal.value.status == 502
+
+
+def test_only_httpx_and_pydantic_are_needed():
+    heavy = "{'fastapi', 'sqlalchemy', 'boto3', 'torch', 'celery', 'redis', 'psycopg'}"
+    code = f"import sys, api.client; print(sorted({heavy} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert output.stdout.strip() == "[]"
