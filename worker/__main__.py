@@ -1,0 +1,82 @@
+"""`python -m worker`: one engine process, one stage at a time.
+
+TERM or INT: claim nothing more, give the running stage back, end the engine process, exit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from api.db import make_engine, session_factory
+from api.storage import ObjectStore
+from worker import logs, tasks
+from worker.app import make_app
+from worker.hints import HintListener
+from worker.loop import WorkLoop
+from worker.mailbox import Hint, Mailbox
+from worker.runner import StageRunner
+from worker.settings import WorkerSettings
+from worker.supervisor import EngineSupervisor
+from worker.workspace import Scratch
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+log = logging.getLogger("worker")
+
+
+def main() -> None:
+    """Build the parts, work until told to stop, leave nothing behind."""
+    settings = WorkerSettings()
+    logs.configure(settings.log_level)
+    mailbox = Mailbox()
+    _obey_signals(mailbox)
+
+    database = make_engine(
+        settings.database.url.get_secret_value(),
+        pool_size=settings.database.pool_size,
+        application_name=f"worker {settings.worker_id}"[:63],
+    )
+    engine = EngineSupervisor(settings.engine, env=settings.engine.environment(os.environ), mailbox=mailbox)
+    scratch = Scratch(settings.worker_scratch_dir)
+    runner = StageRunner(
+        settings,
+        sessions=session_factory(database),
+        store=ObjectStore(settings.store),
+        engine=engine,
+        scratch=scratch,
+        mailbox=mailbox,
+    )
+    loop = WorkLoop(
+        runner,
+        engine=engine,
+        mailbox=mailbox,
+        poll_s=settings.worker_poll_s,
+        warm_base=settings.warm_location,
+    )
+    app = make_app(settings.redis.url.get_secret_value())
+    tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
+    listener = HintListener(app)
+    listener.start()
+    log.info("worker started", extra={"worker": settings.worker_id})
+    try:
+        loop.run()
+    finally:
+        scratch.close()
+        database.dispose()
+    log.info("worker stopped", extra={"worker": settings.worker_id})
+
+
+def _obey_signals(mailbox: Mailbox) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        mailbox.shut_down()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The engine process: the only part of the worker that imports torch."""

@@ -1,0 +1,87 @@
+"""The engine process's ends of the two pipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from queue import SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from worker.wire import Cancel, ProgressReport, parse_command
+
+if TYPE_CHECKING:
+    from duolora.events import Progress
+    from worker.wire import Done, Failed, Ready, Run, Warm, Warmed
+
+REPORT_EVERY_S = 0.05
+"""Least time between two progress lines of a run; a fast loop must not spend itself on writing."""
+
+
+class Channel:
+    """Writes events to the original stdout, reads commands from stdin in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)  # whatever a library prints goes to the log, not between the events
+        self._write_lock = threading.Lock()
+        self._commands: SimpleQueue[Run | Warm] = SimpleQueue()
+        self._cancelled: set[str] = set()
+
+    def start(self) -> None:
+        """Begin to read commands."""
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def send(self, event: Ready | Warmed | ProgressReport | Done | Failed) -> None:
+        """Write one event."""
+        with self._write_lock:
+            self._out.write(event.line())
+
+    def next_command(self) -> Run | Warm:
+        """Wait for the next thing to do."""
+        return self._commands.get()
+
+    def is_cancelled(self, run_id: str) -> bool:
+        """Say whether the parent wants that run to stop."""
+        return run_id in self._cancelled
+
+    def _read(self) -> None:
+        status = 1  # for a line that is no command: the two sides do not fit together
+        try:
+            for line in sys.stdin.buffer:
+                command = parse_command(line)
+                if isinstance(command, Cancel):
+                    self._cancelled.add(command.id)
+                else:
+                    self._commands.put(command)
+            status = 0  # the parent closed the pipe or died: nobody is left to work for
+        finally:
+            os._exit(status)
+
+
+class PipeObserver:
+    """The observer of one run (duolora.events.Observer): reports go up the pipe, a cancel came down it."""
+
+    def __init__(self, channel: Channel, run_id: str) -> None:
+        self._channel = channel
+        self._run_id = run_id
+        self._reported_at = float("-inf")
+        self._note: str | None = None
+
+    def on_progress(self, progress: Progress) -> None:
+        """Send a report, unless one went just before; the last step and a new note always go."""
+        now = monotonic()
+        telling = progress.step >= progress.total or progress.note != self._note
+        if not telling and now - self._reported_at < REPORT_EVERY_S:
+            return
+        self._reported_at, self._note = now, progress.note
+        self._channel.send(
+            ProgressReport(
+                id=self._run_id, step=progress.step, total=progress.total, loss=progress.loss, note=progress.note
+            )
+        )
+
+    def should_stop(self) -> bool:
+        """Say whether the parent asked to stop."""
+        return self._channel.is_cancelled(self._run_id)

@@ -1,0 +1,138 @@
+"""Settings of the worker and of the dispatcher, from the environment. Built in the entry points and passed down."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+import socket
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.settings import DatabaseSettings, RedisSettings, StoreSettings, WebhookSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SECRET_VARIABLES = re.compile(r"^(DATABASE_|REDIS_|S3_|WEBHOOK_|AWS_)|SECRET|PASSWORD")
+"""Variables that the engine process has no use for, and so does not get."""
+
+CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def _worker_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class EngineSettings(BaseSettings):
+    """The engine process: ENGINE_COMMAND, ENGINE_THREADS, ENGINE_*_TIMEOUT_S, ENGINE_*_GRACE_S."""
+
+    model_config = SettingsConfigDict(env_prefix="ENGINE_", frozen=True)
+
+    command: tuple[str, ...] = (sys.executable, "-m", "worker.engine")
+    """JSON list. Anything that speaks the protocol of `worker.wire`."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of the engine's arithmetic (OMP_NUM_THREADS). None: the cores it may use, by affinity and by cgroup.
+
+    Two engine processes with a thread per core each slow each other far more than twofold, because idle OpenMP threads
+    spin. Where several workers share a machine without a GPU, give each its share of the cores.
+    """
+    start_timeout_s: float = Field(180, gt=0)
+    """From its start to `ready`: importing the libraries takes seconds, on a cold disk many."""
+    warm_timeout_s: float = Field(900, gt=0)
+    """Loading the base model; the first time it may come over the network."""
+    cancel_grace_s: float = Field(10, gt=0)
+    """From the request to stop a run to TERM."""
+    term_grace_s: float = Field(5, gt=0)
+    """From TERM to KILL."""
+
+    def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of the engine process: the inherited one without secrets, threads bounded."""
+        kept = {name: value for name, value in inherited.items() if not SECRET_VARIABLES.search(name)}
+        threads = str(self.threads or usable_cores())
+        if self.threads is not None:
+            return kept | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | kept
+
+
+class WorkerSettings(BaseSettings):
+    """The worker: WORKER_*, BASE_MODELS, LOG_LEVEL, and the parts it shares with the API."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True)
+
+    worker_id: str = Field(default_factory=_worker_name, min_length=1, max_length=200)
+    """Name under which this process holds leases; unique among running workers."""
+    worker_scratch_dir: Path = Path(tempfile.gettempdir()) / "duolora-worker"
+    """Folder for files of running stages; emptied after each."""
+    worker_lease_s: float = Field(30, gt=0)
+    """How long a stage stays this worker's without a heartbeat."""
+    worker_heartbeat_s: float = Field(10, gt=0)
+    worker_progress_s: float = Field(1, gt=0)
+    """Least time between two progress writes of a stage; also how soon a request to cancel is seen."""
+    worker_poll_s: float = Field(5, gt=0)
+    """Longest wait for a hint before the database is asked anyway: what a broken broker costs."""
+    worker_patience_s: float = Field(120, gt=0)
+    """How long storing results is tried again while the database or the object store is away."""
+    worker_warm_base: str | None = None
+    """Name of the base loaded before the first job. None: the first of BASE_MODELS. Empty: none."""
+    base_models: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1)
+    """JSON object: name -> location (folder, file or hub id); the API has the same."""
+    log_level: str = "INFO"
+
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
+
+    @property
+    def lease(self) -> timedelta:
+        """`worker_lease_s` as a duration."""
+        return timedelta(seconds=self.worker_lease_s)
+
+    @property
+    def warm_location(self) -> str | None:
+        """Location of the base to load first, None for none."""
+        if self.worker_warm_base == "":
+            return None
+        return self.base_models[self.worker_warm_base or next(iter(self.base_models))]
+
+
+class DispatcherSettings(BaseSettings):
+    """The dispatcher: DISPATCHER_*, LOG_LEVEL, and the parts it shares with the API."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True)
+
+    dispatcher_relay_poll_s: float = Field(1, gt=0)
+    """Longest wait for a notification before the outbox is read anyway."""
+    dispatcher_reap_s: float = Field(5, gt=0)
+    """Time between two looks for expired leases."""
+    dispatcher_republish_s: float = Field(10, gt=0)
+    """Time between two looks for runnable stages that nobody took."""
+    dispatcher_republish_after_s: float = Field(15, gt=0)
+    """Age at which a runnable stage is hinted at again."""
+    dispatcher_deliver_s: float = Field(1, gt=0)
+    """Time between two looks for webhooks that are due."""
+    dispatcher_standby_s: float = Field(2, gt=0)
+    """How often a dispatcher asks for a duty that another one holds."""
+    log_level: str = "INFO"
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: its affinity, and its control group's quota if any."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CGROUP_CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,215 @@
+"""Owns the engine process: starts it, talks to it, stops it, replaces it when it dies. Never imports the engine.
+
+The engine process keeps the base model loaded between stages. A crash, a hang or a refused cancel loses only it.
+All methods belong to one thread, the one that lives longest (worker.process says why).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from time import monotonic
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from worker.mailbox import EngineGone, FromEngine, Interrupt, Interruption
+from worker.process import ChildProcess
+from worker.wire import Cancel, Done, Failed, ProgressReport, Ready, Run, Warm, Warmed, WireError, parse_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from worker.mailbox import Mailbox, Message
+    from worker.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+Event = Ready | Warmed | ProgressReport | Done | Failed
+EventT = TypeVar("EventT", Ready, Warmed)
+
+
+class EngineDied(Exception):
+    """The engine process ended in the middle of its work."""
+
+
+class EngineNotReady(Exception):
+    """The engine process did not start, or did not report itself in time."""
+
+
+class StageInterrupted(Exception):
+    """A stage ended early because somebody asked for it; `reason` says who."""
+
+    def __init__(self, reason: Interrupt) -> None:
+        super().__init__(f"interrupted: {reason}")
+        self.reason = reason
+
+
+class StageFailed(Exception):
+    """The engine reported that the stage could not be done."""
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class EngineSupervisor:
+    """At most one engine process at a time; `generation` tells messages of this one from those of a dead one."""
+
+    def __init__(self, settings: EngineSettings, *, env: Mapping[str, str], mailbox: Mailbox) -> None:
+        self._command: Sequence[str] = settings.command
+        self._settings = settings
+        self._env = env
+        self._mailbox = mailbox
+        self._child: ChildProcess | None = None
+        self._reader: threading.Thread | None = None
+        self._generation = 0
+        self._ended_generation = 0
+        self._warm_base: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, None when there is none."""
+        return None if self._child is None else self._child.pid
+
+    def is_alive(self) -> bool:
+        """Say whether an engine process runs and has not closed its output."""
+        ended = self._ended_generation == self._generation
+        return self._child is not None and not ended and self._child.is_alive()
+
+    def ensure_running(self, *, warm_base: str | None = None) -> None:
+        """Start an engine process unless one runs, and wait until it takes commands, its base loaded.
+
+        Raises:
+            EngineNotReady: when it exits or says nothing within the start timeout.
+            StageInterrupted: when the worker is told to exit meanwhile.
+        """
+        if warm_base is not None:
+            self._warm_base = warm_base
+        if self.is_alive():
+            return
+        self.stop()
+        self._spawn()
+        try:
+            ready = self._await(Ready, self._settings.start_timeout_s)
+            log.info("engine ready", extra={"engine": ready.engine_version, "device": ready.device, "pid": self.pid})
+            if self._warm_base is not None:
+                self._send(Warm(base=self._warm_base))
+                warmed = self._await(Warmed, self._settings.warm_timeout_s)
+                if warmed.error is not None:  # a job that wants this base will say so to its owner
+                    log.warning("base not loaded", extra={"base": warmed.base, "error": warmed.error})
+        except (EngineDied, EngineNotReady, StageInterrupted):
+            self.stop()
+            raise
+
+    def run(self, command: Run, on_progress: Callable[[ProgressReport], None]) -> Done:
+        """Run one stage to its end and return its outputs.
+
+        Raises:
+            StageFailed: the engine says that it cannot be done.
+            StageInterrupted: it was stopped on request, in good order or by force.
+            EngineDied: the process ended by itself.
+        """
+        self._send(command)
+        while True:
+            message = self._mailbox.take(None)
+            if isinstance(message, Interruption) and message.run_id in {None, command.id}:
+                return self._wind_down(command.id, message.reason)
+            match self._event(message):
+                case ProgressReport(id=command.id) as report:
+                    on_progress(report)
+                case Done(id=command.id) as done:
+                    return done
+                case Failed(id=command.id) as failure:
+                    raise StageFailed(failure)
+
+    def stop(self) -> None:
+        """End the engine process and its group, if there is one: TERM, grace, KILL."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.terminate(self._settings.term_grace_s)
+        if self._reader is not None:
+            self._reader.join(self._settings.term_grace_s)
+        child.close()
+
+    def _wind_down(self, run_id: str, reason: Interrupt) -> Done:
+        """Ask the engine to give up a run, and make it when it does not.
+
+        A run that ends well all the same while the worker shuts down is returned: the work is done.
+        """
+        deadline = monotonic() + self._settings.cancel_grace_s
+        try:
+            self._send(Cancel(id=run_id))
+            while (message := self._mailbox.take_until(deadline)) is not None:
+                match self._event(message):
+                    case Done(id=id_) as done if id_ == run_id and reason is Interrupt.SHUTDOWN:
+                        return done
+                    case Done(id=id_) | Failed(id=id_) if id_ == run_id:
+                        raise StageInterrupted(reason)
+        except EngineDied as error:
+            raise StageInterrupted(reason) from error
+        log.warning("engine did not stop when asked, ending it", extra={"pid": self.pid, "reason": reason})
+        self.stop()
+        raise StageInterrupted(reason)
+
+    def _spawn(self) -> None:
+        self._generation += 1
+        try:
+            self._child = ChildProcess(self._command, self._env)
+        except OSError as error:
+            raise EngineNotReady(f"cannot start the engine: {error}") from error
+        self._reader = threading.Thread(
+            target=self._read, args=(self._child.stdout, self._generation), name="engine-reader", daemon=True
+        )
+        self._reader.start()
+
+    def _read(self, stdout: IO[bytes], generation: int) -> None:
+        for line in stdout:
+            try:
+                event = parse_event(line)
+            except WireError as error:
+                log.warning("engine wrote a line that is no event", extra={"error": str(error)})
+                continue
+            self._mailbox.post(FromEngine(generation, event))
+        self._ended_generation = generation
+        self._mailbox.post(EngineGone(generation))
+
+    def _send(self, command: Run | Cancel | Warm) -> None:
+        if self._child is None:
+            raise EngineDied("no engine process")
+        try:
+            self._child.send(command.line())
+        except BrokenPipeError as error:
+            raise EngineDied(self._death()) from error
+
+    def _await(self, kind: type[EventT], timeout_s: float) -> EventT:
+        """Wait for the first event of `kind`; anything else that is not a reason to stop waiting is dropped."""
+        deadline = monotonic() + timeout_s
+        while (message := self._mailbox.take_until(deadline)) is not None:
+            if isinstance(message, Interruption) and message.reason is Interrupt.SHUTDOWN:
+                raise StageInterrupted(message.reason)
+            event = self._event(message)
+            if isinstance(event, kind):
+                return event
+        raise EngineNotReady(f"no {kind.__name__.lower()} from the engine within {timeout_s:.0f} s")
+
+    def _event(self, message: Message | None) -> Event | None:
+        """Return the engine event in a message, None for any other message or for one of a dead process."""
+        match message:
+            case EngineGone(generation) if generation == self._generation:
+                death = self._death()
+                self.stop()
+                raise EngineDied(death)
+            case FromEngine(generation, event) if generation == self._generation:
+                return event
+            case _:
+                return None
+
+    def _death(self) -> str:
+        """Say how the process ended; it has closed its stdout, so its end is near."""
+        status = None if self._child is None else self._child.wait(self._settings.term_grace_s)
+        if status is None:
+            return "the engine process closed its output"
+        if status < 0:
+            return f"the engine process was killed by {signal.Signals(-status).name}"
+        return f"the engine process ended with status {status}"

@@ -1,0 +1,150 @@
+"""The scratch folder of one attempt: inputs come in checked, outputs go out hashed, nothing stays behind.
+
+Each worker owns one folder under the scratch folder, and says so with a lock on a file in it. A worker that was killed
+leaves its folder without a lock, and the next one that starts removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from api.jobs.repository import NewArtifact
+from api.storage import artifact_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from api.jobs.repository import ClaimedStage
+    from api.storage import ObjectStore
+    from worker.wire import OutputFile
+
+_FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_CHUNK_BYTES = 1 << 20
+_LOCK = "lock"
+
+
+class ArtifactCorrupt(Exception):
+    """A file from the object store is not the one that was stored."""
+
+    code = "artifact_corrupt"
+
+
+class OutputMissing(Exception):
+    """The engine named an output that is not in its folder."""
+
+    code = "output_missing"
+
+
+class BaseUnavailable(Exception):
+    """This worker knows no base model of that name, though the API does."""
+
+    code = "base_unavailable"
+
+
+class Workspace:
+    """Folders of one attempt. `check` is called between files, and raises when the attempt must stop."""
+
+    def __init__(self, folder: Path, stage: ClaimedStage, store: ObjectStore) -> None:
+        self.inputs_dir = folder / "inputs"
+        self.outputs_dir = folder / "outputs"
+        self.inputs_dir.mkdir()
+        self.outputs_dir.mkdir()
+        self._stage = stage
+        self._store = store
+
+    def fetch(self, check: Callable[[], None]) -> None:
+        """Bring the pictures and the files of upstream stages into `inputs_dir`.
+
+        Raises:
+            ArtifactCorrupt: when a file's SHA-256 is not the recorded one.
+        """
+        for image in self._stage.images:
+            check()
+            folder = self.inputs_dir / image.side
+            folder.mkdir(exist_ok=True)
+            self._fetch(image.key, folder / f"{image.ordinal:03d}.png", image.sha256)
+        for artifact in self._stage.upstream:
+            check()
+            self._fetch(artifact.key, self.inputs_dir / _plain(artifact.filename), artifact.sha256)
+
+    def publish(self, outputs: tuple[OutputFile, ...], check: Callable[[], None]) -> list[NewArtifact]:
+        """Store the outputs under keys of this attempt, and return what to record of them.
+
+        Raises:
+            OutputMissing: when an output does not exist, or its name points out of the folder.
+        """
+        stage = self._stage
+        artifacts = []
+        for output in outputs:
+            check()
+            path = self.outputs_dir / _plain(output.filename)
+            if not path.is_file() or path.is_symlink():
+                raise OutputMissing(f"the engine named {output.filename} but did not write it")
+            artifact = NewArtifact(
+                name=output.name,
+                filename=output.filename,
+                key=artifact_key(stage.account_id, stage.job_id, stage.name, stage.attempt, output.filename),
+                sha256=_sha256(path),
+                bytes=path.stat().st_size,
+                content_type=output.content_type,
+            )
+            self._store.put_file(artifact.key, path, output.content_type)
+            artifacts.append(artifact)
+        return artifacts
+
+    def _fetch(self, key: str, path: Path, sha256: str) -> None:
+        self._store.get_file(key, path)
+        if _sha256(path) != sha256:
+            raise ArtifactCorrupt(f"{path.name} came back from the object store with another checksum")
+
+
+class Scratch:
+    """This worker's own folder; `close` removes it."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._sweep(root)
+        self._folder = Path(tempfile.mkdtemp(prefix="worker-", dir=root))
+        self._lock = (self._folder / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    @contextmanager
+    def workspace(self, stage: ClaimedStage, store: ObjectStore) -> Iterator[Workspace]:
+        """Make the folders of one attempt, and remove them whatever happens."""
+        with tempfile.TemporaryDirectory(prefix=f"{stage.name}-", dir=self._folder, ignore_cleanup_errors=True) as name:
+            yield Workspace(Path(name), stage, store)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
+
+    @staticmethod
+    def _sweep(root: Path) -> None:
+        """Remove what dead workers left."""
+        for lock in root.glob(f"worker-*/{_LOCK}"):
+            with contextlib.suppress(OSError), lock.open("r+") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _plain(filename: str) -> str:
+    if not _FILENAME.fullmatch(filename):
+        raise OutputMissing(f"{filename!r} is no plain file name")
+    return filename
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        digest = hashlib.sha256()
+        while chunk := handle.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
