@@ -74,8 +74,9 @@ def _up(arguments: argparse.Namespace) -> int:
         with Stack(data, environment=environment, port=arguments.port) as stack:
             print(f"DuoLoRA is up after {time.monotonic() - began:.1f} s. Ctrl-C stops it.\n")
             print(f"  API      {stack.api_url}  (documentation at /docs)")
-            print(f"  API key  {stack.api_key}")
-            print(f"  data     {stack.data}\n", flush=True)
+            print(f"  API key  {stack.owner.api_key}")
+            print(f"  data     {stack.data}")
+            print(f"  webhooks are signed with {stack.owner.webhook_secret}\n", flush=True)
             stack.watch()
 
     return _guarded(serve, interrupted=0)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -23,6 +24,14 @@ def default_data_folder() -> Path:
         return Path(named).expanduser()
     home = os.environ.get("XDG_DATA_HOME")
     return (Path(home) if home else Path.home() / ".local" / "share") / "duolora"
+
+
+@dataclass(frozen=True)
+class OwnerKey:
+    """How the owner of the stack calls it, and checks that its webhooks come from it."""
+
+    api_key: str
+    webhook_secret: str
 
 
 class FolderLock:
@@ -104,13 +113,16 @@ class Secrets:
         return StoreKeys(self._values["store_key_id"], self._values["store_secret"])
 
     @property
-    def api_key(self) -> str | None:
-        """The key that `duolora up` prints; None before the first start."""
-        return self._values.get("api_key")
+    def owner(self) -> OwnerKey | None:
+        """What `duolora up` prints; None before the first start."""
+        try:
+            return OwnerKey(self._values["api_key"], self._values["webhook_secret"])
+        except KeyError:
+            return None
 
-    @api_key.setter
-    def api_key(self, value: str) -> None:
-        self._values["api_key"] = value
+    @owner.setter
+    def owner(self, value: OwnerKey) -> None:
+        self._values |= asdict(value)
         self._write()
 
     def _write(self) -> None:

@@ -69,7 +69,7 @@ def run_demo(data: Path, out: Path, *, environment: Mapping[str, str], seed: int
         stack.start()
     try:
         console.print(f"stack up after {time.monotonic() - began:.1f} s; API at {stack.api_url}, logs in {stack.logs}")
-        with Client(stack.api_url, stack.api_key) as client:
+        with Client(stack.api_url, stack.owner.api_key) as client:
             job = client.personalize(
                 content=samples.content,
                 style=samples.style,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 import migrations
-from deploy.local.api_key import remembered_key
 from deploy.local.data_folder import FolderLock, Secrets, write_private
 from deploy.local.object_store import ObjectStoreServer
+from deploy.local.owner import owner_key
 from deploy.local.postgres import Postgres
 from deploy.local.processes import LOOPBACK, Child, LocalStackError, accepts, free_port, spawn, stop_all
 from deploy.local.valkey import Valkey
@@ -25,6 +25,8 @@ from deploy.local.valkey import Valkey
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from deploy.local.data_folder import OwnerKey
 
 API_TIMEOUT_S = 60.0
 WATCH_S = 0.2
@@ -56,7 +58,7 @@ class Stack:
         self._durable = durable
         self._children: list[Child] = []
         self._cleanup = ExitStack()
-        self._key = ""
+        self._owner: OwnerKey | None = None
 
     @property
     def api_url(self) -> str:
@@ -64,9 +66,11 @@ class Stack:
         return f"http://{LOOPBACK}:{self._port}"
 
     @property
-    def api_key(self) -> str:
+    def owner(self) -> OwnerKey:
         """A key that works, made at the first start and remembered."""
-        return self._key
+        if self._owner is None:
+            raise RuntimeError("the stack has not been started")
+        return self._owner
 
     @property
     def logs(self) -> Path:
@@ -100,7 +104,7 @@ class Stack:
             kept = Secrets(self.data)
             self._start_servers(kept)
             migrations.upgrade(self.env["DATABASE_URL"])
-            self._key = remembered_key(self.env["DATABASE_URL"], kept)
+            self._owner = owner_key(self.env["DATABASE_URL"], kept)
             self._start_services()
             self._write_environment()
         except BaseException:

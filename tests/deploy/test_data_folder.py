@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.data_folder import FolderLock, Secrets, default_data_folder
+from deploy.local.data_folder import FolderLock, OwnerKey, Secrets, default_data_folder
 from deploy.local.processes import LocalStackError
 
 HOLDER = """
@@ -44,10 +44,10 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 
 def test_secrets_stay_the_same_and_are_for_the_owner_only(tmp_path):
     first = Secrets(tmp_path)
-    assert first.api_key is None
-    first.api_key = "duo_x"
+    assert first.owner is None
+    first.owner = OwnerKey("duo_x", "whsec_x")
     second = Secrets(tmp_path)
-    assert second.api_key == "duo_x"
+    assert second.owner == OwnerKey("duo_x", "whsec_x")
     assert second.postgres_password == first.postgres_password
     assert second.store_keys == first.store_keys
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600

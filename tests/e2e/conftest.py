@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from api.accounts.service import issue_key
 from api.client import Client
+from api.db import make_engine, session_factory
 from deploy.local.demo import Samples, shipped_samples
 from deploy.local.stack import Stack
 from tests.support.webhook_receiver import WebhookReceiver, webhook_receiver
@@ -26,7 +28,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def client(stack: Stack) -> Iterator[Client]:
-    with Client(stack.api_url, stack.api_key) as connection:
+    with Client(stack.api_url, stack.owner.api_key) as connection:
         yield connection
 
 
@@ -39,3 +41,13 @@ def samples() -> Samples:
 def receiver() -> Iterator[WebhookReceiver]:
     with webhook_receiver() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def stranger_key(stack: Stack) -> str:
+    """Of another account."""
+    engine = make_engine(stack.env["DATABASE_URL"])
+    try:
+        return issue_key(session_factory(engine), account="stranger").text
+    finally:
+        engine.dispose()

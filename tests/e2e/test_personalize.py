@@ -84,15 +84,15 @@ def test_links_work_without_a_key_and_break_when_changed(finished):
     assert httpx.get(artifact.url.split("?")[0]).status_code in {400, 401, 403}
 
 
-def test_the_webhook_came_signed(finished, receiver, webhook_secret):
+def test_the_webhook_came_signed(finished, receiver, stack):
     delivery = receiver.deliveries.get(timeout=20)
-    event = Webhook(webhook_secret).verify(delivery.body, delivery.headers)
+    event = Webhook(stack.owner.webhook_secret).verify(delivery.body, delivery.headers)
     assert event["type"] == "job.succeeded"
     assert event["data"]["job_id"] == finished.id
 
 
-def test_another_account_does_not_see_the_job(stack, finished, second_key):
-    with Client(stack.api_url, second_key) as stranger:
+def test_another_account_does_not_see_the_job(stack, finished, stranger_key):
+    with Client(stack.api_url, stranger_key) as stranger:
         with pytest.raises(ServiceRefused) as refusal:
             stranger.job(finished.id)
         assert refusal.value.status == 404
