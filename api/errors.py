@@ -6,6 +6,7 @@
     ├── NotFound             404  nothing of that name belongs to the caller
     ├── Conflict             409  the state of the thing forbids it
     ├── TooLarge             413  more bytes than are accepted
+    ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
     └── Unavailable          503  a part of the service does not answer
 
@@ -98,6 +99,15 @@ class TooLarge(ServiceError):
     status = 413
     code = "too_large"
     title = "The request is too large"
+    retryable = False
+
+
+class UnsupportedMedia(ServiceError):
+    """The body has a type that is not read here."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "The body's type is not accepted here"
     retryable = False
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -90,7 +91,7 @@ def _mapped(act: str) -> Iterator[None]:
     except ClientError as error:
         kind = ObjectMissing if error.response.get("Error", {}).get("Code") in _NOT_FOUND else StoreError
         raise kind(f"cannot {act}: {error}") from error
-    except BotoCoreError as error:
+    except (BotoCoreError, Boto3Error) as error:
         raise StoreError(f"cannot {act}: {error}") from error
 
 

@@ -1,0 +1,58 @@
+"""What endpoints are given: the parts of the process, the caller, and the submitted form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.accounts.service import Caller, authenticate
+from api.errors import Unauthenticated
+from api.jobs.service import JobService
+from api.settings import ApiSettings
+from api.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session, sessionmaker
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="api_key", description="An API key, as `duolora keys create` prints it."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of one API process, put together by `api.main.create_app`."""
+
+    settings: ApiSettings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    store: ObjectStore
+    jobs: JobService
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def _caller(
+    request: Request,
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    """Authenticate. Runs before a body is read, so that a stranger's upload is not even received."""
+    if credentials is None:
+        raise Unauthenticated("Send the API key as `Authorization: Bearer duo_...`.")
+    caller = authenticate(services.sessions, credentials.credentials)
+    request.state.key_id = caller.key_id
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]

@@ -1,0 +1,176 @@
+"""Wire shapes of jobs. Bounds of parameters are not here: they are declared once, in `duolora.config`."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from api.jobs.plan import JobKind
+from api.jobs.states import JobState, StageState
+from api.schemas import Problem, Wire
+from duolora.config import MAX_IMAGES_PER_SIDE
+
+
+class StepWishes(Wire):
+    """Training steps, by stage; what is left out takes the recipe's value."""
+
+    content: int | None = Field(None, description="Steps of the content LoRA.")
+    style: int | None = Field(None, description="Steps of the style LoRA.")
+    merge: int | None = Field(None, description="Steps of the merge.")
+
+
+class JobParams(Wire):
+    """The JSON part `params` of a submission. Everything has a default; unknown keys are refused."""
+
+    kind: JobKind = JobKind.PERSONALIZE
+    recipe: str | None = Field(None, description="Name of a complete configuration; see GET /recipes.")
+    base_model: str | None = Field(None, description="Name of a base model of this installation; see GET /recipes.")
+    subject_class: str | None = Field(None, description="What the subject is, in a word or two.", examples=["dog"])
+    content_trigger: str | None = Field(None, description="Word that will call the subject.", examples=["sbu"])
+    style_trigger: str | None = Field(None, description="Word that will call the style.", examples=["szn"])
+    style_captions: list[str] | None = Field(
+        None,
+        max_length=MAX_IMAGES_PER_SIDE,
+        description="What each style picture shows, without its style, in the order of the files.",
+    )
+    steps: StepWishes = StepWishes()
+    rank: int | None = Field(None, description="Rank of both LoRAs; the merge has the sum of both.")
+    resolution_px: int | None = Field(None, description="Side of the training pictures, in pixels.")
+    seed: int | None = None
+    webhook_url: str | None = Field(None, description="Told when the job ends, by a signed Standard Webhook.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes first, up to what the account may ask for.")
+
+
+class ImageRead(Wire):
+    """A picture as it was stored."""
+
+    side: str
+    ordinal: int
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+
+
+class StageProgress(Wire):
+    """How far a stage is."""
+
+    step: int
+    total: int
+    fraction: float = Field(ge=0, le=1)
+    loss: float | None = None
+    note: str = ""
+    eta_seconds: float | None = Field(None, description="Null until the rate is known.")
+
+
+class StageRead(Wire):
+    """One stage of a job."""
+
+    name: str
+    state: StageState
+    attempt: int = Field(description="Times it was begun.")
+    progress: StageProgress | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: Problem | None = Field(description="Of the last attempt that failed.")
+
+
+class JobProgress(Wire):
+    """How far a job is, over all its stages."""
+
+    fraction: float = Field(ge=0, le=1)
+    stage: str | None = Field(description="The stage that runs now; the first, if two do.")
+    step: int | None
+    total: int | None
+    eta_seconds: float | None = Field(description="Until the job ends. Null until the rate is known.")
+    loss: float | None
+    note: str | None
+
+
+class JobTimings(Wire):
+    """Where the time went, in seconds."""
+
+    queued_seconds: float = Field(description="From the submission to the first stage's start.")
+    running_seconds: float | None
+    stages: dict[str, dict[str, Any]] = Field(description="By stage: `seconds`, and the phases the worker measured.")
+
+
+class ArtifactRead(Wire):
+    """A file of the result."""
+
+    name: str = Field(examples=["merged_diffusers"])
+    filename: str
+    content_type: str
+    bytes: int
+    sha256: str
+    url: str = Field(description="Works without a key until `expires_at`. Read the job again for a fresh one.")
+    expires_at: datetime
+
+
+class JobResult(Wire):
+    """What a succeeded job made."""
+
+    artifacts: list[ArtifactRead]
+
+
+class JobUrls(Wire):
+    """Where to go from here."""
+
+    self: str
+    cancel: str
+
+
+class JobSummary(Wire):
+    """A job, in a list."""
+
+    id: uuid.UUID
+    kind: JobKind
+    state: JobState
+    stage: str | None = Field(description="The stage that runs now; the first, if two do.")
+    progress: JobProgress
+    priority: int
+    error: Problem | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    urls: JobUrls
+
+
+class JobRead(JobSummary):
+    """A job in full."""
+
+    stages: list[StageRead]
+    timings: JobTimings
+    params: dict[str, Any] = Field(description="The complete configuration, resolved from the recipe.")
+    images: list[ImageRead]
+    webhook_url: str | None
+    result: JobResult | None
+
+
+class JobPage(Wire):
+    """A page of jobs, newest first."""
+
+    items: list[JobSummary]
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. Null at the end.")
+    limit: int
+    state: JobState | None = Field(description="The filter that was applied.")
+
+
+class RecipeRead(Wire):
+    """A recipe and everything it would do if nothing else were asked for."""
+
+    name: str
+    description: str
+    defaults: dict[str, Any]
+
+
+class RecipePage(Wire):
+    """What this installation can run."""
+
+    recipes: list[RecipeRead]
+    base_models: list[str]
+    default_base_model: str

@@ -1,0 +1,135 @@
+"""From a caller's words to a complete configuration, with every complaint pointing at the caller's own field. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from api.errors import FieldError, InvalidParameters
+from api.jobs.schemas import JobParams
+from api.webhooks.guard import TargetRefused, check_at_submit
+from duolora import recipes
+from duolora.config import Prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
+
+    from api.settings import Network
+    from duolora.config import PersonalizeConfig
+
+ROOT = "/params"
+_WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions")
+_SHARED = {"rank", "resolution_px", "seed"}
+"""Fields of the configuration's parts that one wish fills in several."""
+
+
+def parse(text: str) -> JobParams:
+    """Read the JSON part; values must have the type they are documented with.
+
+    Raises:
+        InvalidParameters: it is not JSON, or a key or type is wrong.
+    """
+    try:
+        return JobParams.model_validate_json(text or "{}", strict=True)
+    except ValidationError as error:
+        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer)) from error
+
+
+def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str) -> PersonalizeConfig:
+    """Fill the recipe and put the wishes over it.
+
+    Raises:
+        InvalidParameters: a name is unknown or a value is out of the bounds of `duolora.config`.
+    """
+    base = params.base_model or default_base
+    errors = []
+    if base not in base_models:
+        errors.append(_unknown("base_model", base, base_models))
+    if params.recipe is not None and params.recipe not in recipes.RECIPES:
+        errors.append(_unknown("recipe", params.recipe, recipes.RECIPES))
+    if errors:
+        raise InvalidParameters(errors=errors)
+    words = {name: getattr(params, name) for name in _WORDS if getattr(params, name) is not None}
+    try:
+        prompts = Prompts.model_validate(words)
+    except ValidationError as error:
+        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer)) from error
+    try:
+        return recipes.resolve(
+            params.recipe,
+            base,
+            prompts,
+            content_steps=params.steps.content,
+            style_steps=params.steps.style,
+            merge_steps=params.steps.merge,
+            rank=params.rank,
+            resolution_px=params.resolution_px,
+            seed=params.seed,
+        )
+    except ValidationError as error:
+        raise InvalidParameters(errors=_complaints(error.errors(), _config_pointer)) from error
+
+
+def check_webhook(url: str | None, allow: Iterable[Network]) -> list[FieldError]:
+    """Return what is wrong with a webhook URL."""
+    if url is None:
+        return []
+    try:
+        check_at_submit(url, allow)
+    except TargetRefused as refusal:
+        return [FieldError(pointer=f"{ROOT}/webhook_url", detail=str(refusal), code="url_refused")]
+    return []
+
+
+def check_priority(priority: int, highest: int) -> list[FieldError]:
+    """Return what is wrong with a priority."""
+    if priority <= highest:
+        return []
+    detail = f"the account may ask for at most {highest}"
+    return [FieldError(pointer=f"{ROOT}/priority", detail=detail, code="priority_too_high")]
+
+
+def check_captions(captions: Sequence[str] | None, pictures: int) -> list[FieldError]:
+    """Return what is wrong with the number of captions."""
+    if captions is None or len(captions) <= pictures:
+        return []
+    detail = f"{len(captions)} captions for {pictures} style pictures; send at most one for each"
+    return [FieldError(pointer=f"{ROOT}/style_captions", detail=detail, code="too_many")]
+
+
+def _unknown(name: str, value: str, known: Iterable[str]) -> FieldError:
+    detail = f"there is no {value!r}; known: {', '.join(sorted(known))}"
+    return FieldError(pointer=f"{ROOT}/{name}", detail=detail, code="unknown")
+
+
+def _complaints(errors: Iterable[ErrorDetails], point: _Pointer) -> list[FieldError]:
+    """Turn pydantic's complaints into ours, one for each field."""
+    found: dict[str, FieldError] = {}
+    for error in errors:
+        pointer, detail = point(error["loc"]), error["msg"]
+        if error["type"] == "extra_forbidden":
+            detail = f"unknown parameter; known: {', '.join(JobParams.model_fields)}"
+        found.setdefault(pointer, FieldError(pointer=pointer, detail=detail, code=error["type"]))
+    return list(found.values())
+
+
+def _literal_pointer(location: tuple[int | str, ...]) -> str:
+    """Point at the field of the same name; a contradiction between fields points at the whole part."""
+    return ROOT + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
+
+
+def _config_pointer(location: tuple[int | str, ...]) -> str:
+    """Point at the wish that a field of the configuration was filled from: (content, steps) is steps/content."""
+    part, name = str(location[0]), str(location[-1])
+    if name in _SHARED:
+        return f"{ROOT}/{name}"
+    return f"{ROOT}/{name}/{part}" if name == "steps" else _literal_pointer(location)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Pointer = Callable[[tuple[int | str, ...]], str]

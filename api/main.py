@@ -1,0 +1,90 @@
+"""Puts the API together. The only place that knows all of its parts."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from api import health
+from api.db import make_engine, session_factory
+from api.deps import Services
+from api.jobs import routes as jobs
+from api.jobs.service import JobService
+from api.middleware import BodyLimit, RequestContext
+from api.problems import install
+from api.storage import ObjectStore, StoreError, StoreMisconfigured
+from api.webhooks import routes as webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from api.settings import ApiSettings
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "Trains a content LoRA and a style LoRA from a few pictures each, and merges them with DuoLoRA."
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """Make the application of one process."""
+    engine = make_engine(
+        settings.database.url.get_secret_value(),
+        pool_size=settings.database.pool_size,
+        application_name="duolora-api",
+    )
+    sessions = session_factory(engine)
+    store = ObjectStore(settings.store)
+    services = Services(
+        settings=settings,
+        engine=engine,
+        sessions=sessions,
+        store=store,
+        jobs=JobService(settings, sessions, store),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(prove_store, store)
+        try:
+            yield
+        finally:
+            engine.dispose()
+
+    app = FastAPI(
+        title="DuoLoRA",
+        version=version("duolora"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from a third party
+        redoc_url=None,
+    )
+    app.state.services = services
+    install(app)
+    app.include_router(jobs.router)
+    app.include_router(health.router)
+    app.webhooks.include_router(webhooks.router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
+    return app
+
+
+def prove_store(store: ObjectStore) -> None:
+    """Test the store before the first request.
+
+    A store that is not usable yet is only noted, /readyz says so; one that serves anybody ends the start.
+
+    Raises:
+        StoreMisconfigured: its promises do not hold.
+    """
+    try:
+        store.ensure_bucket()
+        store.self_test()
+    except StoreMisconfigured:
+        raise
+    except StoreError as error:
+        logger.warning("the object store is not usable yet: %s", error)
