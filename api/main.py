@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from api import health
+from api import health, openapi, problems
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
 from api.jobs.service import JobService
 from api.middleware import BodyLimit, RequestContext
-from api.problems import install
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
 from api.webhooks import routes as webhooks
 
@@ -64,10 +63,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    install(app)
+    problems.install(app)
     app.include_router(jobs.router)
     app.include_router(health.router)
     app.webhooks.include_router(webhooks.router)
+    openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
     return app

@@ -13,7 +13,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api.errors import FieldError, InvalidParameters, ServiceError, Unauthenticated, Unavailable, problem
-from api.schemas import Problem
 from api.storage import StoreError
 from api.telemetry import current_request_id
 
@@ -41,7 +40,6 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "model": Problem,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in statuses

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from api.errors import FieldError, InvalidParameters, UnsupportedMedia
-from api.jobs.schemas import JobParams
 from api.jobs.service import Submission, Upload
 from duolora.config import MAX_IMAGES_PER_SIDE
 
@@ -108,7 +107,7 @@ def openapi_body() -> dict[str, Any]:
         "properties": {
             "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},
-            "params": JobParams.model_json_schema(ref_template="#/components/schemas/{model}"),
+            "params": {"$ref": "#/components/schemas/JobParams"},
         },
     }
     content = {MEDIA_TYPE: {"schema": schema, "encoding": {"params": {"contentType": "application/json"}}}}
