@@ -53,11 +53,15 @@ class LoraLayer:
         dtype = torch.promote_types(self.up_OR.dtype, torch.float32)
         return self.scale * (self.up_OR.to(dtype) @ self.down_RI.to(dtype))
 
+    def with_alpha(self, alpha: float) -> LoraLayer:
+        """Return the same change written with another alpha; the up factor takes the difference."""
+        if self.alpha == alpha:
+            return self
+        return LoraLayer(self.down_RI, self.up_OR * (self.alpha / alpha), alpha)
+
     def folded(self) -> LoraLayer:
         """Return the same change with alpha = R, so that readers that ignore alpha are right as well."""
-        if self.alpha == self.rank:
-            return self
-        return LoraLayer(self.down_RI, self.up_OR * self.scale, float(self.rank))
+        return self.with_alpha(float(self.rank))
 
     def to(self, dtype: torch.dtype) -> LoraLayer:
         """Return the layer with factors of another dtype, on the CPU and contiguous."""

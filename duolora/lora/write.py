@@ -1,6 +1,8 @@
 """Writing a LoRA as ordinary files: diffusers/PEFT keys and kohya keys, which give equal weight changes.
 
-The scale is folded into the factors, so that alpha = rank in every layer and a reader that drops alpha is right too.
+The scale is folded into the factors: where all layers have one rank, alpha = rank in every layer of both files and a
+reader that drops alpha is right too. The diffusers file keeps to that when ranks differ; the kohya file cannot (see
+`write_kohya`).
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from safetensors.torch import save_file
 
 from duolora.lora.keys import kohya_key
 from duolora.lora.read import PEFT_METADATA_KEY, tensor_bytes
+from duolora.lora.weights import LoraWeights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-    from duolora.lora.weights import LoraWeights
 
 DIFFUSERS_IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 STABILITY_IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
@@ -39,8 +40,16 @@ def write_diffusers(weights: LoraWeights, path: Path, dtype: torch.dtype = torch
 
 
 def write_kohya(weights: LoraWeights, path: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a file that kohya's scripts, ComfyUI and diffusers' own conversion read."""
-    folded = weights.folded().to(dtype)
+    """Write a file that kohya's scripts, ComfyUI and diffusers' own conversion read.
+
+    All layers carry one alpha, the smallest rank. The conversion of diffusers (0.42.1 and before) loses the alphas of
+    attention layers that differ from the most frequent one: it files them under names that match no module. With one
+    alpha nothing can be lost; the smallest rank, because factors then only grow, and float16 rounds no small ones away.
+    """
+    alpha = float(min(layer.rank for layer in weights.layers.values()))
+    folded = LoraWeights(
+        {name: layer.with_alpha(alpha) for name, layer in weights.layers.items()}, weights.metadata
+    ).to(dtype)
     tensors: dict[str, Tensor] = {}
     for name, layer in folded.layers.items():
         key = kohya_key(name)
