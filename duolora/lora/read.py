@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ def from_state_dict(
         down = rest.pop(key)
         name = _layer_name(stem, index)
         alpha = rest.pop(stem + ".alpha", None)
-        layers[name] = LoraLayer(down, up, float(alpha) if alpha is not None else peft(name, down.shape[0]))
+        layers[name] = LoraLayer(down, up, peft(name, down.shape[0]) if alpha is None else _alpha(stem, alpha))
     if rest:
         raise InvalidLora(f"{len(rest)} tensors are not part of a LoRA, for example {min(rest)}")
     return LoraWeights(layers, {key: value for key, value in metadata.items() if key != PEFT_METADATA_KEY})
@@ -73,7 +74,15 @@ def _layer_name(stem: str, index: Mapping[str, str]) -> str:
         if name is None:
             raise InvalidLora(f"{stem} names no layer of this base model")
         return name
-    return stem.replace(".processor.", ".").replace(".to_out_lora", ".to_out.0").removesuffix("_lora")
+    path = stem.replace(".processor.", ".")
+    return f"{path}.0" if path.endswith(".to_out") else path  # attention processors called their output layer to_out
+
+
+def _alpha(stem: str, tensor: Tensor) -> float:
+    """Read the alpha of a layer."""
+    if tensor.numel() != 1:
+        raise InvalidLora(f"{stem}.alpha must be one number; its shape is {tuple(tensor.shape)}")
+    return float(tensor)
 
 
 class _PeftAlphas:
@@ -81,11 +90,21 @@ class _PeftAlphas:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
+        # PEFT reads every key of a pattern as a regular expression for the end of a path; the first that fits counts.
+        self._patterns = {
+            key.removesuffix(".alpha_pattern"): [
+                (re.compile(rf"(.*\.)?({path})$"), float(alpha)) for path, alpha in (patterns or {}).items()
+            ]
+            for key, patterns in config.items()
+            if key.endswith(".alpha_pattern")
+        }
 
     def __call__(self, layer_name: str, rank: int) -> float:
         component, _, path = layer_name.partition(".")
-        pattern = self._config.get(f"{component}.alpha_pattern") or {}
-        return float(pattern.get(path, self._config.get(f"{component}.lora_alpha", rank)))
+        for pattern, alpha in self._patterns.get(component, ()):
+            if pattern.match(path):
+                return alpha
+        return float(self._config.get(f"{component}.lora_alpha", rank))
 
 
 def _peft_alphas(metadata: Mapping[str, str]) -> _PeftAlphas:
@@ -96,7 +115,10 @@ def _peft_alphas(metadata: Mapping[str, str]) -> _PeftAlphas:
         raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} is not JSON") from error
     if not isinstance(config, dict):
         raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} must be a JSON object")
-    return _PeftAlphas(config)
+    try:
+        return _PeftAlphas(config)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} holds no alpha_pattern of PEFT: {error}") from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
