@@ -158,6 +158,11 @@ def _train_step(
         group["lr"] = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    running = {role for role, _ in active}
+    for role, group in enumerate(optimizer.param_groups):
+        if role not in running:  # its gradient is zero, and a zero gradient still moves by AdamW's momentum
+            for parameter in group["params"]:
+                parameter.grad = None
     optimizer.step()
     value = loss.item() / len(losses)
     if not math.isfinite(value):
