@@ -172,7 +172,7 @@ class MergeObjective:
         return distillation_loss(student_BCHW, bank.teacher_NCHW[rows_B])
 
     def _prior(self) -> Tensor:
-        """Mean of L_prior over the layers that both sides change."""
+        """Mean of L_prior over the layers that both sides change; 0 when they share none."""
         masks = self._adapter.learned_masks()
         other = {CONTENT: STYLE, STYLE: CONTENT}
         losses = [
@@ -180,4 +180,4 @@ class MergeObjective:
             for name, role in self._roles.items()
             if name in masks[CONTENT] and name in masks[STYLE]
         ]
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() if losses else torch.zeros((), device=self._base.runtime.device)
