@@ -62,19 +62,23 @@ def starting_noise(base: SdxlBase, config: GenerateConfig) -> Tensor:
 def _sample(base: SdxlBase, prompts: Sequence[str], config: GenerateConfig, observer: Observer) -> Tensor:
     """Denoise from noise to clean latents, (B, C, H, W)."""
     rows_B = torch.arange(config.images, device=base.runtime.device) % len(prompts)
-    conditional = base.encode_prompts(prompts)[rows_B]
-    unconditional = base.encode_unconditional()[torch.zeros_like(rows_B)]
-    both = PromptEmbeddings.join([unconditional, conditional])
+    conditions = base.encode_prompts(prompts)[rows_B]
+    guides = config.guidance_scale > 1  # at 1 and below the prompt alone decides, as in diffusers
+    if guides:
+        unconditional = base.encode_unconditional()[torch.zeros_like(rows_B)]
+        conditions = PromptEmbeddings.join([unconditional, conditions])
+    copies = 2 if guides else 1
     sampler = EulerDiscreteScheduler.from_config(base.pipeline.scheduler.config)
     sampler.set_timesteps(config.steps, device=base.runtime.device)
     latents_BCHW: Tensor = starting_noise(base, config) * sampler.init_noise_sigma
     for step, timestep in enumerate(sampler.timesteps):
         scaled_BCHW = sampler.scale_model_input(latents_BCHW, timestep)
-        noise_2BCHW = base.predict_noise(
-            torch.cat([scaled_BCHW, scaled_BCHW]), timestep.expand(2 * config.images), both
+        noise_BCHW = base.predict_noise(
+            scaled_BCHW.repeat(copies, 1, 1, 1), timestep.expand(copies * config.images), conditions
         )
-        free_BCHW, guided_BCHW = noise_2BCHW.chunk(2)
-        noise_BCHW = free_BCHW + config.guidance_scale * (guided_BCHW - free_BCHW)
+        if guides:
+            free_BCHW, guided_BCHW = noise_BCHW.chunk(2)
+            noise_BCHW = free_BCHW + config.guidance_scale * (guided_BCHW - free_BCHW)
         latents_BCHW = sampler.step(noise_BCHW, timestep, latents_BCHW, return_dict=False)[0]
         advance(observer, Progress(step=step + 1, total=config.steps, note="sampling"))
     return latents_BCHW
