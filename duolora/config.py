@@ -65,7 +65,7 @@ class Prompts(Frozen):
 
     @model_validator(mode="after")
     def _triggers_differ(self) -> Self:
-        if self.content_trigger == self.style_trigger:
+        if self.content_trigger.casefold() == self.style_trigger.casefold():  # CLIP's tokenizers ignore case
             raise ValueError("content_trigger and style_trigger must differ, or the two LoRAs answer to the same word")
         return self
 
