@@ -1,0 +1,63 @@
+"""Fixtures of the engine's tests: the pico base, its folder on disk, and pictures.
+
+`pytest tests/duolora --update-goldens` writes the files of tests/golden anew; look at the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from tests.duolora.pico import draw_pictures, pico_base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from duolora.models.sdxl import SdxlBase
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_per_process() -> None:
+    """Two torch processes with all threads each slow each other down tenfold on a small machine."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_base() -> SdxlBase:
+    return pico_base()
+
+
+@pytest.fixture
+def base(shared_base: SdxlBase) -> Iterator[SdxlBase]:
+    """The pico base; every test must leave it as it found it."""
+    before = {path: id(module) for path, module in shared_base.unet.named_modules()}
+    yield shared_base
+    after = {path: id(module) for path, module in shared_base.unet.named_modules()}
+    assert after == before, "the test left the base with other modules"
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pico base in diffusers' layout."""
+    folder = tmp_path_factory.mktemp("pico") / "base"
+    pico_base().pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def content_pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return draw_pictures(tmp_path_factory.mktemp("pictures") / "content", ((230, 40, 40), (40, 200, 60)))
+
+
+@pytest.fixture(scope="session")
+def style_pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return draw_pictures(tmp_path_factory.mktemp("pictures") / "style", ((40, 40, 230), (240, 220, 40), (10, 10, 10)))
