@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -40,8 +41,16 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    threading.excepthook = _log_death
     for noisy in ("botocore", "boto3", "urllib3", "httpx", "celery", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _log_death(death: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread."""
+    if death.exc_value is not None:
+        name = "?" if death.thread is None else death.thread.name
+        logging.getLogger("threads").error("thread %s died", name, exc_info=death.exc_value)
 
 
 @contextmanager

@@ -48,10 +48,10 @@ class EngineSettings(BaseSettings):
     """From its start to `ready`: importing the libraries takes seconds, on a cold disk many."""
     warm_timeout_s: float = Field(900, gt=0)
     """Loading the base model; the first time it may come over the network."""
-    cancel_grace_s: float = Field(10, gt=0)
+    cancel_grace_s: float = Field(8, gt=0)
     """From the request to stop a run to TERM."""
-    term_grace_s: float = Field(5, gt=0)
-    """From TERM to KILL."""
+    term_grace_s: float = Field(3, gt=0)
+    """From TERM to KILL. A worker that is told to exit needs up to both, and a little more: its own grace."""
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of the engine process: the inherited one without secrets, threads bounded."""

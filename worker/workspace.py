@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -111,10 +112,11 @@ class Scratch:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._sweep(root)
-        self._folder = Path(tempfile.mkdtemp(prefix="worker-", dir=root))
-        self._lock = (self._folder / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with _locked(root):  # nobody sweeps while a folder has no lock yet
+            self._sweep(root)
+            self._folder = Path(tempfile.mkdtemp(prefix="worker-", dir=root))
+            self._lock = (self._folder / _LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     @contextmanager
     def workspace(self, stage: ClaimedStage, store: ObjectStore) -> Iterator[Workspace]:
@@ -134,6 +136,16 @@ class Scratch:
             with contextlib.suppress(OSError), lock.open("r+") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _plain(filename: str) -> str:

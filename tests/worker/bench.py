@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
 
 REPOSITORY = Path(__file__).parents[2]
+STUB = Path(__file__).with_name("stub_engine.py")
 PATIENCE_S = 20.0
+LOOK_EVERY_S = 0.02
 
 QUICK = {
     "WORKER_LEASE_S": "3",
@@ -66,7 +68,7 @@ def eventually(look: Callable[[], Value], *, within_s: float = PATIENCE_S) -> Va
     while not (seen := look()):
         if time.monotonic() > give_up_at:
             pytest.fail(f"did not happen within {within_s:.0f} s")
-        time.sleep(0.01)
+        time.sleep(LOOK_EVERY_S)
     return seen
 
 
@@ -84,7 +86,7 @@ class Bench:
         self.runs.mkdir()
 
     def engine_command(self, behaviours: Behaviours) -> str:
-        return json.dumps([sys.executable, "-m", "tests.worker.stub_engine", str(self.runs), json.dumps(behaviours)])
+        return json.dumps([sys.executable, "-ES", str(STUB), str(self.runs), json.dumps(behaviours)])
 
     def settings(self, behaviours: Behaviours, **environment: str) -> WorkerSettings:
         with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +157,12 @@ class Bench:
             return [(row.attempt, row.outcome and row.outcome.value) for row in rows]
 
     def wait_for(self, job_id: uuid.UUID, state: str) -> Job:
-        return eventually(lambda: job if (job := self.read(job_id)).state == state else None)
+        eventually(lambda: self.state(job_id) == state)
+        return self.read(job_id)
+
+    def state(self, job_id: uuid.UUID) -> str:
+        with self.sessions() as session:
+            return session.scalars(select(Job.state).where(Job.id == job_id)).one().value
 
     def wait_for_run(self, stage: str, attempt: int = 1) -> int:
         """Wait until the stub has begun a run; its process id."""

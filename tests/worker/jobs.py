@@ -1,61 +1,44 @@
-"""Jobs as the API writes them, without its HTTP side."""
+"""Jobs as callers submit them: through the API's own service."""
 
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING
 
+import pytest
 from PIL import Image
 
 from api.accounts.models import Account
-from api.db import transaction
-from api.identifiers import uuid7
-from api.jobs.models import Job, JobImage, Side, Stage
-from api.jobs.plan import PLANS, JobKind
-from api.jobs.repository import insert_job
-from api.jobs.states import StageState
-from api.storage import input_key
-from api.webhooks.signing import make_secret
-from duolora.config import SCHEMA_VERSION, Prompts
-from duolora.recipes import tiny
-from tests.worker.bench import sha256
+from api.accounts.service import authenticate, issue_key
+from api.jobs.service import JobService, Submission, Upload
+from api.settings import ApiSettings
 
 if TYPE_CHECKING:
+    from api.jobs.models import Job
     from tests.worker.bench import Bench
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def submit(bench: Bench, *, webhook_url: str | None = None) -> Job:
-    """Insert a `personalize` job with one picture a side, for an account of its own."""
-    with transaction(bench.sessions) as session:
-        account = Account(id=uuid7(), name=f"tests {uuid7()}", webhook_secret=make_secret())
-        session.add(account)
-        session.flush()
-        job = Job(
-            id=uuid7(),
-            account_id=account.id,
-            kind=JobKind.PERSONALIZE,
-            params=tiny("tiny", Prompts(subject_class="dog")).model_dump(mode="json"),
-            params_version=SCHEMA_VERSION,
-            request={},
-            webhook_url=webhook_url,
-            self_url="http://127.0.0.1/jobs/x",
+    """Submit a `personalize` job with one picture a side."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bench.environment.items():
+            patch.setenv(name, value)
+        service = JobService(ApiSettings(), bench.sessions, bench.store)
+    key = issue_key(bench.sessions, account="tests")
+    job = service.submit(
+        authenticate(bench.sessions, key.text),
+        Submission(
+            params=json.dumps({"subject_class": "dog"} | ({"webhook_url": webhook_url} if webhook_url else {})),
+            content=[_picture(0)],
+            style=[_picture(255)],
+            origin="http://127.0.0.1",
             traceparent=TRACEPARENT,
-        )
-        job.images = [_image(bench, job, side, shade) for shade, side in enumerate(Side)]
-        job.stages = [
-            Stage(
-                name=plan.name,
-                ordinal=ordinal,
-                depends_on=list(plan.depends_on),
-                max_attempts=plan.max_attempts,
-                state=StageState.WAITING if plan.depends_on else StageState.RUNNABLE,
-            )
-            for ordinal, plan in enumerate(PLANS[JobKind.PERSONALIZE])
-        ]
-        insert_job(session, job)
-    return job
+        ),
+    )
+    return bench.read(job.id)
 
 
 def webhook_secret(bench: Bench, job: Job) -> str:
@@ -63,19 +46,9 @@ def webhook_secret(bench: Bench, job: Job) -> str:
         return session.get_one(Account, job.account_id).webhook_secret
 
 
-def _image(bench: Bench, job: Job, side: Side, shade: int) -> JobImage:
+def _picture(shade: int) -> Upload:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
-    data = buffer.getvalue()
-    key = input_key(job.account_id, job.id, side, 0, sha256(data))
-    bench.store.put_bytes(key, data, "image/png")
-    return JobImage(
-        side=side,
-        ordinal=0,
-        key=key,
-        sha256=sha256(data),
-        bytes=len(data),
-        width=8,
-        height=8,
-        content_type="image/png",
-    )
+    Image.new("RGB", (32, 32), (shade, 0, 0)).save(buffer, "PNG")
+    size = buffer.tell()
+    buffer.seek(0)
+    return Upload(buffer, size)

@@ -1,7 +1,8 @@
-"""An engine process without an engine: speaks the real protocol, and behaves as it is told.
+"""An engine process without an engine: speaks the protocol, and behaves as it is told.
 
-    python -m tests.worker.stub_engine FOLDER '{"content_lora": ["die", "ok"]}'
+    stub_engine.py FOLDER '{"content_lora": ["die", "ok"]}'
 
+It builds its lines by hand, standard library only: so it starts in no time, and it checks the protocol from outside.
 The list of a stage holds one behaviour for each of its attempts, the last for all that follow; other stages do `ok`.
 FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a run begins, and looks for gates.
 
@@ -11,6 +12,7 @@ FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a 
     die           kills itself
     fail:FAULT    reports a failure with that fault
     missing       names an output that it did not write
+    chatty        like ok, but writes nonsense between its lines
 """
 
 from __future__ import annotations
@@ -25,9 +27,6 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 
-from duolora.errors import Fault
-from worker.wire import Cancel, Done, Failed, OutputFile, ProgressReport, Ready, Run, Warm, Warmed, parse_command
-
 OUTPUTS = {
     "content_lora": ("content_lora.safetensors", "content_lora.kohya.safetensors"),
     "style_lora": ("style_lora.safetensors", "style_lora.kohya.safetensors"),
@@ -39,75 +38,78 @@ STEPS = 3
 folder = Path(sys.argv[1])
 behaviours = json.loads(sys.argv[2])
 cancelled: set[str] = set()
-commands: SimpleQueue[Run | Warm | None] = SimpleQueue()
+commands: SimpleQueue[dict] = SimpleQueue()
 
 
 def read() -> None:
     for line in sys.stdin.buffer:
-        command = parse_command(line)
-        if isinstance(command, Cancel):
-            cancelled.add(command.id)
+        command = json.loads(line)
+        if command["op"] == "cancel":
+            cancelled.add(command["id"])
         else:
             commands.put(command)
     os._exit(0)
 
 
-def say(event: Ready | Warmed | ProgressReport | Done | Failed) -> None:
-    sys.stdout.buffer.write(event.line())
-    sys.stdout.buffer.flush()
+def say(event: str, **fields: object) -> None:
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
 
 
-def behaviour(run: Run) -> str:
-    planned = behaviours.get(run.stage, ["ok"])
-    return planned[min(run.attempt, len(planned)) - 1]
-
-
-def do(run: Run) -> Done | Failed:
-    (folder / f"{run.stage}.{run.attempt}").write_text(str(os.getpid()))
-    kind, _, detail = behaviour(run).partition(":")
-    say(ProgressReport(id=run.id, step=1, total=STEPS, loss=0.5, note=kind))
+def do(run: dict) -> None:
+    planned = behaviours.get(run["stage"], ["ok"])
+    kind, _, detail = planned[min(run["attempt"], len(planned)) - 1].partition(":")
+    (folder / f"{run['stage']}.{run['attempt']}").write_text(str(os.getpid()))
+    say("progress", id=run["id"], step=1, total=STEPS, loss=0.5, note=kind)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.pause()
+        while True:
+            signal.pause()
     if kind == "fail":
-        return Failed(id=run.id, code=f"stub_{detail}", message="as told", fault=Fault(detail))
+        say("failed", id=run["id"], code=f"stub_{detail}", message="as told", fault=detail)
+        return
+    if kind == "chatty":
+        sys.stdout.write('downloading... 100%\n{"event": "party"}\n\n')
+        say("progress", id="another:1", step=0, total=0, loss=None, note="")
     while kind == "gate" and not (folder / detail).exists():
-        if run.id in cancelled:
-            return Failed(id=run.id, code="cancelled", message="stopped on request", fault=Fault.CANCELLED)
+        if run["id"] in cancelled:
+            say("failed", id=run["id"], code="cancelled", message="stopped on request", fault="cancelled")
+            return
         time.sleep(0.01)
-    say(ProgressReport(id=run.id, step=STEPS, total=STEPS, loss=0.25))
-    return Done(id=run.id, outputs=tuple(write(run, empty=kind == "missing")), timings={"train_s": 0.1})
+    say("progress", id=run["id"], step=STEPS, total=STEPS, loss=0.25, note="")
+    say("done", id=run["id"], outputs=write(run, empty=kind == "missing"), timings={"train_s": 0.1})
 
 
-def write(run: Run, *, empty: bool) -> list[OutputFile]:
-    inputs = Path(run.inputs_dir)
+def write(run: dict, *, empty: bool) -> list[dict[str, str]]:
+    inputs = Path(run["inputs_dir"])
     seen = {
         str(path.relative_to(inputs)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(inputs.rglob("*"))
         if path.is_file()
     }
     outputs = []
-    for filename in OUTPUTS[run.stage]:
+    for filename in OUTPUTS[run["stage"]]:
         if not empty:
-            told = {"file": filename, "base": run.base, "rank": run.config["content"]["rank"], "inputs": seen}
-            (Path(run.outputs_dir) / filename).write_text(json.dumps(told))
+            told = {"file": filename, "base": run["base"], "rank": run["config"]["content"]["rank"], "inputs": seen}
+            (Path(run["outputs_dir"]) / filename).write_text(json.dumps(told))
         name = filename.partition(".")[0]
         if "kohya" in filename or "diffusers" in filename:
             name = f"{name}_{filename.split('.')[1]}"
-        outputs.append(OutputFile(name=name, filename=filename, content_type="application/octet-stream"))
+        outputs.append({"name": name, "filename": filename, "content_type": "application/octet-stream"})
     return outputs
 
 
 def main() -> None:
     threading.Thread(target=read, daemon=True).start()
-    say(Ready(engine_version="stub", device="none"))
-    while (command := commands.get()) is not None:
-        if isinstance(command, Warm):
-            say(Warmed(base=command.base))
+    say("ready", engine_version="stub", device="none")
+    while True:
+        command = commands.get()
+        if command["op"] == "warm":
+            say("warmed", base=command["base"], error=None)
         else:
-            say(do(command))
+            do(command)
 
 
 if __name__ == "__main__":

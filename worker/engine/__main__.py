@@ -32,8 +32,8 @@ def main() -> None:
     from worker.engine.stages import BaseModels  # noqa: PLC0415
 
     models = BaseModels()
-    channel.start()
     channel.send(Ready(engine_version=version("duolora"), device=models.device))
+    channel.start()
     while True:
         match channel.next_command():
             case Warm(base=base):
