@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from api.errors import FieldError, InvalidParameters
-from api.jobs.schemas import JobParams
+from api.jobs.schemas import JobParams, StepWishes
 from api.webhooks.guard import TargetRefused, check_at_submit
 from duolora import recipes
 from duolora.config import Prompts
@@ -56,7 +56,7 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
     try:
         prompts = Prompts.model_validate(words)
     except ValidationError as error:
-        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer)) from error
+        raise InvalidParameters(errors=_complaints(error.errors(), _prompt_pointer)) from error
     try:
         return recipes.resolve(
             params.recipe,
@@ -109,16 +109,22 @@ def _complaints(errors: Iterable[ErrorDetails], point: _Pointer) -> list[FieldEr
     """Turn pydantic's complaints into ours, one for each field."""
     found: dict[str, FieldError] = {}
     for error in errors:
-        pointer, detail = point(error["loc"]), error["msg"]
+        pointer, detail = point(error["loc"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            detail = f"unknown parameter; known: {', '.join(JobParams.model_fields)}"
+            known = JobParams.model_fields if len(error["loc"]) == 1 else StepWishes.model_fields
+            detail = f"unknown parameter; known: {', '.join(known)}"
         found.setdefault(pointer, FieldError(pointer=pointer, detail=detail, code=error["type"]))
     return list(found.values())
 
 
 def _literal_pointer(location: tuple[int | str, ...]) -> str:
-    """Point at the field of the same name; a contradiction between fields points at the whole part."""
+    """Point at the field of the same name."""
     return ROOT + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
+
+
+def _prompt_pointer(location: tuple[int | str, ...]) -> str:
+    """Point at the word; the one contradiction there can be is between the two triggers."""
+    return _literal_pointer(location or ("style_trigger",))
 
 
 def _config_pointer(location: tuple[int | str, ...]) -> str:

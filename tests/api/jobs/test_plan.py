@@ -33,8 +33,6 @@ def test_weights_cover_the_plan_and_add_up(recipe):
 
 
 def test_more_steps_weigh_more():
-    short, long = (
-        stage_weights(recipes.resolve("tiny", "tiny", Prompts(), style_steps=steps)) for steps in (10, 1000)
-    )
+    short, long = (stage_weights(recipes.resolve("tiny", "tiny", Prompts(), style_steps=steps)) for steps in (10, 1000))
     assert long["style_lora"] > short["style_lora"]
     assert long["merge"] < short["merge"]

@@ -202,15 +202,11 @@ class TestFencing:
             session,
             **proof,
             artifacts=[
-                repository.NewArtifact(
-                    name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y"
-                )
+                repository.NewArtifact(name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y")
             ],
             timings={},
         ),
-        "fail": lambda session, proof: repository.fail_stage(
-            session, **proof, error={"code": "x"}, retry_after=None
-        ),
+        "fail": lambda session, proof: repository.fail_stage(session, **proof, error={"code": "x"}, retry_after=None),
         "release": lambda session, proof: repository.release_stage(session, **proof),
         "settle_cancel": lambda session, proof: repository.settle_cancel(session, **proof),
     }

@@ -1,0 +1,118 @@
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import event, update
+
+from api.db import transaction
+from api.jobs import listing
+from api.jobs.listing import Cursor, InvalidCursor
+from api.jobs.models import Job
+from api.jobs.states import JobState
+from tests.api.factories import cancel, make_account, make_job
+
+
+@pytest.fixture
+def account(sessions):
+    return make_account(sessions)
+
+
+def page(sessions, account, after=None, limit=2, state=None):
+    with transaction(sessions) as session:
+        jobs, following = listing.list_jobs(session, account_id=account, after=after, limit=limit, state=state)
+        return [job.id for job in jobs], following
+
+
+def test_pages_are_newest_first_and_end(sessions, account):
+    made = [make_job(sessions, account) for _ in range(5)]
+    seen, after = [], None
+    sizes = []
+    while True:
+        ids, after = page(sessions, account, after)
+        seen += ids
+        sizes.append(len(ids))
+        if after is None:
+            break
+    assert seen == made[::-1]
+    assert sizes == [2, 2, 1]
+
+
+def test_a_full_last_page_has_no_successor(sessions, account):
+    for _ in range(2):
+        make_job(sessions, account)
+    assert page(sessions, account)[1] is None
+    assert page(sessions, make_account(sessions, "theirs")) == ([], None)
+
+
+def test_jobs_that_come_meanwhile_neither_repeat_nor_hide_any(sessions, account):
+    made = [make_job(sessions, account) for _ in range(4)]
+    first, after = page(sessions, account)
+    new = make_job(sessions, account)
+    second, end = page(sessions, account, after)
+    assert first + second == made[::-1]
+    assert end is None
+    assert page(sessions, account)[0][0] == new
+
+
+def test_jobs_of_one_instant_are_told_apart(sessions, account):
+    made = {make_job(sessions, account) for _ in range(5)}
+    with transaction(sessions) as session:
+        session.execute(update(Job).values(created_at=datetime(2026, 1, 1, tzinfo=UTC)))
+    seen, after = page(sessions, account)
+    while after is not None:
+        ids, after = page(sessions, account, after)
+        seen += ids
+    assert len(seen) == 5
+    assert set(seen) == made
+
+
+def test_the_filter_holds_across_pages(sessions, account):
+    made = [make_job(sessions, account) for _ in range(5)]
+    for job_id in made[::2]:
+        cancel(sessions, account, job_id)
+    first, after = page(sessions, account, state=JobState.CANCELED)
+    second, end = page(sessions, account, after, state=JobState.CANCELED)
+    assert first + second == made[::2][::-1]
+    assert end is None
+
+
+@given(
+    st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)),
+    st.uuids(),
+)
+def test_a_cursor_survives_the_journey(created_at, job_id):
+    cursor = Cursor(created_at, job_id)
+    assert Cursor.decode(cursor.encode()) == cursor
+    assert cursor.encode().replace("-", "").replace("_", "").isalnum()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "!!!!", "AAAA", "é", Cursor(datetime.now(UTC), uuid.uuid4()).encode()[:-2], "_" * 32, "A" * 33]
+)
+def test_what_is_no_cursor_is_refused(text):
+    with pytest.raises(InvalidCursor):
+        Cursor.decode(text)
+
+
+def test_reading_needs_the_right_account(sessions, account):
+    job_id = make_job(sessions, account)
+    with transaction(sessions) as session:
+        assert listing.read_job(session, account_id=account, job_id=job_id).id == job_id
+        theirs = make_account(sessions, "theirs")
+        assert listing.read_job(session, account_id=theirs, job_id=job_id) is None
+        assert listing.read_job(session, account_id=account, job_id=uuid.uuid4()) is None
+
+
+def test_listing_costs_the_same_number_of_queries_however_many_jobs(sessions, account, engine):
+    counts = []
+    statements = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    for total in (1, 6):
+        while len(page(sessions, account, limit=50)[0]) < total:
+            make_job(sessions, account)
+        statements.clear()
+        page(sessions, account, limit=50)
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
