@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from PIL import Image
@@ -72,6 +73,19 @@ def png_header(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"\0" * 1000)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+class Undone(Exception):
+    """Ends a transaction that is to leave nothing."""
+
+
+@contextmanager
+def rolled_back(sessions):
+    """A transaction that reaches the database and is then undone."""
+    with suppress(Undone), transaction(sessions) as session:
+        yield session
+        session.flush()
+        raise Undone
 
 
 def make_account(sessions, name="mine"):

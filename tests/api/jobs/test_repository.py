@@ -27,11 +27,10 @@ from tests.api.factories import (
     make_all_due,
     make_job,
     reap,
+    rolled_back,
     snapshot,
     stage_states,
 )
-
-LATE = timedelta(seconds=30)
 
 
 @pytest.fixture
@@ -125,10 +124,8 @@ class TestClaim:
     def test_a_rolled_back_claim_was_none(self, sessions, account):
         make_job(sessions, account)
         before = snapshot(sessions)
-        with pytest.raises(ZeroDivisionError), transaction(sessions) as session:
+        with rolled_back(sessions) as session:
             assert repository.claim_stage(session, worker_id="a", lease=LEASE) is not None
-            session.flush()
-            raise ZeroDivisionError
         assert snapshot(sessions) == before
 
     def test_many_workers_get_every_stage_exactly_once(self, sessions, account):
@@ -192,26 +189,25 @@ class TestFairChoice:
         assert [claim(sessions).account_id == account for _ in range(3)] == [True, True, False]
 
 
-class TestFencing:
-    WRITES = {
-        "heartbeat": lambda session, proof: repository.heartbeat(session, **proof, lease=LEASE),
-        "progress": lambda session, proof: repository.record_progress(
-            session, **proof, progress={"step": 1, "total": 2}
-        ),
-        "finish": lambda session, proof: repository.finish_stage(
-            session,
-            **proof,
-            artifacts=[
-                repository.NewArtifact(name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y")
-            ],
-            timings={},
-        ),
-        "fail": lambda session, proof: repository.fail_stage(session, **proof, error={"code": "x"}, retry_after=None),
-        "release": lambda session, proof: repository.release_stage(session, **proof),
-        "settle_cancel": lambda session, proof: repository.settle_cancel(session, **proof),
-    }
+WRITES = {
+    "heartbeat": lambda session, proof: repository.heartbeat(session, **proof, lease=LEASE),
+    "progress": lambda session, proof: repository.record_progress(session, **proof, progress={"step": 1, "total": 2}),
+    "finish": lambda session, proof: repository.finish_stage(
+        session,
+        **proof,
+        artifacts=[
+            repository.NewArtifact(name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y")
+        ],
+        timings={},
+    ),
+    "fail": lambda session, proof: repository.fail_stage(session, **proof, error={"code": "x"}, retry_after=None),
+    "release": lambda session, proof: repository.release_stage(session, **proof),
+    "settle_cancel": lambda session, proof: repository.settle_cancel(session, **proof),
+}
 
-    @pytest.mark.parametrize("write", WRITES)
+
+class TestFencing:
+    @pytest.mark.parametrize("write", list(WRITES))
     @pytest.mark.parametrize("reclaimed", [False, True])
     def test_a_zombie_changes_nothing(self, sessions, account, write, reclaimed):
         make_job(sessions, account, webhook_url="https://receiver/")
@@ -225,17 +221,17 @@ class TestFencing:
             assert current.attempt == 2
         before = snapshot(sessions)
         with pytest.raises(LeaseLost), transaction(sessions) as session:
-            self.WRITES[write](session, held(zombie))
+            WRITES[write](session, held(zombie))
         assert snapshot(sessions) == before
 
-    @pytest.mark.parametrize("write", WRITES)
+    @pytest.mark.parametrize("write", list(WRITES))
     def test_nothing_is_written_after_the_end(self, sessions, account, write):
         make_job(sessions, account)
         claimed = claim(sessions)
         finish(sessions, claimed)
         before = snapshot(sessions)
         with pytest.raises(LeaseLost), transaction(sessions) as session:
-            self.WRITES[write](session, held(claimed))
+            WRITES[write](session, held(claimed))
         assert snapshot(sessions) == before
 
     def test_an_old_lease_that_nobody_reaped_still_holds(self, sessions, account):

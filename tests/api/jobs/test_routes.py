@@ -118,10 +118,10 @@ class TestSubmit:
             assert row.key == f"accounts/{account}/jobs/{job_id}/inputs/{row.side}/{row.ordinal}-{row.sha256[:12]}.png"
             assert len(store.get_bytes(row.key)) == row.bytes
 
-    def test_everything_is_written_in_one_transaction(self, caller, sessions, engine):
+    def test_everything_is_written_in_one_transaction(self, caller, sessions):
         commits = []
         served = caller._http.app.state.services.engine
-        event.listen(served, "commit", lambda connection: commits.append(snapshot(sessions)))
+        event.listen(served, "commit", lambda _: commits.append(snapshot(sessions)))
         caller.submit()
         filled = [rows for rows in commits if any(rows.values())]
         # The listener runs just before its commit: until the one of the job nothing may be seen from outside.
@@ -271,7 +271,7 @@ class TestRefusals:
         problem(answer, 401, "unauthenticated")
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
-    def test_a_database_that_fails_leaves_no_pictures(self, caller, store, monkeypatch):
+    def test_a_database_that_fails_leaves_no_pictures(self, caller, monkeypatch):
         stored = []
         put_file = ObjectStore.put_file
 

@@ -212,7 +212,7 @@ def test_without_the_list_nothing_reaches_the_loopback():
             outcome = WebhookSender(WebhookSettings()).send(delivery(target))
             assert not outcome.is_delivered
             assert not outcome.final
-        rebinding = WebhookSender(WebhookSettings(), resolve=lambda host, port: ["127.0.0.1"])
+        rebinding = WebhookSender(WebhookSettings(), resolve=lambda *_: ["127.0.0.1"])
         assert "not a public address" in rebinding.send(delivery("https://innocent.example/")).error
     assert requests == []
 

@@ -17,7 +17,7 @@ from api.webhooks.guard import (
 
 PUBLIC = ["93.184.215.14", "8.8.8.8", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "100.63.255.255", "172.32.0.1"]
 INSIDE = [
-    "0.0.0.0",
+    "0.0.0.0",  # noqa: S104 - an address to refuse
     "0.1.2.3",
     "10.0.0.1",
     "100.64.0.1",
@@ -66,7 +66,7 @@ def backend(answers, *, allow=(), target=TARGET, inner=None):
         target,
         allow=tuple(ip_network(text) for text in allow),
         deadline=time.monotonic() + 5,
-        resolve=lambda host, port: answers,
+        resolve=lambda *_: answers,
     )
     made._inner = inner or Recorder()
     return made
@@ -111,7 +111,7 @@ def test_one_inside_answer_spoils_all(answers):
 
 def test_a_name_that_moves_inside_between_two_attempts_is_refused_the_second_time():
     answers = iter([["8.8.8.8"], ["127.0.0.1"]])
-    made = GuardedBackend(TARGET, allow=(), deadline=time.monotonic() + 5, resolve=lambda host, port: next(answers))
+    made = GuardedBackend(TARGET, allow=(), deadline=time.monotonic() + 5, resolve=lambda *_: next(answers))
     made._inner = Recorder()
     made.connect_tcp("receiver.example", 443)
     with pytest.raises(TargetRefused):

@@ -1,0 +1,60 @@
+import pytest
+from pydantic import ValidationError
+
+from api.settings import ApiSettings, WebhookSettings
+
+REQUIRED = {
+    "DATABASE_URL": "postgresql+psycopg://u:swordfish@h/d",
+    "REDIS_URL": "redis://:swordfish@h",
+    "S3_ENDPOINT": "http://s3:8333",
+    "S3_ACCESS_KEY_ID": "ak",
+    "S3_SECRET_ACCESS_KEY": "swordfish",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("BASE_MODELS", "WEBHOOK_ALLOW_CIDRS", "HOST", "PORT", *REQUIRED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_settings_come_from_the_environment(environment):
+    environment.setenv("BASE_MODELS", '{"sdxl": "/models/sdxl", "tiny": "tiny"}')
+    environment.setenv("PORT", "9000")
+    settings = ApiSettings()
+    assert (settings.port, settings.host, settings.store.endpoint) == (9000, "127.0.0.1", "http://s3:8333")
+    assert settings.default_base_model == "sdxl"
+
+
+def test_the_default_base_is_the_tiny_one(environment):
+    assert ApiSettings().base_models == {"tiny": "tiny"}
+
+
+def test_secrets_do_not_show(environment):
+    assert "swordfish" not in repr(ApiSettings())
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_nothing_starts_without(environment, name):
+    environment.delenv(name)
+    with pytest.raises(ValidationError):
+        ApiSettings()
+
+
+@pytest.mark.parametrize("name", ["S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"])
+def test_nothing_starts_with_an_empty_key(environment, name):
+    environment.setenv(name, "")
+    with pytest.raises(ValidationError):
+        ApiSettings()
+
+
+def test_networks_are_a_comma_separated_list(environment):
+    assert WebhookSettings().allow_cidrs == ()
+    environment.setenv("WEBHOOK_ALLOW_CIDRS", "10.0.0.0/8, fd00::/8")
+    assert [str(network) for network in WebhookSettings().allow_cidrs] == ["10.0.0.0/8", "fd00::/8"]
+    environment.setenv("WEBHOOK_ALLOW_CIDRS", "10.0.0.0/99")
+    with pytest.raises(ValidationError):
+        WebhookSettings()
