@@ -86,6 +86,8 @@ _TITLES = {
     Fault.CANCELLED: "The job was stopped",
 }
 _STATUSES = {Fault.CALLER: 422, Fault.INFRASTRUCTURE: 500, Fault.MEMORY: 507, Fault.CANCELLED: 409}
+_KEEPS_ENGINE = (StoreError, DBAPIError, ArtifactCorrupt, BaseUnavailable)
+"""Errors that come before or after the engine's work: a warm one need not pay for them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -109,10 +111,10 @@ def classify(error: BaseException, *, attempt: int) -> Outcome:
                 retryable=cause.fault is not Fault.CALLER,
                 detail=cause.detail,
             )
-            return _decide(cause.fault, document, attempt)
+            return _decide(cause.fault, document, attempt, fresh_engine=not isinstance(error, _KEEPS_ENGINE))
 
 
-def _decide(fault: Fault, error: dict[str, Any], attempt: int) -> Outcome:
+def _decide(fault: Fault, error: dict[str, Any], attempt: int, *, fresh_engine: bool) -> Outcome:
     match fault:
         case Fault.CALLER:
             return Fail(error=error, fresh_engine=False)
@@ -121,7 +123,8 @@ def _decide(fault: Fault, error: dict[str, Any], attempt: int) -> Outcome:
         case Fault.MEMORY:
             return Retry(error=error, after=timedelta(0), fresh_engine=True)
         case _:
-            return Retry(error=error, after=min(RETRY_FIRST * 2.0 ** (attempt - 1), RETRY_MOST), fresh_engine=True)
+            pause = min(RETRY_FIRST * 2.0 ** (attempt - 1), RETRY_MOST)
+            return Retry(error=error, after=pause, fresh_engine=fresh_engine)
 
 
 def _cause(error: BaseException) -> _Cause:

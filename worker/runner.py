@@ -22,7 +22,7 @@ from worker.backoff import Backoff
 from worker.mailbox import Interrupt, Interruption
 from worker.outcomes import Abandon, Cancel, Fail, Release, Retry, classify
 from worker.reporter import StageReporter
-from worker.supervisor import StageInterrupted
+from worker.supervisor import EngineDied, StageInterrupted
 from worker.wire import Run
 from worker.workspace import BaseUnavailable
 
@@ -198,6 +198,10 @@ class StageRunner:
 
     def _settle(self, stage: ClaimedStage, error: Exception) -> None:
         """Record how an attempt failed."""
+        if (
+            isinstance(error, EngineDied) and self._mailbox.shutting_down
+        ):  # whoever stops us may stop the engine as well
+            error = StageInterrupted(Interrupt.SHUTDOWN)
         outcome = classify(error, attempt=stage.attempt)
         expected = isinstance(outcome, Cancel | Release | Abandon)
         log.log(

@@ -109,6 +109,8 @@ class EngineSupervisor:
             StageInterrupted: it was stopped on request, in good order or by force.
             EngineDied: the process ended by itself.
         """
+        if not self.is_alive():  # its last message may have been read while it was idle
+            raise EngineDied("the engine process ended before the stage began")
         self._send(command)
         while True:
             message = self._mailbox.take(None)

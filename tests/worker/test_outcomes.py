@@ -37,18 +37,19 @@ ENGINE_TABLE = {
 }
 
 ENVIRONMENT_TABLE = [
-    (EngineDied("killed by SIGKILL"), "engine_died"),
-    (EngineNotReady("no ready"), "engine_died"),
-    (ArtifactCorrupt("a"), "artifact_corrupt"),
-    (OutputMissing("a"), "output_missing"),
-    (BaseUnavailable("a"), "base_unavailable"),
-    (StoreError("a"), "storage_unavailable"),
-    (ObjectMissing("a"), "storage_unavailable"),
-    (StoreMisconfigured("a"), "storage_unavailable"),
-    (OSError(errno.ENOSPC, "full"), "insufficient_storage"),
-    (OSError(errno.EACCES, "no"), "internal_error"),
-    (OperationalError("x", {}, Exception()), "database_unavailable"),
-    (KeyError("a bug"), "internal_error"),
+    # error, code, whether the engine is replaced
+    (EngineDied("killed by SIGKILL"), "engine_died", True),
+    (EngineNotReady("no ready"), "engine_died", True),
+    (ArtifactCorrupt("a"), "artifact_corrupt", False),
+    (OutputMissing("a"), "output_missing", True),
+    (BaseUnavailable("a"), "base_unavailable", False),
+    (StoreError("a"), "storage_unavailable", False),
+    (ObjectMissing("a"), "storage_unavailable", False),
+    (StoreMisconfigured("a"), "storage_unavailable", False),
+    (OSError(errno.ENOSPC, "full"), "insufficient_storage", True),
+    (OSError(errno.EACCES, "no"), "internal_error", True),
+    (OperationalError("x", {}, Exception()), "database_unavailable", False),
+    (KeyError("a bug"), "internal_error", True),
 ]
 
 
@@ -79,11 +80,11 @@ def test_fault_and_attempt_decide(kind: type[DuoLoraError], far: bool):
         assert outcome.error["retryable"] is (kind.fault is not Fault.CALLER)
 
 
-@pytest.mark.parametrize(("error", "code"), ENVIRONMENT_TABLE, ids=lambda value: str(value)[:40])
-def test_the_environment_is_tried_again_in_a_fresh_engine(error: Exception, code: str):
+@pytest.mark.parametrize(("error", "code", "fresh"), ENVIRONMENT_TABLE, ids=lambda value: str(value)[:40])
+def test_what_surrounds_the_engine_is_tried_again(error: Exception, code: str, fresh: bool):
     outcome = classify(error, attempt=1)
     assert isinstance(outcome, Retry)
-    assert outcome.fresh_engine
+    assert outcome.fresh_engine is fresh
     assert outcome.error["code"] == code
 
 

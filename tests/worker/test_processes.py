@@ -14,10 +14,12 @@ from standardwebhooks import Webhook
 
 from api.db import transaction
 from api.jobs.models import OutboxRow
+from api.jobs.repository import OutboxMessage
 from api.webhooks.models import WebhookDelivery
 from tests.worker.bench import PATIENCE_S, eventually, is_running
 from tests.worker.jobs import TRACEPARENT, submit, webhook_secret
 from worker.app import QUEUE, TASK, make_app
+from worker.dispatcher import publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +130,17 @@ def test_the_outbox_waits_for_the_broker(bench: Bench, redis_url: str):
     assert published(bench) == 0
     with bench.process("worker.dispatcher"):
         eventually(lambda: published(bench) >= 2)
+
+
+def test_hints_do_not_pile_up_while_every_worker_is_away(redis_url: str, monkeypatch):
+    monkeypatch.setattr(publisher, "ENOUGH_HINTS", 5)
+    app = make_app(redis_url)
+    sender = publisher.HintPublisher(app)
+    for number in range(10):
+        sender.publish([OutboxMessage(number, "stage.runnable", {"stage_id": "s", "job_id": "j"})] * 2)
+    with app.connection_for_read() as connection:
+        assert waiting(connection) == 4
+    app.close()
 
 
 def test_two_dispatchers_publish_every_hint_once(bench: Bench, redis_url: str):

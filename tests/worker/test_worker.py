@@ -70,6 +70,13 @@ def test_the_engine_sees_the_pictures_and_every_file_of_the_stages_before(bench:
     assert told["merged_diffusers"]["content_lora.safetensors"] == content.sha256
 
 
+def test_lines_that_are_no_events_and_news_of_other_runs_are_passed_over(bench: Bench):
+    job = submit(bench)
+    with bench.worker({"content_lora": ["chatty"]}):
+        bench.wait_for(job.id, "succeeded")
+    assert bench.attempts(job.id, "content_lora") == [(1, "succeeded")]
+
+
 def test_content_and_style_run_at_once_on_two_workers(bench: Bench):
     job = submit(bench)
     together = {"content_lora": ["gate:go"], "style_lora": ["gate:go"]}
@@ -237,6 +244,16 @@ def test_a_shutdown_gives_the_stage_back_without_counting_the_attempt(bench: Ben
     assert not is_running(pid)
     with bench.worker():
         bench.wait_for(job.id, "succeeded")
+
+
+def test_an_engine_that_is_ended_together_with_its_worker_counts_as_a_shutdown(bench: Bench):
+    job = submit(bench)
+    with bench.worker({"content_lora": ["gate:never"]}) as worker:
+        pid = bench.wait_for_run("content_lora")
+        worker.mailbox.shutting_down = True
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: bench.attempts(job.id, "content_lora") == [(1, "released")])
+    assert bench.stage(job.id, "content_lora").failures == 0
 
 
 def test_an_upload_waits_for_an_object_store_that_comes_back(bench: Bench, store_settings):
