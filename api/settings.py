@@ -64,7 +64,7 @@ class WebhookSettings(BaseSettings):
 
 
 class ImageLimits(BaseSettings):
-    """What is accepted as a picture: IMAGE_MAX_BYTES, IMAGE_MAX_PIXELS, IMAGE_MIN_SIDE_PX, IMAGE_KEEP_SIDE_PX."""
+    """What is accepted as a picture: IMAGE_MAX_BYTES, IMAGE_MAX_PIXELS, IMAGE_MIN_SIDE_PX and so on."""
 
     model_config = SettingsConfigDict(env_prefix="IMAGE_", frozen=True)
 
@@ -74,6 +74,8 @@ class ImageLimits(BaseSettings):
     min_side_px: int = Field(32, ge=1)
     keep_side_px: int = Field(2048, ge=64)
     """A picture whose shorter side is longer is scaled down to it: no training resolution is higher."""
+    parallel: int = Field(2, ge=1)
+    """Submissions whose pictures are decoded at once; each may need some hundred megabytes. Others wait."""
 
 
 class ApiSettings(BaseSettings):

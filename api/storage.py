@@ -101,7 +101,8 @@ class ObjectStore:
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
         self._internal = _client(settings, settings.endpoint)
-        self._public = _client(settings, settings.public_endpoint or settings.endpoint)
+        public = settings.public_endpoint
+        self._public = self._internal if public in {None, settings.endpoint} else _client(settings, public)
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> None:
         """Store bytes under a key."""

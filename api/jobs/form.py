@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -31,7 +32,8 @@ _NAMES = {
 """Accepted names of parts; some clients write lists with brackets."""
 
 
-async def read_form(request: Request) -> AsyncIterator[FormData]:
+@asynccontextmanager
+async def received_form(request: Request) -> AsyncIterator[FormData]:
     """Receive the form; large files go to temporary files, gone when the request ends.
 
     Raises:

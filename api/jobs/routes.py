@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from api.deps import CallerDep, ServicesDep
 from api.errors import NotFound
 from api.jobs import catalogue, view
-from api.jobs.form import openapi_body, read_form, to_submission
+from api.jobs.form import openapi_body, received_form, to_submission
 from api.jobs.schemas import JobPage, JobRead, RecipePage
 from api.jobs.states import JobState
 from api.problems import problem_responses
@@ -27,7 +27,7 @@ RETRY_AFTER_S = "1"
 
 async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     """Receive the form, but only from a caller who has shown a key."""
-    async for form in read_form(request):
+    async with received_form(request) as form:
         yield form
 
 

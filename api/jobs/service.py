@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,6 +72,7 @@ class JobService:
         self._settings = settings
         self._sessions = sessions
         self._store = store
+        self._decoding = threading.BoundedSemaphore(settings.images.parallel)
         self._link_lifetime = timedelta(seconds=settings.artifact_url_lifetime_s)
 
     def submit(self, caller: Caller, submission: Submission) -> JobRead:
@@ -85,7 +87,8 @@ class JobService:
         self._check_rest(caller, params, submission)
         job_id = uuid7()
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            cleaned = self._clean(submission, Path(folder))
+            with self._decoding:
+                cleaned = self._clean(submission, Path(folder))
             rows = [
                 JobImage(
                     side=side,
@@ -106,10 +109,10 @@ class JobService:
                     self._store.put_file(row.key, image.path, row.content_type)
                 with transaction(self._sessions) as session:
                     repository.insert_job(session, job)
+                    return self._describe(session, caller, job_id)
             except (StoreError, SQLAlchemyError):
                 self._discard(job_id, [row.key for row in rows])
                 raise
-        return self.read(caller, job_id)
 
     def read(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
         """Return a job of the caller's.

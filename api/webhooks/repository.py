@@ -92,10 +92,11 @@ def take_due(session: Session, *, limit: int, hold: timedelta) -> list[DueDelive
         .order_by(WebhookDelivery.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("chosen")  # evaluated exactly once; as a subquery it may be run again and lock more rows
     )
     taken = session.execute(
         update(WebhookDelivery)
-        .where(WebhookDelivery.id.in_(chosen.scalar_subquery()), Account.id == WebhookDelivery.account_id)
+        .where(WebhookDelivery.id == chosen.c.id, Account.id == WebhookDelivery.account_id)
         .values(next_attempt_at=func.now() + hold, attempts=WebhookDelivery.attempts + 1)
         .returning(
             WebhookDelivery.id,
