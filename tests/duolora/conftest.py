@@ -1,6 +1,7 @@
 """Fixtures of the engine's tests: the pico base, its folder on disk, and pictures.
 
-`pytest tests/duolora --update-goldens` writes the files of tests/golden anew; look at the difference before you commit it.
+`pytest tests/duolora --update-goldens` writes the files of tests/golden anew; look at the difference before
+you commit it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from duolora.cli import main
+from duolora.lora.read import read_lora
+from duolora.lora.write import write_kohya
+from tests.duolora.pico import random_lora
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duolora.models.sdxl import SdxlBase
+
+
+def shared(base_folder: Path) -> list[str]:
+    return ["--base", str(base_folder), "--recipe", "tiny", "--class", "disc", "--seed", "3", "--device", "cpu"]
+
+
+def read(path: Path, base: SdxlBase) -> Any:
+    return read_lora(path, base.layer_names())
+
+
+def test_train_merge_generate_and_inspect_work_together(
+    *,
+    base: SdxlBase,
+    base_folder: Path,
+    content_pictures: list[Path],
+    style_pictures: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = shared(base_folder)
+    folders = {"content": content_pictures[0].parent, "style": style_pictures[0].parent}
+
+    for side, folder in folders.items():
+        command = [
+            "train",
+            side,
+            str(folder),
+            "--steps",
+            "2",
+            "--rank",
+            "3",
+            "--out",
+            str(tmp_path / f"{side}.safetensors"),
+        ]
+        assert main([*command, *common, "--style-caption", "a ball"]) == 0
+    loras = {side: read(tmp_path / f"{side}.safetensors", base) for side in folders}
+    assert {lora.common_rank for lora in loras.values()} == {3}
+    assert loras["content"].metadata["modelspec.trigger_phrase"] == "a sbu disc"
+
+    images = ["--content-images", str(folders["content"]), "--style-images", str(folders["style"])]
+    inputs = [str(tmp_path / "content.safetensors"), str(tmp_path / "style.kohya.safetensors")]  # either format
+    merged = tmp_path / "out" / "merged.safetensors"
+    assert main(["merge", *inputs, *images, "--steps", "2", "--out", str(merged), *common]) == 0
+    assert set(read(merged, base).layers) == set(read(merged.with_suffix(".kohya.safetensors"), base).layers)
+
+    drawn = tmp_path / "drawn"
+    prompt = "a sbu disc in szn style"
+    assert main(["generate", prompt, "--lora", str(merged), "--images", "2", "--out", str(drawn), *common]) == 0
+    pictures = [np.asarray(Image.open(drawn / f"00{index}.png")) for index in range(2)]
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
+    assert not np.array_equal(*pictures)
+
+    capsys.readouterr()
+    assert main(["inspect", str(merged), "--base", str(base_folder)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["layers"] == len(read(merged, base).layers)
+    assert max(said["ranks"]) <= 6
+    assert said["metadata"]["modelspec.trigger_phrase"] == prompt
+
+
+def test_inspect_reads_kohya_keys_of_the_shipped_base(
+    base: SdxlBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = random_lora(base, ranks=(1, 2))
+    write_kohya(lora, tmp_path / "lora.safetensors")
+
+    assert main(["inspect", str(tmp_path / "lora.safetensors"), "--base", str(base_folder)]) == 0
+
+    said = json.loads(capsys.readouterr().out)
+    assert (said["layers"], said["ranks"], said["numbers"]) == (88, [1, 2], lora.trainable_numbers)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--rank", "0"], "content.rank"),
+        (["--steps", "0"], "content.steps"),
+        (["--seed", "-1"], "content.seed"),
+        (["--content-trigger", ""], "content_trigger"),
+        (["--content-trigger", "szn"], "must differ"),
+        (["--style-caption", ""], "style_captions.0"),
+    ],
+)
+def test_bad_value_ends_with_status_2_and_names_the_field(
+    content_pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], field: str
+) -> None:
+    out = tmp_path / "lora.safetensors"
+
+    status = main(["train", "content", str(content_pictures[0].parent), "--out", str(out), *options])
+
+    assert status == 2
+    assert field in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_bad_number_of_images_names_the_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a dog", "--images", "99", "--out", str(tmp_path)]) == 2
+    assert "images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", [["--steps", "many"], ["--recipe", "huge"], ["sideways"]])
+def test_argument_that_is_none_ends_with_status_2(tmp_path: Path, argument: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "content", str(tmp_path), "--out", str(tmp_path / "x"), *argument])
+
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "content", "{empty}", "--out", "{empty}/x.safetensors"], "holds no pictures"),
+        (["inspect", "{empty}/absent.safetensors", "--base", "{base}"], "absent.safetensors"),
+        (["inspect", "{empty}/absent.safetensors", "--base", "{empty}"], "cannot be loaded as an SDXL model"),
+    ],
+)
+def test_error_of_the_engine_is_one_line_and_status_1(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    filled = [part.format(empty=tmp_path, base=base_folder) for part in command]
+
+    assert main(filled) == 1
+
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("duolora: ")
+    assert message in last
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["up", "--help"]])
+def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
+    program = f"""
+import sys
+from duolora.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    print("status", stop.code)
+print("heavy", sorted({{"torch", "diffusers", "transformers", "peft"}} & set(sys.modules)))
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+    assert said.splitlines()[-2:] == ["status 0", "heavy []"]
+    assert "usage: duolora" in said

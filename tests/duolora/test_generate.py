@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from duolora.adapters import RankSpaceLinear
+from duolora.config import GenerateConfig
+from duolora.errors import Cancelled, InvalidLora
+from duolora.generate import generate, starting_noise
+from duolora.lora.weights import LoraWeights
+from tests.duolora.pico import random_layer, random_lora
+from tests.duolora.watch import Watcher
+
+if TYPE_CHECKING:
+    from duolora.models.sdxl import SdxlBase
+
+
+def config(**changes: Any) -> GenerateConfig:
+    return GenerateConfig(**({"steps": 2, "images": 2, "resolution_px": 64, "guidance_scale": 4.0} | changes))
+
+
+def draw(base: SdxlBase, prompts: list[str], lora: LoraWeights | None = None, **changes: Any) -> np.ndarray:
+    pictures = generate(base, prompts, config(**changes), lora)
+    return np.stack([np.asarray(picture) for picture in pictures]).astype(np.int64)
+
+
+def test_seed_decides_the_pictures(base: SdxlBase) -> None:
+    torch.manual_seed(1)
+    one = draw(base, ["a dog"], seed=3)
+    torch.manual_seed(2)  # the process's own random numbers must not matter
+
+    assert np.array_equal(one, draw(base, ["a dog"], seed=3))
+    assert np.abs(one - draw(base, ["a dog"], seed=4)).mean() > 10
+
+
+def test_starting_noise_is_standard_normal_and_of_the_bases_size(base: SdxlBase) -> None:
+    noise = starting_noise(base, config(images=16, resolution_px=128))
+
+    assert noise.shape == (16, 4, 16, 16)
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_prompts_are_used_in_turn(base: SdxlBase) -> None:
+    both = draw(base, ["a dog", "zebra crossing"], images=3, guidance_scale=9.0)
+
+    dogs = draw(base, ["a dog"], images=3, guidance_scale=9.0)
+    zebras = draw(base, ["zebra crossing"], images=3, guidance_scale=9.0)
+    assert np.abs(both[[0, 2]] - dogs[[0, 2]]).max() <= 1
+    assert np.abs(both[1] - zebras[1]).max() <= 1
+    assert np.abs(dogs - zebras).max() > 1
+
+
+def test_guidance_pushes_away_from_the_empty_prompt(base: SdxlBase) -> None:
+    assert np.abs(draw(base, ["a dog"], guidance_scale=9.0) - draw(base, ["a dog"], guidance_scale=1.0)).max() > 1
+
+
+def test_pictures_have_the_size_asked_for(base: SdxlBase) -> None:
+    pictures = generate(base, ["a dog"], config(images=3, resolution_px=96))
+
+    assert [picture.size for picture in pictures] == [(96, 96)] * 3
+    assert {picture.mode for picture in pictures} == {"RGB"}
+
+
+def test_lora_changes_the_pictures_and_the_base_is_restored(base: SdxlBase) -> None:
+    before = draw(base, ["a dog"])
+
+    changed = draw(base, ["a dog"], random_lora(base))
+
+    assert np.abs(changed - before).mean() > 10
+    assert np.array_equal(draw(base, ["a dog"]), before)
+
+
+def test_lora_of_another_base_is_refused_and_nothing_stays_attached(base: SdxlBase) -> None:
+    name = f"unet.{base.target_layers('attention')[0]}"
+
+    with pytest.raises(InvalidLora, match=name):
+        draw(base, ["a dog"], LoraWeights({name: random_layer(3, 3, 1)}))
+
+    assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
+
+
+def test_progress_counts_every_step_and_cancelling_stops(base: SdxlBase) -> None:
+    whole, stopped = Watcher(), Watcher(stop_after=1)
+
+    generate(base, ["a dog"], config(steps=3), observer=whole)
+    with pytest.raises(Cancelled):
+        generate(base, ["a dog"], config(steps=3), random_lora(base), observer=stopped)
+
+    assert [(report.step, report.total) for report in whole.reports] == [(1, 3), (2, 3), (3, 3)]
+    assert stopped.reports[-1].step == 1
+    assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())

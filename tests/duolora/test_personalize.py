@@ -1,0 +1,129 @@
+"""The whole way, train -> merge -> generate, on two bases that share no size: nothing knows that one is the default."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from duolora.config import PersonalizeConfig, Prompts
+from duolora.lora.read import read_lora
+from duolora.lora.write import write_diffusers
+from duolora.models.registry import load_base
+from duolora.personalize import captions, draw_preview, job_report, merge_sides, train_side
+from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
+from duolora.recipes import resolve
+from tests.duolora.pico import CPU, random_lora
+from tests.duolora.watch import Watcher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duolora.models.sdxl import SdxlBase
+
+PROMPTS = Prompts(subject_class="disc", style_captions=("a ball", "a sun"))
+
+
+def lean_config(base_model: str = "tiny") -> PersonalizeConfig:
+    config = resolve("tiny", base_model, PROMPTS, content_steps=2, style_steps=3, merge_steps=2, rank=3, seed=8)
+    changes = {
+        "content": {"batch_size": 1},
+        "style": {"batch_size": 1},
+        "merge": {"batch_size": 1, "bank_size": 2},
+        "preview": {"steps": 2, "images": 2},
+    }
+    return config.model_copy(
+        update={part: getattr(config, part).model_copy(update=update) for part, update in changes.items()}
+    )
+
+
+def test_captions_follow_the_files(content_pictures: list[Path]) -> None:
+    assert captions("content", PROMPTS, 2) == ["a sbu disc", "a sbu disc"]
+    assert captions("style", PROMPTS, 3) == ["a ball in szn style", "a sun in szn style", "a picture in szn style"]
+
+
+@pytest.mark.parametrize("name", ["pico", "tiny"])
+def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
+    base: SdxlBase, name: str, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+) -> None:
+    model = base if name == "pico" else load_base("tiny", CPU)
+    config = lean_config(name)
+    pictures = {"content": content_pictures, "style": style_pictures}
+
+    loras = {side: train_side(model, side, pictures[side], config) for side in pictures}
+    merged = merge_sides(model, loras, pictures, config)
+    watcher = Watcher()
+    preview = draw_preview(model, {**loras, "merged": merged.weights}, pictures, config, watcher)
+
+    layers = {f"unet.{path}" for path in model.target_layers(config.content.targets)}
+    assert all(set(lora.layers) == layers for lora in loras.values())
+    assert set(merged.weights.layers) <= layers
+    assert max(layer.rank for layer in merged.weights.layers.values()) <= 2 * 3
+    assert preview.size == (GAP_PX + 2 * (CELL_PX + GAP_PX), GAP_PX + 5 * (LABEL_PX + CELL_PX + GAP_PX))
+    assert [(report.step, report.total) for report in watcher.reports] == [(step, 6) for step in range(1, 7)]
+    write_diffusers(merged.weights, tmp_path / "merged.safetensors")
+    assert set(read_lora(tmp_path / "merged.safetensors").layers) == set(merged.weights.layers)
+    report = json.loads(json.dumps(job_report(model, merged.report, config)))
+    assert PersonalizeConfig.model_validate(report["config"]) == config
+    assert report["merge"]["trainable"] == 2 * 3 * len(layers)
+
+
+def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    pictures = {"content": content_pictures, "style": style_pictures}
+    loras = {name: random_lora(base, seed=seed) for seed, name in enumerate(("content", "style", "merged"))}
+
+    def cells(**changed: int) -> list[np.ndarray]:
+        swapped = loras | {name: random_lora(base, seed=seed) for name, seed in changed.items()}
+        sheet = np.asarray(draw_preview(base, swapped, pictures, lean_config()))
+        tops = [GAP_PX + line * (LABEL_PX + CELL_PX + GAP_PX) + LABEL_PX for line in range(5)]
+        return [sheet[top : top + CELL_PX, GAP_PX : GAP_PX + CELL_PX].astype(int) for top in tops]
+
+    plain = cells()
+
+    assert plain[0][CELL_PX // 2, CELL_PX // 2].tolist() == [230, 40, 40]  # the disc of the first content picture
+    assert plain[1][CELL_PX // 2, CELL_PX // 2].tolist() == [40, 40, 230]
+    for line, name in ((2, "content"), (3, "style"), (4, "merged")):
+        differs = [not np.array_equal(one, other) for one, other in zip(plain, cells(**{name: 9}), strict=True)]
+        assert differs == [index == line for index in range(5)], name
+
+
+def test_files_carry_their_words(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]) -> None:
+    config = lean_config()
+    pictures = {"content": content_pictures, "style": style_pictures}
+
+    loras = {side: train_side(base, side, pictures[side], config) for side in pictures}
+    merged = merge_sides(base, loras, pictures, config).weights
+
+    words = {name: lora.metadata for name, lora in {**loras, "merged": merged}.items()}
+    assert {name: word["modelspec.trigger_phrase"] for name, word in words.items()} == {
+        "content": "a sbu disc",
+        "style": "in szn style",
+        "merged": "a sbu disc in szn style",
+    }
+    assert words["merged"]["modelspec.merged_from"] == "content LoRA, style LoRA"
+    for word in words.values():
+        assert word["modelspec.resolution"] == "64x64"
+        assert word["duolora.seed"] == "8"
+        assert PersonalizeConfig.model_validate_json(word["duolora.config"]) == config
+
+
+def test_each_side_is_trained_by_its_own_settings(base: SdxlBase, content_pictures: list[Path]) -> None:
+    config = lean_config()
+    config = config.model_copy(update={"style": config.style.model_copy(update={"rank": 5})})
+
+    ranks = {side: train_side(base, side, content_pictures, config).common_rank for side in ("content", "style")}
+
+    assert ranks == {"content": 3, "style": 5}
+
+
+def test_loras_trained_on_different_words_differ(base: SdxlBase, content_pictures: list[Path]) -> None:
+    other = lean_config().model_copy(update={"prompts": Prompts(subject_class="zebra")})
+
+    one, two = (train_side(base, "content", content_pictures, config) for config in (lean_config(), other))
+
+    assert any(not torch.equal(layer.up_OR, two.layers[name].up_OR) for name, layer in one.layers.items())

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
+from duolora.config import LoraTrainConfig, TargetLayers
+from duolora.errors import Cancelled, InvalidImage, TrainingDiverged
+from duolora.lora.write import write_diffusers
+from duolora.train import CachedTask, LoraTask, train_loras
+from tests.duolora.pico import draw_pictures
+from tests.duolora.watch import Watcher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+
+
+def config(**changes: Any) -> LoraTrainConfig:
+    return LoraTrainConfig(**({"steps": 3, "rank": 2, "learning_rate": 1e-2, "resolution_px": 64} | changes))
+
+
+def task(pictures: list[Path], side: str = "content", **changes: Any) -> LoraTask:
+    return LoraTask(side, pictures, ["a sbu disc"] * len(pictures), config(**changes))
+
+
+def train(base: SdxlBase, lora_task: LoraTask) -> LoraWeights:
+    return train_loras(base, [lora_task])[lora_task.side]
+
+
+def assert_same_lora(one: LoraWeights, other: LoraWeights) -> None:
+    assert one.layers.keys() == other.layers.keys()
+    for name, layer in one.layers.items():
+        assert torch.equal(layer.down_RI, other.layers[name].down_RI), name
+        assert torch.equal(layer.up_OR, other.layers[name].up_OR), name
+
+
+def tensor_data(path: Path) -> bytes:
+    """All that follows a file's header, whose entries the safetensors library writes in no fixed order."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def test_same_seed_gives_the_same_bytes(base: SdxlBase, content_pictures: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    one = train(base, task(content_pictures, batch_size=2, seed=4))
+    torch.manual_seed(2)  # the process's own random numbers must not matter
+    other = train(base, task(content_pictures, batch_size=2, seed=4))
+
+    assert_same_lora(one, other)
+    write_diffusers(one, tmp_path / "one.safetensors")
+    write_diffusers(other, tmp_path / "other.safetensors")
+    assert tensor_data(tmp_path / "one.safetensors") == tensor_data(tmp_path / "other.safetensors")
+
+
+def test_another_seed_gives_another_lora(base: SdxlBase, content_pictures: list[Path]) -> None:
+    one, other = (train(base, task(content_pictures, seed=seed)) for seed in (4, 5))
+
+    assert not any(torch.equal(layer.down_RI, other.layers[name].down_RI) for name, layer in one.layers.items())
+
+
+def test_training_adapts_the_chosen_layers_at_the_chosen_rank(base: SdxlBase, content_pictures: list[Path]) -> None:
+    lora = train(base, task(content_pictures, rank=3, targets=TargetLayers.TRANSFORMER))
+
+    assert set(lora.layers) == {f"unet.{path}" for path in base.target_layers(TargetLayers.TRANSFORMER)}
+    assert {layer.rank for layer in lora.layers.values()} == {3}
+    assert all(layer.up_OR.abs().max() > 0 for layer in lora.layers.values()), "a layer did not learn"
+    assert {layer.up_OR.dtype for layer in lora.layers.values()} == {torch.float32}
+
+
+def denoising_error(base: SdxlBase, pictures: list[Path], lora: LoraWeights) -> float:
+    """Error on noise, timesteps and latents that no training drew."""
+    unseen = CachedTask(base, task(pictures, batch_size=16, seed=999)).draw()
+    with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
+        adapter.assign_all(0, 16, base.runtime.device)
+        prediction = base.predict_noise(unseen.noisy_BCHW, unseen.timesteps_B, unseen.prompts)
+    return (prediction - unseen.noise_BCHW).square().mean().item()
+
+
+def test_loss_falls_on_a_task_of_one_picture(base: SdxlBase, content_pictures: list[Path]) -> None:
+    picture = content_pictures[:1]
+    untouched = train(base, task(picture, steps=1, learning_rate=1e-12))
+    before = denoising_error(base, picture, untouched)
+
+    after = denoising_error(base, picture, train(base, task(picture, steps=40, batch_size=4, rank=4)))
+
+    assert after < 0.9 * before, f"{before:.4f} -> {after:.4f}"
+
+
+@pytest.mark.parametrize("steps", [(3, 3), (5, 2), (2, 5)])
+def test_training_two_loras_in_one_pass_equals_training_each_alone(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], steps: tuple[int, int]
+) -> None:
+    """Tolerance: 1e-3 of each delta's norm in float32, since a larger batch sums in another order.
+
+    Tasks of unequal length matter: the shorter one must stop where it would have stopped alone.
+    """
+    content = task(content_pictures, "content", steps=steps[0], batch_size=2, seed=1, warmup_steps=2)
+    style = task(style_pictures, "style", steps=steps[1], batch_size=3, rank=3, learning_rate=3e-3, snr_gamma=5.0)
+
+    together = train_loras(base, [content, style])
+
+    for alone in (content, style):
+        expected = train(base, alone)
+        for name, layer in expected.layers.items():
+            delta_OI = layer.delta_OI()
+            error = (together[alone.side].layers[name].delta_OI() - delta_OI).norm() / delta_OI.norm()
+            assert error < 1e-3, f"{alone.side} {name}: relative error {error:.1e}"
+
+
+def test_warmup_raises_the_learning_rate_from_its_first_step(base: SdxlBase, content_pictures: list[Path]) -> None:
+    """AdamW's first step moves every factor by the learning rate, so the size of the step shows the rate."""
+    fast, slow = (train(base, task(content_pictures, steps=1, warmup_steps=warmup)) for warmup in (0, 10))
+
+    for name, layer in fast.layers.items():
+        assert layer.up_OR.abs().max().item() == pytest.approx(1e-2, rel=1e-2)
+        assert slow.layers[name].up_OR.abs().max().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_mirrored_pictures_are_trained_on_when_asked_for(base: SdxlBase, content_pictures: list[Path]) -> None:
+    plain, flipped = (train(base, task(content_pictures[:1], steps=6, flip=flip)) for flip in (False, True))
+
+    assert any(not torch.equal(layer.up_OR, flipped.layers[name].up_OR) for name, layer in plain.layers.items())
+
+
+def test_progress_counts_every_step_with_its_loss(base: SdxlBase, content_pictures: list[Path]) -> None:
+    watcher = Watcher()
+
+    train_loras(base, [task(content_pictures)], watcher)
+
+    assert [(report.step, report.total) for report in watcher.reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert watcher.reports[0].loss is None
+    assert len(watcher.losses) == 3
+
+
+def test_cancelling_stops_at_the_next_step_and_leaves_the_model_clean(
+    base: SdxlBase, content_pictures: list[Path]
+) -> None:
+    watcher = Watcher(stop_after=2)
+
+    with pytest.raises(Cancelled, match="step 2 of 50"):
+        train_loras(base, [task(content_pictures, steps=50)], watcher)
+
+    assert watcher.reports[-1].step == 2
+    assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
+
+
+def test_loss_that_is_not_finite_stops_the_training_and_leaves_the_model_clean(
+    base: SdxlBase, content_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bias = base.unet.conv_out.bias
+    monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))
+
+    with pytest.raises(TrainingDiverged, match="step 1"):
+        train(base, task(content_pictures))
+
+    assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
+
+
+def test_captions_must_match_the_pictures(content_pictures: list[Path]) -> None:
+    with pytest.raises(InvalidImage, match="style LoRA has 2 pictures but 1 captions"):
+        LoraTask("style", content_pictures, ["a disc"], config())
+
+
+def test_task_without_pictures_is_refused() -> None:
+    with pytest.raises(InvalidImage, match="content LoRA needs at least one picture"):
+        LoraTask("content", [], [], config())
+
+
+def test_picture_that_cannot_be_read_is_named_and_nothing_is_attached(base: SdxlBase, tmp_path: Path) -> None:
+    pictures = draw_pictures(tmp_path, ((255, 0, 0), (0, 255, 0)))
+    pictures[1].write_bytes(pictures[1].read_bytes()[:60])
+
+    with pytest.raises(InvalidImage, match=r"001\.png"):
+        train(base, task(pictures))
+
+
+def test_written_lora_holds_what_was_trained(base: SdxlBase, content_pictures: list[Path], tmp_path: Path) -> None:
+    lora = train(base, task(content_pictures))
+    write_diffusers(lora, tmp_path / "lora.safetensors", torch.float32)
+
+    tensors = load_file(tmp_path / "lora.safetensors")
+
+    assert len(tensors) == 2 * len(lora.layers)
+    for name, layer in lora.layers.items():
+        assert torch.equal(tensors[f"{name}.lora_B.weight"], layer.up_OR)

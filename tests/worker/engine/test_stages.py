@@ -1,0 +1,189 @@
+"""The four stages of a job over a workspace folder, each finding only what the ones before it left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+
+from duolora.config import PersonalizeConfig, Prompts
+from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, InvalidLora
+from duolora.events import Silent
+from duolora.lora.read import read_lora
+from duolora.recipes import resolve
+from tests.duolora.pico import draw_pictures, pico_base
+from tests.duolora.watch import Watcher
+from worker.engine.protocol import Output, StageRequest
+from worker.engine.stages import BaseModels, run_stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from duolora.events import Observer
+
+FILES = {
+    "content_lora": {
+        "content_lora": "content_lora.safetensors",
+        "content_lora_kohya": "content_lora.kohya.safetensors",
+    },
+    "style_lora": {"style_lora": "style_lora.safetensors", "style_lora_kohya": "style_lora.kohya.safetensors"},
+    "merge": {
+        "merged_diffusers": "merged.diffusers.safetensors",
+        "merged_kohya": "merged.kohya.safetensors",
+        "merge_report": "merge_report.json",
+    },
+    "package": {"preview": "preview.png", "report": "report.json"},
+}
+"""Stage -> artifact name -> file name, as the service publishes them."""
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("pico") / "base"
+    pico_base().pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models() -> BaseModels:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUOLORA_DEVICE", "cpu")
+        return BaseModels()
+
+
+@pytest.fixture(scope="module")
+def config(location: str) -> PersonalizeConfig:
+    lean = resolve(
+        "tiny", location, Prompts(subject_class="disc"), content_steps=2, style_steps=2, merge_steps=2, rank=2
+    )
+    changes = {
+        "content": {"batch_size": 1},
+        "style": {"batch_size": 1},
+        "merge": {"batch_size": 1, "bank_size": 2},
+        "preview": {"steps": 2, "images": 2},
+    }
+    return lean.model_copy(
+        update={part: getattr(lean, part).model_copy(update=update) for part, update in changes.items()}
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """What the worker stages in: the pictures of both sides."""
+    draw_pictures(tmp_path / "inputs" / "content", ((230, 40, 40), (40, 200, 60)))
+    draw_pictures(tmp_path / "inputs" / "style", ((40, 40, 230),))
+    return tmp_path / "inputs"
+
+
+def run(
+    stage: str, inputs: Path, config: PersonalizeConfig, models: BaseModels, observer: Observer | None = None
+) -> tuple[list[Output], Path]:
+    outputs = inputs.parent / f"outputs of {stage}"
+    outputs.mkdir()
+    request = StageRequest(stage=stage, base=config.base_model, config=config, inputs_dir=inputs, outputs_dir=outputs)
+    return run_stage(request, models, observer or Silent()), outputs
+
+
+def test_stages_leave_exactly_the_artifacts_of_a_job(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels
+) -> None:
+    for stage, files in FILES.items():
+        watcher = Watcher()
+        outputs, folder = run(stage, inputs, config, models, watcher)
+
+        assert {output.name: output.filename for output in outputs} == files
+        assert sorted(path.name for path in folder.iterdir()) == sorted(files.values())
+        assert len({output.name for output in outputs}) == len(outputs)
+        types = {".png": "image/png", ".json": "application/json", ".safetensors": "application/octet-stream"}
+        assert all(output.content_type == types[(folder / output.filename).suffix] for output in outputs)
+        assert watcher.reports[-1].step == watcher.reports[-1].total > 0
+        for path in folder.iterdir():  # the stages after it find them staged in
+            shutil.copy(path, inputs)
+
+    with Image.open(inputs / "preview.png") as preview:
+        assert preview.format == "PNG"
+        assert min(preview.size) > 300
+    report = json.loads((inputs / "report.json").read_text())
+    assert PersonalizeConfig.model_validate(report["config"]) == config
+    assert report["merge"] == json.loads((inputs / "merge_report.json").read_text())
+    assert report["merge"]["trainable"] == 2 * 2 * 88
+
+
+def test_both_files_of_a_stage_hold_the_same_lora(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels, location: str
+) -> None:
+    names = models.get(location).layer_names()
+    for stage in ("content_lora", "style_lora", "merge"):
+        outputs, folder = run(stage, inputs, config, models)
+        diffusers, kohya = (read_lora(folder / output.filename, names) for output in outputs[:2])
+
+        assert diffusers.layers.keys() == kohya.layers.keys()
+        for name, layer in diffusers.layers.items():
+            delta_OI = layer.delta_OI()
+            error = (kohya.layers[name].delta_OI() - delta_OI).norm()
+            assert error <= 2**-11 * delta_OI.norm(), name  # float16, where ranks differ
+        for path in folder.iterdir():
+            shutil.copy(path, inputs)
+
+
+def test_sides_are_trained_on_their_own_pictures(inputs: Path, config: PersonalizeConfig, models: BaseModels) -> None:
+    outputs, folder = run("content_lora", inputs, config, models)
+    before = read_lora(folder / outputs[0].filename)
+    shutil.rmtree(folder)
+
+    shutil.rmtree(inputs / "style")  # the content LoRA must not need them
+    _, folder = run("content_lora", inputs, config, models)
+
+    after = read_lora(folder / outputs[0].filename)
+    assert all(torch.equal(layer.up_OR, after.layers[name].up_OR) for name, layer in before.layers.items())
+    with pytest.raises(InvalidImage, match="style"):
+        run("style_lora", inputs, config, models)
+
+
+def test_merge_without_the_loras_is_refused_by_file_name(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels
+) -> None:
+    with pytest.raises(InvalidLora, match=r"content_lora\.safetensors"):
+        run("merge", inputs, config, models)
+
+
+def test_cancelled_stage_leaves_no_file(inputs: Path, config: PersonalizeConfig, models: BaseModels) -> None:
+    with pytest.raises(Cancelled):
+        run("content_lora", inputs, config, models, Watcher(stop_after=1))
+
+    assert list((inputs.parent / "outputs of content_lora").iterdir()) == []
+
+
+def test_unknown_stage_is_refused_with_the_known_ones(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels
+) -> None:
+    with pytest.raises(InvalidConfig, match="'polish'; known: content_lora, style_lora, merge, package"):
+        run("polish", inputs, config, models)
+
+
+def test_base_stays_loaded_until_another_is_asked_for(models: BaseModels, location: str) -> None:
+    models.warm(location)
+
+    first = models.get(location)
+
+    assert models.get(location) is first
+    assert models.get("tiny") is not first
+    assert models.get(location) is not first
+
+
+def test_warming_a_base_that_is_not_there_is_refused(models: BaseModels, tmp_path: Path) -> None:
+    with pytest.raises(InvalidBase):
+        models.warm(str(tmp_path))
+
+
+def test_device_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUOLORA_DEVICE", "cpu")
+    assert BaseModels().device == "cpu"
+
+    monkeypatch.setenv("DUOLORA_DEVICE", "toaster")
+    with pytest.raises(InvalidConfig, match="toaster"):
+        BaseModels()
