@@ -6,13 +6,11 @@ you commit it.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from tests.duolora.pico import draw_pictures, pico_base
+from tests.duolora.pico import draw_pictures, pico_base, share_the_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_per_process() -> None:
-    """Two torch processes with all threads each slow each other down tenfold on a small machine."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)
+    share_the_cores()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ VAE of factor 8, two levels that both attend, one residual block a level, text e
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,12 @@ CPU = Runtime(torch.device("cpu"), torch.float32)
 RESOLUTION_PX = 64
 POOLED_WIDTH = 24
 TIME_EMBED_DIM = 8
+
+
+def share_the_cores() -> None:
+    """Compute with one thread under pytest-xdist: processes with all threads each slow each other down tenfold."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 def pico_unet(**changes: object) -> UNet2DConditionModel:

@@ -15,7 +15,7 @@ from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, 
 from duolora.events import Silent
 from duolora.lora.read import read_lora
 from duolora.recipes import resolve
-from tests.duolora.pico import draw_pictures, pico_base
+from tests.duolora.pico import draw_pictures, pico_base, share_the_cores
 from tests.duolora.watch import Watcher
 from worker.engine.protocol import Output, StageRequest
 from worker.engine.stages import BaseModels, run_stage
@@ -39,6 +39,11 @@ FILES = {
     "package": {"preview": "preview.png", "report": "report.json"},
 }
 """Stage -> artifact name -> file name, as the service publishes them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_per_process() -> None:
+    share_the_cores()
 
 
 @pytest.fixture(scope="module")
