@@ -51,7 +51,9 @@ class RankSpaceLinear(nn.Module):
             raise RuntimeError("assign a role to every sample before running the model")
         learned = self.learned_R
         masks_NR = self.fixed_NR if learned is None else torch.cat([self.fixed_NR, learned[None]])
-        masks_B1R = masks_NR[self._roles.rows_B][:, None].to(x_BTI.dtype)
+        masks_BR = masks_NR[self._roles.rows_B].to(x_BTI.dtype)
+        # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
+        masks_B1R = masks_BR.view(-1, *(1,) * (x_BTI.ndim - 2), masks_BR.shape[1])
         down_RI = torch.cat(list(self.downs.values())).to(x_BTI.dtype)
         up_OR = torch.cat(list(self.ups.values()), dim=1).to(x_BTI.dtype)
         output: Tensor = self.base(x_BTI)
