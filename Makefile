@@ -20,8 +20,9 @@ demo: $(STAMP) ## Start everything, run one job on sample pictures, leave its fi
 up: $(STAMP) ## Start the service and keep it running (where the data lives: .venv/bin/duolora up --help)
 	@$(BIN)/duolora up
 
+# Idle threads of the arithmetic sleep: spinning ones slow their neighbours many times over.
 test: $(STAMP) ## Run all tests against real servers
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
 	$(BIN)/ruff format --check
