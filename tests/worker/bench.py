@@ -38,11 +38,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("stub_engine.py")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LOOK_EVERY_S = 0.02
 
 QUICK = {
-    "WORKER_LEASE_S": "3",
     "WORKER_HEARTBEAT_S": "0.1",
     "WORKER_PROGRESS_S": "0.02",
     "WORKER_POLL_S": "0.1",

@@ -24,9 +24,11 @@ from worker.dispatcher import publisher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from api.jobs.models import Job
     from tests.worker.bench import Bench
 
 HINTS_ONLY = {"WORKER_POLL_S": "600"}
+NEVER_POLLS = {"DISPATCHER_RELAY_POLL_S": "600", "DISPATCHER_REPUBLISH_AFTER_S": "600"}
 NO_BROKER = {"REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
@@ -40,29 +42,56 @@ def waiting(connection) -> int:
     return connection.default_channel.queue_declare(queue=QUEUE, durable=True).message_count
 
 
-def test_a_hint_brings_a_job_to_an_idle_worker_within_milliseconds(bench: Bench):
-    with bench.process("worker.dispatcher"), bench.process("worker", **HINTS_ONLY):
+def hint(app, job: Job, *, times: int = 1) -> None:
+    """Send what a dispatcher would send for every stage of the job."""
+    for stage in list(job.stages) * times:
+        app.send_task(TASK, kwargs={"stage_id": str(stage.id), "job_id": str(job.id)}, queue=QUEUE)
+
+
+def test_a_hint_brings_a_job_to_an_idle_worker_at_once_and_more_of_them_run_nothing_twice(bench: Bench, redis_url: str):
+    app = make_app(redis_url)
+    with bench.process("worker.dispatcher", **NEVER_POLLS), bench.process("worker", **HINTS_ONLY):
         first = submit(bench)
+        hint(app, first, times=3)
+        app.send_task(TASK, kwargs={"stage_id": "nonsense"}, queue=QUEUE)
         bench.wait_for(first.id, "succeeded")
         second = submit(bench)
         bench.wait_for(second.id, "succeeded")
-    read = bench.read(second.id)
-    assert (read.started_at - read.created_at).total_seconds() < 1.0
+        with app.connection_for_read() as connection:
+            eventually(lambda: waiting(connection) == 0)
+    app.close()
+    for job in (bench.read(first.id), bench.read(second.id)):
+        assert all(bench.attempts(job.id, stage.name) == [(1, "succeeded")] for stage in job.stages)
 
 
-def test_a_busy_worker_leaves_hints_to_an_idle_one(bench: Bench):
+def test_a_busy_worker_leaves_hints_to_an_idle_one(bench: Bench, redis_url: str):
+    app = make_app(redis_url)
+    first = submit(bench)
+    behaviours = {"content_lora": ["gate:never"]}
     with (
-        bench.process("worker.dispatcher", DISPATCHER_REPUBLISH_AFTER_S="600"),
-        bench.process("worker", behaviours={"content_lora": ["gate:never"]}, WORKER_ID="one", **HINTS_ONLY),
-        bench.process("worker", behaviours={"content_lora": ["gate:never"]}, WORKER_ID="two", **HINTS_ONLY),
+        bench.process("worker", behaviours=behaviours, WORKER_ID="one", **HINTS_ONLY),
+        bench.process("worker", behaviours=behaviours, WORKER_ID="two", **HINTS_ONLY),
     ):
-        first = submit(bench)
         eventually(lambda: bench.stage(first.id, "style_lora").state == "succeeded")
+        bench.wait_for_run("content_lora")
         second = submit(bench)
+        hint(app, second)
         bench.wait_for(second.id, "running")
         for job in (first, second):
             bench.cancel(job)
             bench.wait_for(job.id, "canceled")
+    app.close()
+
+
+def test_a_broker_that_lost_everything_is_told_again(bench: Bench, redis_url: str):
+    submit(bench)
+    app = make_app(redis_url)
+    with bench.process("worker.dispatcher"), app.connection_for_read() as connection:
+        eventually(lambda: waiting(connection) >= 2)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        eventually(lambda: waiting(connection) >= 2)
+    app.close()
 
 
 def test_term_gives_the_running_stage_back_and_leaves_no_process(bench: Bench):
@@ -82,7 +111,7 @@ def test_a_worker_killed_in_the_middle_takes_its_engine_along_and_the_stage_is_d
     job = submit(bench)
     with (
         bench.process("worker.dispatcher"),
-        bench.process("worker", behaviours={"content_lora": ["gate:never"]}, WORKER_LEASE_S="0.5") as worker,
+        bench.process("worker", behaviours={"content_lora": ["gate:never"]}, WORKER_LEASE_S="2") as worker,
     ):
         engine = bench.wait_for_run("content_lora")
         worker.kill()
@@ -101,24 +130,6 @@ def test_a_job_runs_without_any_broker(bench: Bench):
     job = submit(bench)
     with bench.process("worker", **NO_BROKER):
         bench.wait_for(job.id, "succeeded")
-
-
-def test_hints_that_come_twice_or_name_nothing_run_nothing_twice(bench: Bench, redis_url: str):
-    job = submit(bench)
-    app = make_app(redis_url)
-    stages = [{"stage_id": str(stage.id), "job_id": str(job.id)} for stage in bench.read(job.id).stages]
-    for payload in [*stages, *stages, {"stage_id": "nonsense", "job_id": "nonsense"}]:
-        app.send_task(TASK, kwargs=payload, queue=QUEUE)
-    with bench.process("worker", **HINTS_ONLY):
-        bench.wait_for(job.id, "succeeded")
-        with app.connection_for_read() as connection:
-            eventually(lambda: waiting(connection) == 0)
-    assert all(bench.attempts(job.id, stage["name"]) == [(1, "succeeded")] for stage in named(bench, job.id))
-    app.close()
-
-
-def named(bench: Bench, job_id) -> list[dict[str, str]]:
-    return [{"name": stage.name} for stage in bench.read(job_id).stages]
 
 
 def test_the_outbox_waits_for_the_broker(bench: Bench, redis_url: str):
@@ -156,16 +167,6 @@ def test_two_dispatchers_publish_every_hint_once(bench: Bench, redis_url: str):
     with app.connection_for_read() as connection:
         assert waiting(connection) == 12
     app.close()
-
-
-def test_a_broker_that_lost_everything_is_told_again(bench: Bench, redis_url: str):
-    job = submit(bench)
-    with bench.process("worker.dispatcher"):
-        eventually(lambda: published(bench) >= 2)
-        with redis.Redis.from_url(redis_url) as client:
-            client.flushall()
-        with bench.process("worker", **HINTS_ONLY):
-            bench.wait_for(job.id, "succeeded")
 
 
 def test_the_dispatcher_survives_a_cut_of_all_its_connections(bench: Bench, database_url: str):
