@@ -175,6 +175,35 @@ def test_cycle_moves_the_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> N
         assert all(mask.grad is not None and mask.grad.abs().max() > 0 for mask in masks)
 
 
+def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_each_sides_own(
+    base: SdxlBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loras = {side: sides[side].weights.folded() for side in SIDES}
+    passes: list[tuple[list[int], torch.Tensor]] = []
+    with RankSpaceAdapter(loras).inject(base.unet) as adapter:
+        goal = objective(base, sides, adapter, config())
+        adapter.learn_masks(
+            {
+                side: {name: torch.ones(layer.rank) for name, layer in weights.layers.items()}
+                for side, weights in loras.items()
+            }
+        )
+        predict = base.predict_noise
+
+        def watched(noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Any) -> torch.Tensor:
+            passes.append((adapter._roles.rows_B.tolist(), prompts.pooled_BP))
+            return predict(noisy, timesteps, prompts)
+
+        monkeypatch.setattr(base, "predict_noise", watched)
+        goal._cycles.loss(torch.Generator().manual_seed(0))
+
+    joint = base.encode_prompts([JOINT, JOINT]).pooled_BP
+    own = base.encode_prompts([sides[side].captions[0] for side in SIDES]).pooled_BP
+    assert [rows for rows, _ in passes] == [[2, 2], [0, 1], [0, 1]]
+    for (_, pooled), expected in zip(passes, (joint, own, own), strict=True):
+        torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_terms_add_up_to_the_total_with_their_weights(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
     report = merge(base, sides, steps=3, prior_weight=0.3, constyle_weight=0.2, constyle_every=2).report
 

@@ -72,6 +72,21 @@ def test_written_file_is_read_back_with_the_same_deltas(tmp_path: Path, write: W
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
+def test_layers_of_the_text_encoders_are_written_and_read_back(tmp_path: Path, write: Write) -> None:
+    weights = LoraWeights(
+        {
+            f"{BLOCK}.attn1.to_q": random_layer(8, 8, 3, seed=1),
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": random_layer(6, 6, 2, seed=2),
+            "text_encoder_2.text_model.encoder.layers.1.mlp.fc1": random_layer(9, 6, 2, seed=3),
+        }
+    )
+
+    write(weights, tmp_path / "lora.safetensors", torch.float32)
+
+    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", weights.layers), weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("write", [write_diffusers, write_kohya])
 def test_half_precision_is_the_default_and_costs_less_than_a_thousandth(tmp_path: Path, write: Write) -> None:
     weights = mixed_lora(2.0)
 
