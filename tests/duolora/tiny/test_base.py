@@ -2,17 +2,16 @@
 
 import json
 
-import pytest
-
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
+import diffusers
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from duolora.tiny.base import base_path, samples_path
 from duolora.tiny.captions import class_nouns, training_glyphs
 from duolora.tiny.held_out import held_out_combinations, held_out_subjects
+from duolora.tiny.world import draw
 
 MAX_SHIPPED_BYTES = 48_000_000
 
@@ -46,8 +45,6 @@ def test_stock_diffusers_samples_a_trained_picture(pipeline):
 
 
 def test_the_autoencoder_gives_a_held_out_picture_back(pipeline):
-    from duolora.tiny.world import draw
-
     pictures = torch.stack([draw("fox", seed=0), draw("fox", "halftone", "red", seed=0)])
     with torch.no_grad():
         latents = pipeline.vae.encode(2 * pictures - 1).latent_dist.mean

@@ -1,10 +1,7 @@
 """Pretraining, at a batch of a few pictures on the CPU."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
+import torch
 from torch import nn
 
 from duolora.tiny.architecture import build_vae

@@ -1,13 +1,12 @@
 """The world's words: what may be said, what is held out, and how it becomes tokens."""
 
 import pytest
+import transformers
 
 from duolora.tiny.base import base_path
 from duolora.tiny.captions import COLOURS, STYLES, caption, class_nouns, glyphs, training_colours, training_glyphs
 from duolora.tiny.held_out import companion_subjects, held_out_combinations, held_out_subjects, mentions_held_out
 from duolora.tiny.tokenizer import WordEncoder
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
