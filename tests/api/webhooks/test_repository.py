@@ -17,6 +17,8 @@ from api.webhooks.signing import SCHEDULE
 from tests.api.factories import cancel, claim, fail, held, make_account, make_job, rolled_back
 
 HOLD = timedelta(seconds=60)
+SLACK = timedelta(seconds=4)
+"""How long a busy machine may take between a write and the look at it."""
 URL = "https://receiver.example/hook"
 
 
@@ -133,7 +135,7 @@ def test_failures_follow_the_schedule_until_it_ends(sessions, queued):
         state = record(sessions, due, status=500, error="answered 500")
         if attempt < len(SCHEDULE):
             assert state is DeliveryState.PENDING
-            assert SCHEDULE[attempt] * 0.99 < wait(sessions) <= SCHEDULE[attempt] * 1.1
+            assert SCHEDULE[attempt] - SLACK < wait(sessions) <= SCHEDULE[attempt] * 1.1
     assert state is DeliveryState.EXHAUSTED
     assert len(ids) == len(bodies) == 1
     make_due(sessions)
@@ -150,7 +152,7 @@ def test_a_receiver_that_is_gone_is_left_alone(sessions, queued):
 def test_retry_after_can_only_slow_down(sessions, queued, asked, low):
     (due,) = take(sessions)
     record(sessions, due, status=429, error="answered 429", retry_after=asked)
-    assert low * 0.99 < wait(sessions) <= low * 1.1
+    assert low - SLACK < wait(sessions) <= low * 1.1
 
 
 def test_a_late_outcome_changes_nothing(sessions, queued):
