@@ -73,7 +73,7 @@ def _up(arguments: argparse.Namespace) -> int:
     def serve() -> None:
         with Stack(data, environment=environment, port=arguments.port) as stack:
             print(f"DuoLoRA is up after {time.monotonic() - began:.1f} s. Ctrl-C stops it.\n")
-            print(f"  API      {stack.api_url}  (documentation at /docs)")
+            print(f"  API      {stack.api_url}  (described by /openapi.json)")
             print(f"  API key  {stack.owner.api_key}")
             print(f"  data     {stack.data}")
             print(f"  webhooks are signed with {stack.owner.webhook_secret}\n", flush=True)

@@ -44,11 +44,12 @@ def shipped_samples() -> Samples:
     """The sample pictures inside the package."""
     folder = samples_path()
     words = json.loads((folder / "samples.json").read_text())
+    content, style = words["content"], words["style"]
     return Samples(
-        content=tuple(sorted((folder / "content").glob("*.png"))),
-        style=tuple(sorted((folder / "style").glob("*.png"))),
-        subject_class=words["subject_class"],
-        style_captions=tuple(words["style_captions"]),
+        content=tuple(folder / image["file"] for image in content["images"]),
+        style=tuple(folder / image["file"] for image in style["images"]),
+        subject_class=content["noun"],
+        style_captions=tuple(image["caption"] for image in style["images"]),
     )
 
 
@@ -68,7 +69,10 @@ def run_demo(data: Path, out: Path, *, environment: Mapping[str, str], seed: int
         stack = Stack(data, environment=environment, durable=False)
         stack.start()
     try:
-        console.print(f"stack up after {time.monotonic() - began:.1f} s; API at {stack.api_url}, logs in {stack.logs}")
+        console.print(
+            f"stack up after {time.monotonic() - began:.1f} s; API at {stack.api_url}, logs in {_short(stack.logs)}",
+            soft_wrap=True,
+        )
         with Client(stack.api_url, stack.owner.api_key) as client:
             job = client.personalize(
                 content=samples.content,
@@ -77,8 +81,9 @@ def run_demo(data: Path, out: Path, *, environment: Mapping[str, str], seed: int
                 **wishes,
             )
             console.print(
-                f"job {job.id}: {len(samples.content)} pictures of a {samples.subject_class}, "
-                f"{len(samples.style)} pictures of a style"
+                f"job {job.id}: {len(samples.content)} pictures of the subject ({samples.subject_class}), "
+                f"{len(samples.style)} of the style",
+                soft_wrap=True,
             )
             job = _follow(client, job, stack, console)
             files = client.download(job, out)
