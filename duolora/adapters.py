@@ -49,15 +49,26 @@ class RankSpaceLinear(nn.Module):
         """Return the base's output plus the change that each sample's role selects, (B, T, O)."""
         if self._roles.rows_B is None:
             raise RuntimeError("assign a role to every sample before running the model")
-        learned = self.learned_R
-        masks_NR = self.fixed_NR if learned is None else torch.cat([self.fixed_NR, learned[None]])
-        masks_BR = masks_NR[self._roles.rows_B].to(x_BTI.dtype)
-        # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
-        masks_B1R = masks_BR.view(-1, *(1,) * (x_BTI.ndim - 2), masks_BR.shape[1])
-        down_RI = torch.cat(list(self.downs.values())).to(x_BTI.dtype)
-        up_OR = torch.cat(list(self.ups.values()), dim=1).to(x_BTI.dtype)
+        hidden_BTR = functional.linear(x_BTI, self._joined(self.downs, 0, x_BTI.dtype))
+        if self._is_masked:
+            learned = self.learned_R
+            masks_NR = self.fixed_NR if learned is None else torch.cat([self.fixed_NR, learned[None]])
+            masks_BR = masks_NR[self._roles.rows_B].to(x_BTI.dtype)
+            # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
+            hidden_BTR = hidden_BTR * masks_BR.view(-1, *(1,) * (x_BTI.ndim - 2), masks_BR.shape[1])
         output: Tensor = self.base(x_BTI)
-        return output + functional.linear(functional.linear(x_BTI, down_RI) * masks_B1R, up_OR)
+        return output + functional.linear(hidden_BTR, self._joined(self.ups, 1, x_BTI.dtype))
+
+    @property
+    def _is_masked(self) -> bool:
+        """False when one side is alone in the whole adapter, so that its mask is all ones for every sample."""
+        return self.learned_R is not None or self.fixed_NR.shape[0] > 1
+
+    @staticmethod
+    def _joined(factors: nn.ParameterDict, dim: int, dtype: torch.dtype) -> Tensor:
+        """Join the factors of all sides along the rank axis; one side alone needs no copy."""
+        parts = list(factors.values())
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)).to(dtype)
 
 
 def _frozen(factor: Tensor, device: torch.device) -> nn.Parameter:
