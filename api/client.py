@@ -95,13 +95,22 @@ class Result(_Record):
     artifacts: tuple[Artifact, ...]
 
 
+class Timings(_Record):
+    """Where the time of a job went, in seconds."""
+
+    queued_seconds: float
+    running_seconds: float | None = None
+    stages: dict[str, dict[str, Any]] = {}
+
+
 class Job(_Record):
-    """A job as the service shows it."""
+    """A job as the service shows it; what a list leaves out is None."""
 
     id: str
     kind: str
     state: str
     progress: Progress
+    timings: Timings | None = None
     error: dict[str, Any] | None = None
     result: Result | None = None
     created_at: AwareDatetime

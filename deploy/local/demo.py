@@ -137,8 +137,9 @@ def _detail(job: Job) -> str:
 
 def _report(console: Console, job: Job, files: Mapping[str, Path], *, subject_class: str, total_s: float) -> None:
     """Say where the files are and how to use them."""
-    job_s = (job.finished_at - job.created_at).total_seconds() if job.finished_at else float("nan")
-    console.print(f"\njob done in {job_s:.0f} s, the whole demo in {total_s:.0f} s. Files, each checked by SHA-256:")
+    console.print(
+        f"\n{_time_spent(job)}; the whole demo {total_s:.0f} s. Files, each checked by SHA-256:", soft_wrap=True
+    )
     for path in files.values():
         console.print(f"  {_short(path)}  ({path.stat().st_size / 1024:.0f} KiB)", highlight=False)
     console.print(f"\nLook at {_short(files['preview'])}. The merged LoRA in stock diffusers:\n")
@@ -151,6 +152,15 @@ def _report(console: Console, job: Job, files: Mapping[str, Path], *, subject_cl
         f'pipe("{prompt}", height=64, width=64).images[0].save("picture.png")',
     ]
     console.print("\n".join(f"    {line}" for line in lines), highlight=False, soft_wrap=True)
+
+
+def _time_spent(job: Job) -> str:
+    """How long the job took from submission to result, and in which stages."""
+    whole_s = (job.finished_at - job.created_at).total_seconds() if job.finished_at else float("nan")
+    if job.timings is None:
+        return f"job done in {whole_s:.0f} s"
+    stages = [f"{STAGE_NAMES.get(name, name)} {part['seconds']:.0f}" for name, part in job.timings.stages.items()]
+    return f"job done in {whole_s:.0f} s ({', '.join([f'waiting {job.timings.queued_seconds:.0f}', *stages])})"
 
 
 def _short(path: Path) -> str:
