@@ -61,10 +61,10 @@ class InvalidLora(DuoLoraError):
 
 
 class InvalidBase(DuoLoraError):
-    """The base model cannot be loaded."""
+    """The base model cannot be loaded. Callers choose among bases the operator offers, so it is never their fault."""
 
     code = "invalid_base"
-    fault = Fault.CALLER
+    fault = Fault.INFRASTRUCTURE
 
 
 class LayerGroupEmpty(DuoLoraError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from duolora.config import (
     GenerateConfig,
@@ -71,9 +73,21 @@ def sdxl(base_model: str, prompts: Prompts) -> PersonalizeConfig:
 RECIPES: Mapping[str, Recipe] = {"tiny": tiny, "sdxl": sdxl, "sdxl-paper": sdxl_paper}
 
 
-def default_recipe(base_model: str) -> str:
-    """Name of the recipe used when a request names none."""
-    return "tiny" if base_model == "tiny" else "sdxl"
+SMALL_LATENTS = 32
+"""Bases whose native latents are at most this wide are small ones, trained as the embedded base is."""
+
+
+def default_recipe(location: str) -> str:
+    """Name of the recipe for a base at a location, used when a request names none.
+
+    A local folder in diffusers' layout says itself how large it draws; of anything else only "tiny" is known to be
+    small.
+    """
+    configuration = Path(location) / "unet" / "config.json"
+    if configuration.is_file():
+        latents = json.loads(configuration.read_text(encoding="utf-8")).get("sample_size") or 0
+        return "tiny" if 0 < latents <= SMALL_LATENTS else "sdxl"
+    return "tiny" if location == "tiny" else "sdxl"
 
 
 def resolve(
@@ -81,6 +95,7 @@ def resolve(
     base_model: str,
     prompts: Prompts,
     *,
+    location: str | None = None,
     content_steps: int | None = None,
     style_steps: int | None = None,
     merge_steps: int | None = None,
@@ -90,11 +105,13 @@ def resolve(
 ) -> PersonalizeConfig:
     """Fill a recipe and put the caller's wishes over it; None keeps the recipe's value.
 
+    `location` is where the base called `base_model` lies, when that differs from its name.
+
     Raises:
         InvalidConfig: the recipe is unknown.
         pydantic.ValidationError: a wish is out of bounds; the location names the field of the configuration.
     """
-    name = recipe or default_recipe(base_model)
+    name = recipe or default_recipe(location or base_model)
     if name not in RECIPES:
         raise InvalidConfig(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
     config = RECIPES[name](base_model, prompts)

@@ -62,6 +62,7 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
             params.recipe,
             base,
             prompts,
+            location=base_models[base],
             content_steps=params.steps.content,
             style_steps=params.steps.style,
             merge_steps=params.steps.merge,

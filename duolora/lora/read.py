@@ -86,25 +86,46 @@ def _alpha(stem: str, tensor: Tensor) -> float:
 
 
 class _PeftAlphas:
-    """alpha of a layer by PEFT's rules: alpha_pattern, else lora_alpha, else the layer's own rank."""
+    """alpha of a layer by PEFT's rules: alpha_pattern, else lora_alpha, else the layer's own rank.
+
+    PEFT reads the keys of a pattern as regular expressions for the end of a path. A file may come from anybody and an
+    expression can be made to run for ever, so only plain names are taken, with the meaning PEFT gives them.
+    """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        # PEFT reads every key of a pattern as a regular expression for the end of a path; the first that fits counts.
+        self._common = {
+            key.removesuffix(".lora_alpha"): float(value)
+            for key, value in config.items()
+            if key.endswith(".lora_alpha")
+        }
         self._patterns = {
-            key.removesuffix(".alpha_pattern"): [
-                (re.compile(rf"(.*\.)?({path})$"), float(alpha)) for path, alpha in (patterns or {}).items()
-            ]
-            for key, patterns in config.items()
+            key.removesuffix(".alpha_pattern"): {_plain(path): float(alpha) for path, alpha in (value or {}).items()}
+            for key, value in config.items()
             if key.endswith(".alpha_pattern")
+        }
+        self._by_root = {
+            key.removesuffix(".use_rslora") for key, value in config.items() if key.endswith(".use_rslora") and value
         }
 
     def __call__(self, layer_name: str, rank: int) -> float:
         component, _, path = layer_name.partition(".")
-        for pattern, alpha in self._patterns.get(component, ()):
-            if pattern.match(path):
-                return alpha
-        return float(self._config.get(f"{component}.lora_alpha", rank))
+        patterns = self._patterns.get(component, {})
+        matching = (alpha for end, alpha in patterns.items() if path == end or path.endswith(f".{end}"))
+        alpha = next(matching, self._common.get(component, float(rank)))
+        # rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank); written as alpha / rank that is alpha * sqrt(rank).
+        return alpha * rank**0.5 if component in self._by_root else alpha
+
+
+def _plain(path: str) -> str:
+    """Return a key of a pattern if it is a plain path, perhaps with its dots escaped.
+
+    Raises:
+        ValueError: it is a regular expression.
+    """
+    name = path.replace("\\.", ".")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise ValueError(f"the key {path!r} is not a plain layer path")
+    return name
 
 
 def _peft_alphas(metadata: Mapping[str, str]) -> _PeftAlphas:

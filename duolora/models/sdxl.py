@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from duolora.config import TargetLayers
@@ -97,7 +98,7 @@ class SdxlBase:
         load = StableDiffusionXLPipeline.from_single_file if single_file else StableDiffusionXLPipeline.from_pretrained
         try:
             pipeline = load(location, dtype=runtime.dtype)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise InvalidBase(f"{location} cannot be loaded as an SDXL model: {error}") from error
         return cls(pipeline, location, runtime)
 

@@ -129,7 +129,8 @@ class Pretraining:
         """Go on exactly where the state in `folder` was saved."""
         tensors, counters = load_pieces(folder)
         self.trainee.load_state(tensors)
-        self.step, self.total_steps = counters["step"], counters["total_steps"]
+        self.step = counters["step"]
+        self.total_steps = self.plan.total_steps or counters["total_steps"] or None  # 0: it was not planned yet
 
     def save_state(self) -> None:
         """Write what `resume` needs."""

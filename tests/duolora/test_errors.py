@@ -25,7 +25,7 @@ def test_only_errors_of_the_environment_may_be_tried_again() -> None:
         "InvalidConfig": Fault.CALLER,
         "InvalidImage": Fault.CALLER,
         "InvalidLora": Fault.CALLER,
-        "InvalidBase": Fault.CALLER,
+        "InvalidBase": Fault.INFRASTRUCTURE,
         "LayerGroupEmpty": Fault.CALLER,
         "TrainingDiverged": Fault.CALLER,
         "OutOfMemory": Fault.MEMORY,

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from duolora.errors import InvalidImage
 from duolora.images import list_pictures, load_pictures, to_pictures
@@ -69,6 +70,30 @@ def test_picture_is_turned_upright_as_its_camera_noted(tmp_path: Path) -> None:
 
     assert rgb[0, 0, 5, 5] < -0.9
     assert rgb[0, 0, 60, 5] > 0.9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", pixels, exif=exif)
+
+    with Image.open(path) as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(np.asarray(to_pictures(load_pictures([path], 64))[0]), upright)
+
+
+def test_odd_exif_tags_do_no_harm(tmp_path: Path) -> None:
+    """A description that is a number: Pillow's own turning writes all tags anew and fails on it."""
+    tags = struct.pack("<HHI", 0x010E, 11, 1) + struct.pack("<f", 0.5) + struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
+    data = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + struct.pack("<I", 0)
+    path = tmp_path / "odd.jpg"
+    Image.new("RGB", (64, 64), "red").save(path, exif=data)
+
+    with Image.open(path) as opened, pytest.raises(AttributeError):
+        ImageOps.exif_transpose(opened)
+    assert load_pictures([path], 64).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])

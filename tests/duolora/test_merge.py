@@ -218,7 +218,7 @@ def test_terms_add_up_to_the_total_with_their_weights(base: SdxlBase, sides: dic
 
 
 def test_prior_pulls_down_the_dominant_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
-    """With the prior alone (a huge weight) every dominant mask falls and no minor one moves."""
+    """Under a huge weight every dominant mask falls by a full step of Adam, each step."""
     result = merge(base, sides, steps=3, prior_weight=1e4, prior_start=0.5, constyle_weight=0, prune_below=0)
 
     entries = [entry for entry in result.report["layers"].values() if all(side in entry for side in SIDES)]

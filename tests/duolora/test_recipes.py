@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import pytest
 from pydantic import ValidationError
 
 from duolora.config import PersonalizeConfig, Prompts
 from duolora.errors import InvalidConfig
 from duolora.recipes import RECIPES, default_recipe, resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROMPTS = Prompts(subject_class="dog")
 
@@ -26,6 +32,16 @@ def test_every_recipe_is_a_whole_valid_configuration_of_its_name(name: str) -> N
 def test_recipe_follows_the_base_when_none_is_named(base_model: str, recipe: str) -> None:
     assert default_recipe(base_model) == recipe
     assert resolve(None, base_model, PROMPTS).recipe == recipe
+
+
+def test_a_folder_says_itself_whether_its_base_is_small(tmp_path: Path) -> None:
+    for name, latents in (("small", 16), ("large", 128)):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "config.json").write_text(json.dumps({"sample_size": latents}))
+
+    assert resolve(None, str(tmp_path / "small"), PROMPTS).recipe == "tiny"
+    assert resolve(None, str(tmp_path / "large"), PROMPTS).recipe == "sdxl"
+    assert resolve(None, "mine", PROMPTS, location=str(tmp_path / "small")).recipe == "tiny"
 
 
 def test_paper_recipe_has_the_papers_numbers() -> None:

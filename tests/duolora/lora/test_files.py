@@ -252,7 +252,9 @@ def test_kohya_file_without_alpha_has_scale_one(tmp_path: Path) -> None:
         ({"unet.lora_alpha": 8, "unet.alpha_pattern": {f"{BLOCK[5:]}.attn1.to_q": 2}}, 2.0),
         ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_q": 2}}, 2.0),  # PEFT matches the end of the path
         ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"o_q": 2}}, 8.0),  # but only whole names of it
-        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.*": 3, "to_q": 2}}, 3.0),  # the first that fits
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 3, "to_q": 2}}, 3.0),  # the first that fits
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {r"attn1\.to_q": 3}}, 3.0),  # a dot may be escaped
+        ({"unet.lora_alpha": 8, "unet.use_rslora": True}, 16.0),  # alpha / sqrt(4) written as alpha / 4
         ({"text_encoder.lora_alpha": 8}, 4.0),
     ],
 )
@@ -264,7 +266,17 @@ def test_alpha_follows_pefts_configuration_in_the_header(tmp_path: Path, config:
     assert read_lora(tmp_path / "lora.safetensors").layers[name].alpha == alpha
 
 
-@pytest.mark.parametrize("words", ["{", "[]", '{"unet.alpha_pattern": [1]}', '{"unet.alpha_pattern": {"(": 1}}'])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "{",
+        "[]",
+        '{"unet.alpha_pattern": [1]}',
+        '{"unet.alpha_pattern": {"(": 1}}',
+        '{"unet.alpha_pattern": {"([a-z0-9_.]+)+X": 1}}',  # would run for ever as a regular expression
+        '{"unet.lora_alpha": null}',
+    ],
+)
 def test_header_that_is_no_peft_configuration_is_refused(tmp_path: Path, words: str) -> None:
     tensors = layer_tensors("unet.a.lora_A.weight", "unet.a.lora_B.weight", random_layer(8, 6, 4))
     save_file(tensors, tmp_path / "lora.safetensors", metadata={PEFT_METADATA_KEY: words})

@@ -8,11 +8,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from duolora.adapters import RankSpaceAdapter
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
+from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.models.registry import load_base
 from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
-from duolora.priors import Role, initial_mask, roles_by_resolution
+from duolora.priors import Role, roles_by_resolution
 from duolora.runtime import Runtime
 from duolora.tiny.architecture import LATENT_CHANNELS, VAE_FACTOR
 from tests.duolora.pico import CPU, pico_pipeline, pico_unet
@@ -80,9 +82,26 @@ def test_every_attention_layer_of_sdxl_is_in_exactly_the_group_of_its_resolution
 
 
 def test_rank_64_on_both_sides_gives_71680_mask_numbers(sdxl: SdxlBase) -> None:
-    names = sdxl.target_layers(TargetLayers.ATTENTION)
+    """Counted on the adapter itself, attached to a storage-free SDXL U-Net."""
+    paths = sdxl.target_layers(TargetLayers.ATTENTION)
+    linears = {path: sdxl.unet.get_submodule(path) for path in paths}
+    sides = {
+        side: LoraWeights(
+            {
+                f"unet.{path}": LoraLayer(
+                    torch.empty(64, linear.in_features, device="meta"),
+                    torch.empty(linear.out_features, 64, device="meta"),
+                    64.0,
+                )
+                for path, linear in linears.items()
+            }
+        )
+        for side in ("content", "style")
+    }
+    ones = {side: {name: torch.ones(64, device="meta") for name in lora.layers} for side, lora in sides.items()}
 
-    masks = [initial_mask(64, dominant=dominant, minor_share=0.5) for _ in names for dominant in (True, False)]
+    with RankSpaceAdapter(sides).inject(sdxl.unet) as adapter:
+        masks = adapter.learn_masks(ones)
 
     assert sum(mask.numel() for mask in masks) == 71_680
 
@@ -220,6 +239,8 @@ def broken_base(folder: Path, base_folder: Path, kind: str) -> str:
     shutil.copytree(base_folder, folder / "base")
     if kind == "damaged weights":
         (folder / "base/unet/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    if kind == "damaged text encoder":
+        (folder / "base/text_encoder/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     if kind == "missing part":
         shutil.rmtree(folder / "base/unet")
     if kind == "broken index":
@@ -227,7 +248,9 @@ def broken_base(folder: Path, base_folder: Path, kind: str) -> str:
     return str(folder / "base")
 
 
-@pytest.mark.parametrize("kind", ["empty folder", "garbage file", "damaged weights", "missing part", "broken index"])
+@pytest.mark.parametrize(
+    "kind", ["empty folder", "garbage file", "damaged weights", "damaged text encoder", "missing part", "broken index"]
+)
 def test_base_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path, base_folder: Path, kind: str) -> None:
     location = broken_base(tmp_path, base_folder, kind)
 
