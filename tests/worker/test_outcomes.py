@@ -29,7 +29,7 @@ ENGINE_TABLE = {
     errors.InvalidConfig: ("invalid_config", Fail, Fail),
     errors.InvalidImage: ("invalid_image", Fail, Fail),
     errors.InvalidLora: ("invalid_lora", Fail, Fail),
-    errors.InvalidBase: ("invalid_base", Fail, Fail),
+    errors.InvalidBase: ("invalid_base", Retry, Retry),
     errors.LayerGroupEmpty: ("layer_group_empty", Fail, Fail),
     errors.TrainingDiverged: ("training_diverged", Fail, Fail),
     errors.OutOfMemory: ("gpu_out_of_memory", Retry, Fail),
