@@ -46,9 +46,12 @@ class WebhookSender:
         """Attempt a delivery once; whatever the receiver does becomes an outcome, never an exception."""
         try:
             target = parse_target(delivery.url)
+        except TargetRefused as refusal:
+            return DeliveryOutcome(error=str(refusal), final=True)
+        try:
             return self._post(delivery, target)
         except TargetRefused as refusal:
-            return DeliveryOutcome(error=str(refusal))
+            return DeliveryOutcome(error=str(refusal), final=target.address is not None)
         except (httpcore.TimeoutException, TimeoutError):
             return DeliveryOutcome(error=f"no complete answer within {self._settings.timeout_s:g} s")
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
@@ -114,7 +117,7 @@ def _retry_after(headers: dict[bytes, bytes]) -> timedelta | None:
     else:
         try:
             wait = parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)
-        except ValueError:
+        except (ValueError, OverflowError):  # not a date; a date at the end of time, moved out of it by its zone
             return None
     return min(max(wait, timedelta(0)), MAX_RETRY_AFTER)
 

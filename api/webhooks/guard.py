@@ -78,6 +78,14 @@ class Target:
     path: str
     """Path and query."""
 
+    @property
+    def address(self) -> Address | None:
+        """The host, if it is a literal address and not a name."""
+        try:
+            return ip_address(self.host)
+        except ValueError:
+            return None
+
 
 def parse_target(url: str) -> Target:
     """Take a URL apart.
@@ -113,13 +121,10 @@ def check_at_submit(url: str, allow: Iterable[Network]) -> None:
         TargetRefused: the URL can never be delivered to.
     """
     target, allow = parse_target(url), tuple(allow)
-    try:
-        address = ip_address(target.host)
-    except ValueError:
-        if not allow:
-            _check_public_way(target)
-        return
-    check_address(address, target, allow)
+    if target.address is not None:
+        check_address(target.address, target, allow)
+    elif not allow:
+        _check_public_way(target)
 
 
 def check_address(address: Address, target: Target, allow: Sequence[Network]) -> None:

@@ -43,7 +43,10 @@ class DeliveryOutcome:
     error: str | None = None
     """Why it failed, in a few words; None when it was delivered."""
     final: bool = False
-    """No further attempt may follow: the receiver is gone, or its address is refused."""
+    """No further attempt may follow: the receiver is gone, or its URL is one that stays refused.
+
+    A name whose addresses are refused is tried again, for names may come to point elsewhere.
+    """
     retry_after: timedelta | None = None
     """What the receiver asked for; the schedule is never faster than this."""
 

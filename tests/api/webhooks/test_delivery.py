@@ -135,8 +135,9 @@ def test_a_redirect_is_a_failure_and_not_followed(status):
         ("soon", None, None),
         (timedelta(hours=1), 3500, 3600),
         (timedelta(hours=-1), 0, 0),
+        ("Fri, 31 Dec 9999 23:59:59 -2300", None, None),
     ],
-    ids=["seconds", "capped", "absurd", "nonsense", "date", "past date"],
+    ids=["seconds", "capped", "absurd", "nonsense", "date", "past date", "beyond time"],
 )
 def test_retry_after_is_understood(value, low, high):
     if isinstance(value, timedelta):
@@ -206,22 +207,24 @@ def test_a_name_that_does_not_resolve_is_a_failure():
 def test_without_the_list_nothing_reaches_the_loopback():
     with receiver(answering(200)) as (url, requests):
         port = url.split(":")[2].split("/")[0]
-        for target in (
-            url,
-            f"http://localhost:{port}/",
-            f"http://[::ffff:127.0.0.1]:{port}/",
-            f"https://localhost:{port}/",
+        for target, is_final in (
+            (url, True),
+            (f"http://[::ffff:127.0.0.1]:{port}/", True),
+            (f"http://localhost:{port}/", False),
+            (f"https://localhost:{port}/", False),
         ):
             outcome = WebhookSender(WebhookSettings()).send(delivery(target))
             assert not outcome.is_delivered
-            assert not outcome.final
+            assert outcome.final is is_final, "only a name may come to point elsewhere"
         rebinding = WebhookSender(WebhookSettings(), resolve=lambda *_: ["127.0.0.1"])
         assert "not a public address" in rebinding.send(delivery("https://innocent.example/")).error
     assert requests == []
 
 
 def test_a_row_with_a_broken_url_is_an_outcome_not_a_crash():
-    assert "must begin with https" in WebhookSender(LOOPBACK).send(delivery("nonsense")).error
+    outcome = WebhookSender(LOOPBACK).send(delivery("nonsense"))
+    assert "must begin with https" in outcome.error
+    assert outcome.final
 
 
 def test_a_server_that_speaks_no_http_is_a_failure():
