@@ -146,6 +146,57 @@ def test_orientation_is_applied_and_dropped(tmp_path):
     assert not kept.image.getexif()
 
 
+def upside(orientation):
+    """A picture that is stored so that its EXIF turns it back to white above black, with a red top left corner."""
+    upright = Image.new("RGB", (80, 120), "black")
+    upright.paste((255, 255, 255), (0, 0, 80, 60))
+    upright.paste((255, 0, 0), (0, 0, 20, 20))
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return upright, encode(stored[orientation], "PNG", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_ends_upright(orientation, tmp_path):
+    upright, data = upside(orientation)
+    assert accept(data, tmp_path).image.tobytes() == upright.tobytes()
+
+
+def tiff(*entries):
+    """EXIF of raw entries (tag, type, count, four bytes of value), the way no writer would make it."""
+    body = b"".join(struct.pack(">HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + body + bytes(12)
+
+
+TURNED = (0x0112, 3, 1, b"\0\x06\0\0")
+ODD_EXIF = {
+    "a rational for a date": (tiff((0x0132, 5, 1, b"\0\0\0\x08"), TURNED), (90, 120)),
+    "a double for a text": (tiff((0x010F, 12, 1, b"\0\0\0\x08"), TURNED), (90, 120)),
+    "a text for the orientation": (tiff((0x0112, 2, 4, b"six\0")), (120, 90)),
+    "an orientation that does not exist": (tiff((0x0112, 3, 1, b"\0\x63\0\0")), (120, 90)),
+    "no TIFF at all": (b"Exif\0\0nonsense", (120, 90)),
+    "cut off": (tiff(TURNED)[:18], (120, 90)),
+    "empty": (b"Exif\0\0", (120, 90)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(("exif", "size"), ODD_EXIF.values(), ids=ODD_EXIF)
+def test_odd_metadata_does_not_spoil_a_healthy_picture(exif, size, form, tmp_path):
+    assert accept(encode(NOISE, form, exif=exif), tmp_path).image.size == size
+
+
 def test_no_metadata_and_no_appended_bytes_survive(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "SECRET-PLACE"
