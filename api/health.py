@@ -44,8 +44,8 @@ class Readiness(Wire):
 
 
 @router.get("/livez", operation_id="livez", summary="Is the process alive?")
-def livez() -> Liveness:
-    """Answer; nothing else is asked."""
+async def livez() -> Liveness:
+    """Answer; nothing else is asked, and no worker thread is needed."""
     return Liveness()
 
 

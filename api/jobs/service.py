@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.db import transaction
-from api.errors import FieldError, InvalidParameters, NotFound
+from api.errors import FieldError, InvalidParameters, NotFound, Unavailable
 from api.identifiers import uuid7
 from api.jobs import images, listing, repository, view, wishes
 from api.jobs.models import Job, JobImage, Side
@@ -24,7 +25,7 @@ from duolora.config import MAX_IMAGES_PER_SIDE, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -81,13 +82,14 @@ class JobService:
         Raises:
             InvalidParameters: a field or a picture is refused; `errors` names each.
             StoreError: the pictures cannot be stored.
+            Unavailable: too many submissions are being read.
         """
         params = wishes.parse(submission.params)
         config = wishes.resolve(params, self._settings.base_models, self._settings.default_base_model)
         self._check_rest(caller, params, submission)
         job_id = uuid7()
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            with self._decoding:
+            with self._decoder():
                 cleaned = self._clean(submission, Path(folder))
             rows = [
                 JobImage(
@@ -179,6 +181,16 @@ class JobService:
                 errors.append(FieldError(pointer=f"/{side}_images", detail=detail, code=code))
         if errors:
             raise InvalidParameters(errors=errors)
+
+    @contextmanager
+    def _decoder(self) -> Iterator[None]:
+        """Take a turn at decoding. Whoever waits occupies a thread that other requests need, so nobody waits long."""
+        if not self._decoding.acquire(timeout=self._settings.images.wait_s):
+            raise Unavailable("Too many pictures are being read at the moment; send the job again.", code="busy")
+        try:
+            yield
+        finally:
+            self._decoding.release()
 
     def _clean(self, submission: Submission, folder: Path) -> list[tuple[Side, int, CleanImage]]:
         """Write every picture anew; complains about all bad ones at once."""

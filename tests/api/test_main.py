@@ -5,7 +5,10 @@ import logging
 import subprocess
 import sys
 
+import anyio
+import anyio.to_thread
 import pytest
+from httpx import ASGITransport, AsyncClient
 from sqlalchemy import text
 
 from api.settings import DatabaseSettings
@@ -130,6 +133,17 @@ class TestOpenApi:
 
 
 class TestHealth:
+    def test_livez_answers_while_every_thread_is_busy(self, http):
+        async def ask():
+            threads = anyio.to_thread.current_default_thread_limiter()
+            for number in range(int(threads.total_tokens)):
+                threads.acquire_on_behalf_of_nowait(number)
+            async with AsyncClient(transport=ASGITransport(http.app), base_url="http://service") as client:
+                with anyio.fail_after(10):
+                    return await client.get("/livez")
+
+        assert anyio.run(ask).status_code == 200
+
     def test_livez_asks_nobody(self, serve):
         gone = DatabaseSettings(url="postgresql+psycopg://nobody:x@127.0.0.1:1/none")
         http = serve(database=gone)

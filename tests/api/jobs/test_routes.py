@@ -1,6 +1,8 @@
 """Jobs over HTTP, against real Postgres and a real S3 server."""
 
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.error import HTTPError
@@ -17,6 +19,7 @@ from api.settings import ImageLimits
 from api.storage import ObjectStore, StoreError, artifact_key
 from tests.api.factories import (
     PROBLEM,
+    Caller,
     claim,
     events,
     fail,
@@ -159,6 +162,27 @@ class TestSubmit:
         job_id = caller.submit(headers={"host": "evil"}).json()["id"]
         with transaction(sessions) as session:
             assert session.get(Job, job_id).self_url == f"https://lora.example.org/jobs/{job_id}"
+
+    def test_whoever_waits_too_long_for_a_turn_is_asked_to_come_again(self, serve, caller, monkeypatch):
+        started, release = threading.Event(), threading.Event()
+
+        def slow(*arguments):
+            started.set()
+            release.wait(30)
+            return clean(*arguments)
+
+        clean = service.images.clean
+        monkeypatch.setattr(service.images, "clean", slow)
+        narrow = Caller(serve(images=ImageLimits(parallel=1, wait_s=0.05)), caller.key)
+        with ThreadPoolExecutor(1) as other:
+            first = other.submit(narrow.submit)
+            assert started.wait(30)
+            answer = narrow.submit()
+            release.set()
+            assert first.result().status_code == 202
+        assert problem(answer, 503, "busy")["retryable"]
+        assert int(answer.headers["retry-after"]) >= 1
+        assert narrow.submit().status_code == 202
 
     def test_a_broker_that_is_down_does_not_matter(self, serve, caller, api_settings):
         dead = api_settings.redis.model_copy(update={"url": type(api_settings.redis.url)("redis://127.0.0.1:1")})
