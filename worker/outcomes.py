@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -28,10 +28,11 @@ from worker.mailbox import Interrupt
 from worker.supervisor import EngineDied, EngineNotReady, StageFailed, StageInterrupted
 from worker.workspace import ArtifactCorrupt, BaseUnavailable, OutputMissing
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RETRY_FIRST = timedelta(seconds=2)
 RETRY_MOST = timedelta(minutes=2)
-MEMORY_ATTEMPTS = 2
-"""A stage that ran out of memory is tried once more; a third time would tell nothing new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,14 @@ _KEEPS_ENGINE = (StoreError, DBAPIError, ArtifactCorrupt, BaseUnavailable)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def classify(error: BaseException, *, attempt: int) -> Outcome:
-    """Decide what becomes of attempt `attempt` (from 1) that ended with `error`."""
+def classify(error: BaseException, *, failures: int, last_error: Mapping[str, Any] | None) -> Outcome:
+    """Decide what becomes of an attempt that ended with `error`.
+
+    Args:
+        error: what ended it.
+        failures: attempts at the stage that failed before this one; those that a shutdown ended are none.
+        last_error: problem of the last of them.
+    """
     match error:
         case LeaseLost():
             return Abandon()
@@ -111,19 +118,22 @@ def classify(error: BaseException, *, attempt: int) -> Outcome:
                 retryable=cause.fault is not Fault.CALLER,
                 detail=cause.detail,
             )
-            return _decide(cause.fault, document, attempt, fresh_engine=not isinstance(error, _KEEPS_ENGINE))
+            again = last_error is not None and last_error["code"] == cause.code
+            return _decide(
+                cause.fault, document, failures, again=again, fresh_engine=not isinstance(error, _KEEPS_ENGINE)
+            )
 
 
-def _decide(fault: Fault, error: dict[str, Any], attempt: int, *, fresh_engine: bool) -> Outcome:
+def _decide(fault: Fault, error: dict[str, Any], failures: int, *, again: bool, fresh_engine: bool) -> Outcome:
     match fault:
         case Fault.CALLER:
             return Fail(error=error, fresh_engine=False)
-        case Fault.MEMORY if attempt >= MEMORY_ATTEMPTS:
+        case Fault.MEMORY if again:  # a third time would tell nothing new
             return Fail(error=error, fresh_engine=True)
         case Fault.MEMORY:
             return Retry(error=error, after=timedelta(0), fresh_engine=True)
         case _:
-            pause = min(RETRY_FIRST * 2.0 ** (attempt - 1), RETRY_MOST)
+            pause = min(RETRY_FIRST * 2.0**failures, RETRY_MOST)
             return Retry(error=error, after=pause, fresh_engine=fresh_engine)
 
 

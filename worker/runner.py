@@ -202,7 +202,7 @@ class StageRunner:
             isinstance(error, EngineDied) and self._mailbox.shutting_down
         ):  # whoever stops us may stop the engine as well
             error = StageInterrupted(Interrupt.SHUTDOWN)
-        outcome = classify(error, attempt=stage.attempt)
+        outcome = classify(error, failures=stage.failures, last_error=stage.last_error)
         expected = isinstance(outcome, Cancel | Release | Abandon)
         log.log(
             logging.INFO if expected else logging.ERROR,

@@ -55,6 +55,10 @@ class ClaimedStage:
     kind: str
     name: str
     attempt: int
+    failures: int
+    """Attempts before this one that count."""
+    last_error: dict[str, Any] | None
+    """Problem of the last of these."""
     fencing_token: uuid.UUID
     params: dict[str, Any]
     """`duolora.config.PersonalizeConfig` as JSON."""
@@ -141,6 +145,8 @@ def _describe(session: Session, job: Job, stage: Stage, token: uuid.UUID) -> Cla
         kind=job.kind,
         name=stage.name,
         attempt=stage.attempt,
+        failures=stage.failures,
+        last_error=stage.error,
         fencing_token=token,
         params=job.params,
         images=tuple(

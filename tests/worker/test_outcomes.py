@@ -24,7 +24,7 @@ def failed(code: str, fault: Fault) -> StageFailed:
 
 
 ENGINE_TABLE = {
-    # error: (code, after the first attempt, after the second)
+    # error: (code, after the first failure, after the second)
     DuoLoraError: ("engine_error", Retry, Retry),
     errors.InvalidConfig: ("invalid_config", Fail, Fail),
     errors.InvalidImage: ("invalid_image", Fail, Fail),
@@ -71,8 +71,10 @@ def test_every_error_of_the_engine_has_a_row():
 def test_fault_and_attempt_decide(kind: type[DuoLoraError], far: bool):
     code, first, second = ENGINE_TABLE[kind]
     error = failed(kind.code, kind.fault) if far else kind("why")
-    for attempt, expected in ((1, first), (2, second)):
-        outcome = classify(error, attempt=attempt)
+    before = None
+    for failures, expected in enumerate((first, second)):
+        outcome = classify(error, failures=failures, last_error=before)
+        before = outcome.error
         assert type(outcome) is expected
         assert outcome.error["code"] == code
         assert outcome.error["detail"] == "why"
@@ -82,14 +84,14 @@ def test_fault_and_attempt_decide(kind: type[DuoLoraError], far: bool):
 
 @pytest.mark.parametrize(("error", "code", "fresh"), ENVIRONMENT_TABLE, ids=lambda value: str(value)[:40])
 def test_what_surrounds_the_engine_is_tried_again(error: Exception, code: str, fresh: bool):
-    outcome = classify(error, attempt=1)
+    outcome = classify(error, failures=0, last_error=None)
     assert isinstance(outcome, Retry)
     assert outcome.fresh_engine is fresh
     assert outcome.error["code"] == code
 
 
 def test_the_callers_fault_keeps_the_engine_warm():
-    outcome = classify(failed("invalid_image", Fault.CALLER), attempt=1)
+    outcome = classify(failed("invalid_image", Fault.CALLER), failures=0, last_error=None)
     assert isinstance(outcome, Fail)
     assert not outcome.fresh_engine
 
@@ -104,18 +106,26 @@ def test_the_callers_fault_keeps_the_engine_warm():
     ],
 )
 def test_an_interruption_is_no_failure(error: Exception, expected: object):
-    assert classify(error, attempt=1) == expected
+    assert classify(error, failures=0, last_error=None) == expected
 
 
 def test_every_interrupt_has_an_outcome():
-    assert all(classify(StageInterrupted(reason), attempt=1) for reason in Interrupt)
+    assert all(classify(StageInterrupted(reason), failures=0, last_error=None) for reason in Interrupt)
+
+
+def test_out_of_memory_gets_its_retry_after_a_failure_of_another_kind():
+    died = classify(EngineDied("x"), failures=0, last_error=None)
+    outcome = classify(failed("gpu_out_of_memory", Fault.MEMORY), failures=1, last_error=died.error)
+    assert isinstance(outcome, Retry)
+    assert outcome.after == timedelta(0)
+    assert outcome.fresh_engine
 
 
 def test_pauses_double_up_to_a_limit():
-    pauses = [classify(EngineDied("x"), attempt=attempt).after for attempt in range(1, 40)]
+    pauses = [classify(EngineDied("x"), failures=failures, last_error=None).after for failures in range(39)]
     assert pauses[:3] == [timedelta(seconds=2), timedelta(seconds=4), timedelta(seconds=8)]
     assert max(pauses) == pauses[-1] == RETRY_MOST
 
 
 def test_the_text_of_an_unknown_error_stays_in_the_logs():
-    assert "password" not in str(classify(RuntimeError("password=1"), attempt=1).error)
+    assert "password" not in str(classify(RuntimeError("password=1"), failures=0, last_error=None).error)

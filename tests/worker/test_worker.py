@@ -166,6 +166,16 @@ def test_out_of_memory_is_tried_once_more_in_a_fresh_engine(bench: Bench):
     assert bench.wait_for_run("content_lora", 1) != bench.wait_for_run("content_lora", 2)
 
 
+def test_a_shutdown_does_not_use_up_the_retry_after_running_out_of_memory(bench: Bench):
+    job = submit(bench)
+    behaviours = {"content_lora": ["gate:never", "fail:memory", "ok"]}
+    with bench.worker(behaviours):
+        bench.wait_for_run("content_lora")
+    with bench.worker(behaviours):
+        bench.wait_for(job.id, "succeeded")
+    assert bench.attempts(job.id, "content_lora") == [(1, "released"), (2, "retried"), (3, "succeeded")]
+
+
 def test_an_output_that_is_not_there_is_our_fault(bench: Bench):
     job = submit(bench)
     with bench.worker({"content_lora": ["missing", "ok"]}):
