@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from pydantic_settings import PydanticBaseSettingsSource
 
 Network = IPv4Network | IPv6Network
 
@@ -76,12 +80,43 @@ class ImageLimits(BaseSettings):
     """A picture whose shorter side is longer is scaled down to it: no training resolution is higher."""
     parallel: int = Field(2, ge=1)
     """Submissions whose pictures are decoded at once; each may need some hundred megabytes. Others wait."""
+    wait_s: float = Field(10, gt=0, le=60)
+    """How long they wait before they are asked to come again."""
 
 
-class ApiSettings(BaseSettings):
-    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, ARTIFACT_URL_LIFETIME_S, LOG_LEVEL."""
+class ProcessSettings(BaseSettings):
+    """Base of a process's settings. Its parts read their own variables, never one variable that has their name.
+
+    Otherwise DATABASE or ENGINE, set in the shell for something else, would be read as JSON and break the start.
+    """
 
     model_config = SettingsConfigDict(frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments, then the environment without the parts."""
+        return init_settings, _FlatEnvironment(settings_cls)
+
+
+class _FlatEnvironment(EnvSettingsSource):
+    """The environment, but for fields that are settings themselves."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseSettings):
+            return None, field_name, False
+        return super().get_field_value(field, field_name)
+
+
+class ApiSettings(ProcessSettings):
+    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, ARTIFACT_URL_LIFETIME_S, LOG_LEVEL."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

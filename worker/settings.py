@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.settings import DatabaseSettings, RedisSettings, StoreSettings, WebhookSettings
+from api.settings import DatabaseSettings, ProcessSettings, RedisSettings, StoreSettings, WebhookSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +56,8 @@ class EngineSettings(BaseSettings):
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return the environment of the engine process: the inherited one without secrets, threads bounded.
 
-        Idle OpenMP threads are left to spin: sleeping ones made a step of the tiny base 2.4 times slower on 2 quiet cores.
-        Where other work keeps the cores busy, fewer ENGINE_THREADS are the remedy, not sleep.
+        Idle OpenMP threads are left to spin: sleeping ones made a step of the tiny base 2.4 times slower on 2 quiet
+        cores. Where other work keeps the cores busy, fewer ENGINE_THREADS are the remedy, not sleep.
         """
         kept = {name: value for name, value in inherited.items() if not SECRET_VARIABLES.search(name)}
         threads = str(self.threads or usable_cores())
@@ -66,10 +66,8 @@ class EngineSettings(BaseSettings):
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | kept
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(ProcessSettings):
     """The worker: WORKER_*, BASE_MODELS, LOG_LEVEL, and the parts it shares with the API."""
-
-    model_config = SettingsConfigDict(frozen=True, populate_by_name=True)
 
     worker_id: str = Field(default_factory=_worker_name, min_length=1, max_length=200)
     """Name under which this process holds leases; unique among running workers."""
@@ -108,10 +106,8 @@ class WorkerSettings(BaseSettings):
         return self.base_models[self.worker_warm_base or next(iter(self.base_models))]
 
 
-class DispatcherSettings(BaseSettings):
+class DispatcherSettings(ProcessSettings):
     """The dispatcher: DISPATCHER_*, LOG_LEVEL, and the parts it shares with the API."""
-
-    model_config = SettingsConfigDict(frozen=True, populate_by_name=True)
 
     dispatcher_relay_poll_s: float = Field(1, gt=0)
     """Longest wait for a notification before the outbox is read anyway."""

@@ -29,6 +29,13 @@ def test_settings_come_from_the_environment(environment):
     assert settings.default_base_model == "sdxl"
 
 
+def test_a_variable_that_happens_to_have_the_name_of_a_part_is_not_ours(environment):
+    expected = ApiSettings()
+    for name in ("DATABASE", "REDIS", "STORE", "WEBHOOKS", "IMAGES", "images"):
+        environment.setenv(name, "mydb")
+    assert ApiSettings() == expected
+
+
 def test_the_default_base_is_the_tiny_one(environment):
     assert ApiSettings().base_models == {"tiny": "tiny"}
 
