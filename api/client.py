@@ -30,6 +30,8 @@ POLL_S = 0.5
 """Seconds between two looks at a job."""
 PATIENCE_S = 30.0
 """How long `wait` bears a service that does not answer, before it gives up."""
+AWAY = frozenset({502, 503, 504})
+"""Statuses by which the service, or a proxy in front of it, says that it cannot answer now."""
 TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
@@ -223,16 +225,19 @@ class Client:
             JobNotSucceeded: it failed, was canceled or expired.
             TimeoutError: it is still going; it goes on.
             httpx.TransportError: the service has not answered for PATIENCE_S.
+            ServiceRefused: it refuses; one that says that it cannot answer now is asked again for PATIENCE_S.
         """
         started = answered = time.monotonic()
+        state = "unknown"
         while True:
             try:
                 job = self.job(job_id)
-                answered = time.monotonic()
-            except httpx.TransportError:
-                if time.monotonic() - answered > PATIENCE_S:
+            except (httpx.TransportError, ServiceRefused) as error:
+                is_away = not isinstance(error, ServiceRefused) or error.status in AWAY
+                if not is_away or time.monotonic() - answered > PATIENCE_S:
                     raise
             else:
+                answered, state = time.monotonic(), job.state
                 if on_progress is not None:
                     on_progress(job)
                 if job.state == "succeeded":
@@ -240,7 +245,7 @@ class Client:
                 if job.is_terminal:
                     raise JobNotSucceeded(job)
             if timeout_s is not None and time.monotonic() - started > timeout_s:
-                raise TimeoutError(f"job {job_id} is still {job.state} after {timeout_s:.0f} s")
+                raise TimeoutError(f"job {job_id} is still {state} after {timeout_s:.0f} s")
             time.sleep(POLL_S)
 
     def download(self, job: Job, folder: Name) -> dict[str, Path]:

@@ -185,6 +185,43 @@ def test_a_service_that_is_gone_is_waited_for_and_then_given_up(monkeypatch):
         client.wait("job")
 
 
+def answering(client, *statuses):
+    """Let a client see these statuses, the last for ever; 200 is a job that has succeeded."""
+    job = {"id": "x", "kind": "personalize", "state": "succeeded", "progress": {}, "created_at": "2026-01-01T00:00:00Z"}
+    left = list(statuses)
+
+    def answer(_):
+        status = left.pop(0) if len(left) > 1 else left[0]
+        return httpx.Response(status, json=job if status == 200 else {"title": "not now"})
+
+    client._api._transport = httpx.MockTransport(answer)
+
+
+def test_waiting_outlives_a_service_that_is_away_for_a_while(monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 0.0)
+    with Client("http://service", "duo_x") as client:
+        answering(client, 503, 502, 504, 200)
+        assert client.wait("x").state == "succeeded"
+
+
+@pytest.mark.parametrize(("status", "patience_s"), [(503, 0.0), (401, 30.0), (500, 30.0)])
+def test_waiting_ends_when_patience_does_and_at_once_for_any_other_refusal(status, patience_s, monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 0.001)
+    monkeypatch.setattr("api.client.PATIENCE_S", patience_s)
+    with Client("http://service", "duo_x") as client:
+        answering(client, status)
+        with pytest.raises(ServiceRefused) as refusal:
+            client.wait("x")
+    assert refusal.value.status == status
+
+
+def test_a_bounded_wait_for_a_service_that_never_answered_says_so():
+    with Client("http://service", "duo_x") as client:
+        answering(client, 503)
+        with pytest.raises(TimeoutError, match="still unknown"):
+            client.wait("x", timeout_s=0)
+
+
 def test_an_answer_that_is_no_problem_document_still_becomes_one():
     page = httpx.Response(502, text="<html>Bad Gateway</html>")
     with Client("http://service", "duo_x") as client:
