@@ -38,7 +38,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add `up` and `demo` to the `duolora` command."""
     raw = argparse.RawDescriptionHelpFormatter
     up = commands.add_parser("up", help="run the service on this machine", description=UP_TEXT, formatter_class=raw)
-    up.add_argument("--data", type=Path, metavar="DIR", help=f"where everything is kept (now: {default_data_folder()})")
+    up.add_argument("--data", type=Path, metavar="DIR", help=f"where everything is kept (now: {_default_data_text()})")
     up.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the API, on 127.0.0.1 (default %(default)s)")
     up.add_argument(
         "--base",
@@ -61,16 +61,24 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     demo.set_defaults(run=_demo)
 
 
+def _default_data_text() -> str:
+    """Where the data would go; every command builds this parser, so a missing home must not stop it."""
+    try:
+        return str(default_data_folder()).replace("%", "%%")
+    except LocalStackError as error:
+        return str(error)
+
+
 def _up(arguments: argparse.Namespace) -> int:
     from deploy.local.stack import Stack  # noqa: PLC0415 - every `duolora` command loads this module; few need a database
 
     began = time.monotonic()
-    data: Path = arguments.data or default_data_folder()
-    environment = dict(os.environ)
-    if arguments.base:
-        environment["BASE_MODELS"] = json.dumps(dict(arguments.base))
 
     def serve() -> None:
+        environment = dict(os.environ)
+        if arguments.base:
+            environment["BASE_MODELS"] = json.dumps(dict(arguments.base))
+        data: Path = arguments.data or default_data_folder()
         with Stack(data, environment=environment, port=arguments.port) as stack:
             print(f"DuoLoRA is up after {time.monotonic() - began:.1f} s. Ctrl-C stops it.\n")
             print(f"  API      {stack.api_url}  (described by /openapi.json)")
@@ -93,16 +101,24 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _guarded(act: Callable[[], None], *, interrupted: int) -> int:
     """Run until the end or a signal; say on one line what went wrong. Returns the exit status."""
+    _speak_directly_to_loopback()
     try:
         with interrupted_by_signals():
             act()
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return interrupted
-    except LocalStackError as error:
+    except (LocalStackError, OSError) as error:
         print(f"duolora: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _speak_directly_to_loopback() -> None:
+    """Keep a proxy of the environment, which pip may need, out of what the processes here say to each other."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))
 
 
 def _base_model(text: str) -> tuple[str, str]:

