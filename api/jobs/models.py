@@ -220,10 +220,13 @@ class Event(Base):
 
 
 class OutboxRow(Base):
-    """A hint to be published, written in the transaction it speaks of. An insert notifies `duolora_outbox`."""
+    """A hint to be published, written in the transaction it speaks of and dropped in the one that publishes it.
+
+    An insert notifies `duolora_outbox`.
+    """
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("ix_outbox_unpublished", "due_at", "id", postgresql_where=text("published_at IS NULL")),)
+    __table_args__ = (Index("ix_outbox_due", "due_at", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     topic: Mapped[str]
@@ -231,4 +234,3 @@ class OutboxRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """Not to be published before: a retry's hint waits as long as the retry."""
-    published_at: Mapped[datetime | None]

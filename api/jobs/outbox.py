@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select
 
 from api.jobs.locking import announce, instant
 from api.jobs.models import OutboxRow, Stage
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-REPUBLISH_LIMIT = 1000
+REPUBLISH_LIMIT = 10
+"""Stages in one call. A hint only wakes an idle worker, which then takes whatever is best until nothing is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,10 @@ class OutboxMessage:
 
 
 def take_outbox(session: Session, *, limit: int) -> list[OutboxMessage]:
-    """Take unpublished hints whose time has come, oldest first; locked until the transaction ends."""
+    """Take hints whose time has come, oldest first; locked until the transaction ends."""
     rows = session.scalars(
         select(OutboxRow)
-        .where(OutboxRow.published_at.is_(None), OutboxRow.due_at <= func.now())
+        .where(OutboxRow.due_at <= func.now())
         .order_by(OutboxRow.due_at, OutboxRow.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -41,18 +42,13 @@ def take_outbox(session: Session, *, limit: int) -> list[OutboxMessage]:
     return [OutboxMessage(row.id, row.topic, row.payload) for row in rows]
 
 
-def mark_published(session: Session, ids: Sequence[int]) -> None:
-    """Record that hints were handed to the broker; do it in the transaction that took them."""
-    session.execute(
-        update(OutboxRow)
-        .where(OutboxRow.id.in_(ids))
-        .values(published_at=func.now())
-        .execution_options(synchronize_session=False)
-    )
+def drop_published(session: Session, ids: Sequence[int]) -> None:
+    """Drop hints that were handed to the broker; do it in the transaction that took them."""
+    session.execute(delete(OutboxRow).where(OutboxRow.id.in_(ids)).execution_options(synchronize_session=False))
 
 
 def republish_runnable(session: Session, *, older_than: timedelta) -> int:
-    """Write hints for runnable stages that nobody took although their last hint is old; returns how many.
+    """Write hints for a few runnable stages that nobody took although their last hint is old; returns how many.
 
     Covers a broker that was emptied, and hints that came while every worker was away.
     """

@@ -19,7 +19,7 @@ from api.jobs.claiming import ClaimedStage, InputImage, StoredArtifact, claim_st
 from api.jobs.events import EventType, record_event
 from api.jobs.locking import STAGE_TOPIC, LockedJob, announce, instant, lock_held, lock_job
 from api.jobs.models import Artifact, AttemptOutcome, Job, Stage
-from api.jobs.outbox import OutboxMessage, mark_published, republish_runnable, take_outbox
+from api.jobs.outbox import OutboxMessage, drop_published, republish_runnable, take_outbox
 from api.jobs.plan import PLANS
 from api.jobs.states import TERMINAL_JOBS, StageState
 
@@ -40,11 +40,11 @@ __all__ = [
     "OutboxMessage",
     "StoredArtifact",
     "claim_stage",
+    "drop_published",
     "fail_stage",
     "finish_stage",
     "heartbeat",
     "insert_job",
-    "mark_published",
     "reap_stale",
     "record_progress",
     "release_stage",

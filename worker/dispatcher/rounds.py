@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from api.db import transaction
-from api.jobs.repository import mark_published, reap_stale, republish_runnable, take_outbox
+from api.jobs.repository import drop_published, reap_stale, republish_runnable, take_outbox
 
 if TYPE_CHECKING:
     import threading
@@ -57,12 +57,12 @@ class Relay:
             waited_s += SLICE_S
 
     def _drain(self) -> bool:
-        """Publish one batch; True if there may be more. A hint is marked only after it was sent, so it may go twice."""
+        """Publish one batch; True if there may be more. A hint is dropped after it was sent, so it may go twice."""
         with transaction(self._sessions) as session:
             messages = take_outbox(session, limit=BATCH)
             if messages:
                 self._publisher.publish(messages)
-                mark_published(session, [message.id for message in messages])
+                drop_published(session, [message.id for message in messages])
         return len(messages) == BATCH
 
 

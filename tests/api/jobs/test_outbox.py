@@ -20,7 +20,7 @@ def account(sessions):
 def take(sessions, limit=100):
     with transaction(sessions) as session:
         messages = repository.take_outbox(session, limit=limit)
-        repository.mark_published(session, [message.id for message in messages])
+        repository.drop_published(session, [message.id for message in messages])
         return messages
 
 
@@ -36,6 +36,15 @@ def test_a_new_job_announces_its_runnable_stages_once(sessions, account):
     assert {message.payload["job_id"] for message in messages} == {str(job_id)}
     assert sorted(names(sessions, messages)) == ["content_lora", "style_lora"]
     assert take(sessions) == []
+
+
+def test_the_outbox_keeps_nothing_that_was_published(sessions, account):
+    make_job(sessions, account)
+    taken = take(sessions, limit=1)
+    with transaction(sessions) as session:
+        left = session.scalars(select(OutboxRow.id)).all()
+    assert len(left) == 1
+    assert taken[0].id not in left
 
 
 def test_a_stage_that_becomes_runnable_is_announced(sessions, account):
@@ -79,10 +88,10 @@ def test_two_relays_never_take_the_same_hint(sessions, account):
         assert first[0].id != second[0].id
 
 
-def test_a_relay_that_dies_before_marking_leaves_the_hint(sessions, account):
+def test_a_relay_that_dies_before_its_commit_leaves_the_hint(sessions, account):
     make_job(sessions, account)
     with rolled_back(sessions) as session:
-        repository.mark_published(session, [message.id for message in repository.take_outbox(session, limit=9)])
+        repository.drop_published(session, [message.id for message in repository.take_outbox(session, limit=9)])
     assert len(take(sessions)) == 2
 
 
@@ -113,6 +122,20 @@ def test_stages_that_nobody_took_are_announced_again(sessions, account):
     assert republish(timedelta(minutes=1)) == 0  # just announced
     assert names(sessions, take(sessions)) == ["style_lora"]
     assert taken.name == "content_lora"
+
+
+def test_a_long_queue_is_announced_again_a_handful_at_a_time(sessions, account):
+    for _ in range(8):
+        make_job(sessions, account)
+    take(sessions)
+    with transaction(sessions) as session:
+        past = func.now() - timedelta(minutes=2)
+        session.execute(update(Stage).values(runnable_at=past, announced_at=past))
+    announced = []
+    for _ in range(3):
+        with transaction(sessions) as session:
+            announced.append(repository.republish_runnable(session, older_than=timedelta(minutes=1)))
+    assert announced == [10, 6, 0]
 
 
 def test_an_insert_wakes_whoever_listens(sessions, account, database_url):
