@@ -20,6 +20,8 @@ class BaseModels:
     def warm(self, base: str) -> None:
         if base == "broken":
             raise InvalidBase("no such folder")
+        if base == "pointer":
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "as a library fails")
 
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:

@@ -124,11 +124,12 @@ def test_a_cancel_of_another_run_is_not_heard(supervisor, mailbox, tmp_path):
     assert supervisor.run(command(tmp_path), lambda _report: None).outputs
 
 
-def test_a_base_that_cannot_be_loaded_early_does_not_keep_the_engine_from_starting(mailbox):
+@pytest.mark.parametrize("base", ["broken", "pointer"])
+def test_a_base_that_cannot_be_loaded_early_does_not_keep_the_engine_from_starting(base):
     settings = EngineSettings(command=COMMAND, term_grace_s=1)
-    supervisor = EngineSupervisor(settings, env=settings.environment(os.environ), mailbox=mailbox)
+    supervisor = EngineSupervisor(settings, env=settings.environment(os.environ), mailbox=Mailbox())
     try:
-        supervisor.ensure_running(warm_base="broken")
+        supervisor.ensure_running(warm_base=base)
         assert supervisor.is_alive()
     finally:
         supervisor.stop()

@@ -46,10 +46,14 @@ def main() -> None:
 
 
 def _warm(models: BaseModels, base: str) -> Warmed:
+    """Load a base. No error ends the process: started anew, it would meet the same base, for ever."""
     try:
         models.warm(base)
     except DuoLoraError as error:
         return Warmed(base=base, error=f"{error.code}: {error}")
+    except Exception as error:
+        log.exception("loading base %s failed for a reason nobody foresaw", base)
+        return Warmed(base=base, error=f"internal_error: an unexpected {type(error).__name__}; see the logs")
     return Warmed(base=base)
 
 
