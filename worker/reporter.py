@@ -14,7 +14,7 @@ from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs.repository import heartbeat, record_progress
 from worker.mailbox import Interrupt, Interruption
-from worker.progress import StageProgress
+from worker.progress import progress_fields
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -54,7 +54,6 @@ class StageReporter:
         self._lease = lease
         self._heartbeat_s = heartbeat_s
         self._progress_s = progress_s
-        self._progress = StageProgress()
         self._latest: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -74,7 +73,7 @@ class StageReporter:
 
     def report(self, report: ProgressReport) -> None:
         """Take a report of the engine; the newest one is written with the next beat."""
-        fields = self._progress.fields(report, now=monotonic())
+        fields = progress_fields(report)
         with self._lock:
             self._latest = fields
 

@@ -93,7 +93,7 @@ def test_progress_is_written_while_a_stage_runs(bench: Bench):
     job = submit(bench)
     with bench.worker({"content_lora": ["gate:go"]}):
         progress = eventually(lambda: bench.stage(job.id, "content_lora").progress)
-        expected = {"step": 1, "total": 3, "loss": 0.5, "note": "gate", "fraction": 0.3333, "eta_seconds": None}
+        expected = {"step": 1, "total": 3, "loss": 0.5, "note": "gate"}
         assert expected.items() <= progress.items()
         bench.open("go")
         bench.wait_for(job.id, "succeeded")
