@@ -1,4 +1,4 @@
-"""What surrounds every request: ids, the access log, the size limit, and the one broad catch of the API."""
+"""What surrounds every request: ids, the access log, the size limit, and the broad catch around it all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RequestContext:
                 "duration_ms": round((time.monotonic() - began) * 1000, 1),
                 "key_id": scope.get("state", {}).get("key_id"),
             }
-            logger.info("%s %s %s", scope["method"], scope["path"], status, extra={"fields": fields})
+            logger.info("%s %s %s", scope["method"], scope["path"], status, extra=fields)
 
 
 class BodyLimit:

@@ -1,4 +1,4 @@
-"""Request ids, trace context and JSON log lines."""
+"""Request ids, trace context and JSON log lines. Knows no web framework: the worker writes the same lines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import logging
 import re
 import secrets
 import sys
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-_traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_NOTHING: Mapping[str, Any] = {}
+_bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=_NOTHING)
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+"""Attributes of a record that are no `extra` of ours; the last is uvicorn's, its message once more."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT_FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -19,12 +27,12 @@ _TRACEPARENT_FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16
 
 def current_request_id() -> str | None:
     """Return the id of the request being served."""
-    return _request_id.get()
+    return _bound.get().get("request_id")
 
 
 def current_traceparent() -> str | None:
     """Return the W3C trace context of the request being served."""
-    return _traceparent.get()
+    return _bound.get().get("traceparent")
 
 
 def bind_request(*, request_id: str | None, traceparent: str | None) -> str:
@@ -32,13 +40,23 @@ def bind_request(*, request_id: str | None, traceparent: str | None) -> str:
     usable = request_id is not None and _REQUEST_ID_FORM.fullmatch(request_id)
     identifier = request_id if usable and request_id else secrets.token_hex(16)
     usable = traceparent is not None and _TRACEPARENT_FORM.fullmatch(traceparent)
-    _request_id.set(identifier)
-    _traceparent.set(traceparent if usable else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01")
+    trace = traceparent if usable else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    _bound.set({"request_id": identifier, "traceparent": trace})
     return identifier
 
 
+@contextmanager
+def bound(**fields: object) -> Iterator[None]:
+    """Add fields to every line that this thread logs inside the block."""
+    token = _bound.set({**_bound.get(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line; `extra={"fields": {...}}` adds members."""
+    """One JSON object per line: at, level, logger, message, the bound fields, and every `extra`; without nulls."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -47,13 +65,13 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            "request_id": _request_id.get(),
-            "traceparent": _traceparent.get(),
-            **getattr(record, "fields", {}),
+            **_bound.get(),
+            **{key: value for key, value in record.__dict__.items() if key not in _STANDARD},
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps({key: value for key, value in document.items() if value is not None}, default=str)
+        written = {key: value for key, value in document.items() if value is not None}
+        return json.dumps(written, default=str, ensure_ascii=False)
 
 
 def configure_logging(level: str) -> None:

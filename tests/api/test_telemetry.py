@@ -1,10 +1,12 @@
 import json
 import logging
 import re
+import threading
 
 import pytest
 
-from api.telemetry import JsonFormatter, bind_request, current_request_id, current_traceparent
+from api.telemetry import JsonFormatter, bind_request, bound, current_request_id, current_traceparent
+from worker import logs
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -16,10 +18,27 @@ def line(**extra):
 
 def test_a_line_is_one_json_object_bound_to_its_request():
     bind_request(request_id="r1", traceparent=TRACE)
-    document = line(fields={"status": 200})
+    document = line(status=200, key_id=None)
+    assert "key_id" not in document
     assert (document["message"], document["level"], document["logger"]) == ("hello you", "info", "api.x")
     assert (document["request_id"], document["traceparent"], document["status"]) == ("r1", TRACE, 200)
     assert document["at"].endswith("+00:00")
+
+
+def test_fields_are_bound_for_a_block():
+    with bound(job="j", stage=None), bound(attempt=2):
+        inside = line()
+    assert (inside["job"], inside["attempt"], "stage" in inside) == ("j", 2, False)
+    assert not {"job", "attempt"} & set(line())
+
+
+def test_every_process_writes_the_same_lines(monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    logs.configure("info")
+    assert [type(handler.formatter) for handler in root.handlers] == [JsonFormatter]
 
 
 def test_an_exception_stays_on_its_line():
