@@ -1,7 +1,8 @@
 """One stage from claim to its last write: claim, bring the inputs, run the engine, store the outputs, finish.
 
-The only broad `except` of the worker is here: whatever happens to an attempt is recorded on its stage. Every write
-carries the fencing token, so an attempt that was given to somebody else changes nothing.
+The broad `except` here records on the stage whatever happens to an attempt. Two more such boundaries are in the worker:
+`worker.engine.__main__` tells its parent, `worker.dispatcher.deliverer` writes it on the delivery. Every write carries
+the fencing token, so an attempt that was given to somebody else changes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Locks on a job and its stages, in one order for everybody, and the moves made under them.
 
 Order of locks: the stages of one job by id, then the job. A claim takes one free stage (skipping locked ones), then the
-job. Nobody who holds a job's lock waits for a stage, so no two of them can wait for each other.
+job. Whoever holds a job's lock waits for none of its stages, so no two of them can wait for each other. Only
+`reap_stale` holds several jobs: it takes them by id, so that two reapers meet in the same order, and nobody else who
+holds a lock of one job waits for another's.
 """
 
 from __future__ import annotations
