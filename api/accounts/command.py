@@ -78,12 +78,30 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _sessions() -> Iterator[sessionmaker[Session]]:
-    """Open the database of DATABASE_URL for one command."""
-    from api.db import make_engine, session_factory  # noqa: PLC0415 - see _create
+    """Open the database of DATABASE_URL for one command.
+
+    Raises:
+        SystemExit: it cannot be used; one line says why, and the status is 1.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415 - see _create
+    from sqlalchemy.exc import ArgumentError, DBAPIError  # noqa: PLC0415
+
+    from api.db import make_engine, session_factory  # noqa: PLC0415
     from api.settings import DatabaseSettings  # noqa: PLC0415
 
-    engine = make_engine(DatabaseSettings().url.get_secret_value(), application_name="duolora-keys")
+    try:
+        settings = DatabaseSettings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SystemExit(f"duolora: DATABASE_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+    try:
+        engine = make_engine(settings.url.get_secret_value(), application_name="duolora-keys")
+    except ArgumentError as error:
+        raise SystemExit("duolora: DATABASE_URL: not of the form postgresql+psycopg://user@host/name") from error
     try:
         yield session_factory(engine)
+    except DBAPIError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise SystemExit(f"duolora: the database of DATABASE_URL cannot be used: {reason}") from error
     finally:
         engine.dispose()

@@ -50,3 +50,32 @@ def test_list_shows_no_secret_and_revoke_ends_a_key(run, sessions, capsys):
 def test_revoking_nothing_is_an_error(run, capsys):
     assert run("revoke", "nobody") == 1
     assert "no key nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("list",), ("create",), ("revoke", "x")])
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (None, "DATABASE_URL: Field required"),
+        ("nonsense", "DATABASE_URL: not of the form"),
+        ("postgresql+psycopg://nobody:swordfish@127.0.0.1:1/none", "cannot be used: connection failed"),
+    ],
+    ids=["not set", "nonsense", "unreachable"],
+)
+def test_without_a_database_one_line_says_so(run, words, url, told, monkeypatch):
+    if url is None:
+        monkeypatch.delenv("DATABASE_URL")
+    else:
+        monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(SystemExit) as ended:  # a text: Python prints it on standard error and ends with status 1
+        run(*words)
+    assert ended.value.code.startswith("duolora: ")
+    assert told in ended.value.code
+    assert "\n" not in ended.value.code
+    assert "swordfish" not in ended.value.code
+
+
+def test_a_database_without_tables_is_one_line_too(run, empty_database_url, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    with pytest.raises(SystemExit, match="does not exist"):
+        run("list")
