@@ -44,8 +44,8 @@ class Readiness(Wire):
 
 
 @router.get("/livez", operation_id="livez", summary="Is the process alive?")
-async def livez() -> Liveness:
-    """Answer; nothing else is asked, and no worker thread is needed."""
+async def livez() -> Liveness:  # on the event loop: alive also while every thread is busy
+    """Answer; nothing else is asked."""
     return Liveness()
 
 

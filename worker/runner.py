@@ -105,7 +105,7 @@ class StageRunner:
                     )
                 )
                 log.info("stage succeeded", extra=timings)
-            except Exception as error:  # noqa: BLE001 - the one boundary: it becomes the stage's outcome
+            except Exception as error:  # noqa: BLE001 - a recorded boundary: it becomes the stage's outcome
                 self._settle(stage, error)
 
     def _work(
