@@ -22,7 +22,7 @@ Recipe = Callable[[str, Prompts], PersonalizeConfig]
 def tiny(base_model: str, prompts: Prompts) -> PersonalizeConfig:
     """The embedded base on two CPU cores, within a minute."""
     content = LoraTrainConfig(
-        steps=100,
+        steps=90,
         rank=16,
         learning_rate=2e-3,
         batch_size=4,
@@ -36,9 +36,9 @@ def tiny(base_model: str, prompts: Prompts) -> PersonalizeConfig:
         base_model=base_model,
         prompts=prompts,
         content=content,
-        style=content.model_copy(update={"steps": 70}),  # a style needs fewer: no detail of it must sit anywhere
-        merge=MergeConfig(steps=24, batch_size=2, constyle_every=3),
-        preview=GenerateConfig(steps=16, guidance_scale=4.0, images=4, resolution_px=64),
+        style=content.model_copy(update={"steps": 60}),  # a style needs fewer: no detail of it must sit anywhere
+        merge=MergeConfig(steps=20, bank_size=12, batch_size=2, constyle_every=3),
+        preview=GenerateConfig(steps=12, guidance_scale=4.0, images=4, resolution_px=64),
     )
 
 

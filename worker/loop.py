@@ -93,10 +93,13 @@ class WorkLoop:
             self._engine.stop()
 
     def _drain(self) -> None:
-        """Run stages until none is runnable."""
-        self._engine.ensure_running(warm_base=self._warm_base)
-        while not self._mailbox.shutting_down and self._runner.run_next():
-            self._engine.ensure_running()
+        """Run stages until none is runnable. Told to stop, the loop starts no new engine for the one it ended."""
+        warm_base = self._warm_base
+        while not self._mailbox.shutting_down:
+            self._engine.ensure_running(warm_base=warm_base)
+            warm_base = None
+            if not self._runner.run_next():
+                return
 
     def _idle(self, seconds: float, *, hints: bool = True) -> None:
         """Wait for a hint, the engine's death, a shutdown, or the time."""

@@ -39,10 +39,12 @@ class EngineSettings(BaseSettings):
     command: tuple[str, ...] = (sys.executable, "-m", "worker.engine")
     """JSON list. Anything that speaks the protocol of `worker.wire`."""
     threads: int | None = Field(None, ge=1, le=1024)
-    """Threads of the engine's arithmetic (OMP_NUM_THREADS). None: the cores it may use, by affinity and by cgroup.
+    """Threads of the engine's arithmetic (OMP_NUM_THREADS). None: one less than the cores it may use, at least one.
 
-    Two engine processes with a thread per core each slow each other far more than twofold, because idle OpenMP threads
-    spin. Where several workers share a machine without a GPU, give each its share of the cores.
+    One core stays with the rest of the stack, because OpenMP threads wait for each other by spinning: on 2 cores a step
+    of the tiny base took 0.18 s with 2 threads while nothing else ran, but seconds as soon as anything did, against
+    0.22 and 0.29 s with one thread; threads that sleep instead took 0.42 and 0.30 s. Where several workers share a
+    machine without a GPU, give each its share of the cores.
     """
     start_timeout_s: float = Field(180, gt=0)
     """From its start to `ready`: importing the libraries takes seconds, on a cold disk many."""
@@ -54,13 +56,9 @@ class EngineSettings(BaseSettings):
     """From TERM to KILL. A worker that is told to exit needs up to both, and a little more: its own grace."""
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Return the environment of the engine process: the inherited one without secrets, threads bounded.
-
-        Idle OpenMP threads are left to spin: sleeping ones made a step of the tiny base 2.4 times slower on 2 quiet
-        cores. Where other work keeps the cores busy, fewer ENGINE_THREADS are the remedy, not sleep.
-        """
+        """Return the environment of the engine process: the inherited one without secrets, threads bounded."""
         kept = {name: value for name, value in inherited.items() if not SECRET_VARIABLES.search(name)}
-        threads = str(self.threads or usable_cores())
+        threads = str(self.threads or max(1, usable_cores() - 1))
         if self.threads is not None:
             return kept | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | kept

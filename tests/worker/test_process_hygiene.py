@@ -36,9 +36,9 @@ def test_the_engine_gets_no_secrets_and_a_bounded_number_of_threads():
     assert environment == {"PATH": "/bin", "HF_HOME": "/models"} | threads
 
 
-def test_threads_default_to_the_cores_the_process_may_use_unless_the_operator_said_otherwise(monkeypatch):
+def test_threads_leave_one_core_to_the_rest_of_the_stack_unless_the_operator_said_otherwise(monkeypatch):
     monkeypatch.setattr(settings_module, "usable_cores", lambda: 7)
-    assert EngineSettings(threads=None).environment({})["OMP_NUM_THREADS"] == "7"
+    assert EngineSettings(threads=None).environment({})["OMP_NUM_THREADS"] == "6"
     assert EngineSettings(threads=None).environment({"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
 
 

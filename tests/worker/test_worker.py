@@ -16,6 +16,7 @@ from api.jobs.models import Event, OutboxRow, Stage
 from api.storage import ObjectStore, StoreError
 from tests.worker.bench import eventually, is_running, sha256, states
 from tests.worker.jobs import submit
+from worker.supervisor import EngineSupervisor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,6 +255,15 @@ def test_a_shutdown_gives_the_stage_back_without_counting_the_attempt(bench: Ben
     assert not is_running(pid)
     with bench.worker():
         bench.wait_for(job.id, "succeeded")
+
+
+def test_a_worker_that_stops_starts_no_engine_in_place_of_the_one_it_ended(bench: Bench, monkeypatch):
+    spawn, spawned = EngineSupervisor._spawn, []
+    monkeypatch.setattr(EngineSupervisor, "_spawn", lambda engine: (spawned.append(engine), spawn(engine))[1])
+    submit(bench)
+    with bench.worker({"content_lora": ["deaf"]}):
+        bench.wait_for_run("content_lora")
+    assert len(spawned) == 1
 
 
 def test_an_engine_that_is_ended_together_with_its_worker_counts_as_a_shutdown(bench: Bench):
