@@ -29,16 +29,16 @@ def tiny(base_model: str, prompts: Prompts) -> PersonalizeConfig:
         resolution_px=64,
         targets=TargetLayers.ATTENTION,
         snr_gamma=5.0,
-        warmup_steps=10,
+        warmup_steps=5,
     )
     return PersonalizeConfig(
         recipe="tiny",
         base_model=base_model,
         prompts=prompts,
         content=content,
-        style=content.model_copy(update={"steps": 60}),  # a style needs fewer: no detail of it must sit anywhere
-        merge=MergeConfig(steps=20, bank_size=12, batch_size=2, constyle_every=3),
-        preview=GenerateConfig(steps=12, guidance_scale=4.0, images=4, resolution_px=64),
+        style=content.model_copy(update={"steps": 76}),  # a style needs fewer: no detail of it must sit anywhere
+        merge=MergeConfig(steps=16, bank_size=12, batch_size=2, constyle_every=3),
+        preview=GenerateConfig(steps=14, guidance_scale=4.0, images=4, resolution_px=64),
     )
 
 
