@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from duolora.errors import InvalidImage
+from duolora.orientation import upright
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,34 +50,11 @@ def to_pictures(rgb_NCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture.numpy()) for picture in bytes_NHWC]
 
 
-ORIENTATION_TAG = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF 2.32 orientation -> the turn that puts a picture upright."""
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF says. Only the orientation is read: other tags may be odd without harm."""
-    try:
-        orientation = picture.getexif().get(ORIENTATION_TAG)
-    except (ValueError, TypeError, SyntaxError, struct.error):
-        return picture
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
-
-
 def _square(path: Path, resolution_px: int) -> Image.Image:
     """Central square of one picture, upright, RGB, at the given resolution."""
     try:
         with Image.open(path) as opened:
-            upright = _upright(opened).convert("RGB")
+            picture = upright(opened).convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InvalidImage(f"{path.name} is not a readable picture: {error}") from error
-    return ImageOps.fit(upright, (resolution_px, resolution_px), Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture, (resolution_px, resolution_px), Image.Resampling.LANCZOS)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageCms
 
+from duolora.orientation import upright
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,18 +29,6 @@ PNG_COMPRESS_LEVEL = 3
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
 """What Pillow's decoders raise for damaged data."""
-
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns a picture upright, by its EXIF orientation; 1 is upright."""
 
 
 class ImageRefused(Exception):
@@ -146,7 +136,7 @@ def _pixels(image: Image.Image, limits: ImageLimits) -> Image.Image:
     """Decode, turn upright, convert to sRGB without alpha, scale down; the result carries nothing but pixels."""
     image.load()
     profile = image.info.get("icc_profile")
-    opaque = _on_white(_upright(image))
+    opaque = _on_white(upright(image))
     plain = _to_srgb(opaque, profile)
     shorter = min(plain.size)
     if shorter > limits.keep_side_px:
@@ -156,15 +146,6 @@ def _pixels(image: Image.Image, limits: ImageLimits) -> Image.Image:
     bare = Image.new("RGB", plain.size)
     bare.paste(plain)
     return bare
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF says. Only the orientation is read; whatever is odd about it, the picture stays."""
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - a stranger's metadata: nothing it does to its parser makes the pixels worse
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -48,11 +48,7 @@ class ObjectStoreServer:
             },
             cwd=self._folder,
         )
-        try:
-            child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
-        except LocalStackError:
-            child.stop()
-            raise
+        child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
         self._child = child
         return child
 

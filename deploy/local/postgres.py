@@ -72,7 +72,6 @@ class Postgres:
             try:
                 child.wait_ready(self._takes_connections, START_TIMEOUT_S)
             except LocalStackError:
-                child.stop()
                 if attempt < PORT_TRIES - 1 and "could not bind" in child.tail():
                     continue  # somebody took the port between looking and binding
                 raise

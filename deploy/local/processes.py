@@ -74,11 +74,18 @@ class Child:
         return ServiceFailed(f"{self.name} {what}. The end of {self.log}:\n{self.tail()}")
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Return once `ready()` holds.
+        """Return once `ready()` holds; a child that does not get there is stopped.
 
         Raises:
             ServiceFailed: the process ended, or was not ready within `timeout_s`.
         """
+        try:
+            self._await_ready(ready, timeout_s)
+        except LocalStackError:
+            self.stop()
+            raise
+
+    def _await_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.alive:

@@ -40,11 +40,7 @@ class Valkey:
             env={"PATH": os.environ.get("PATH", os.defpath)},
             cwd=self._folder,
         )
-        try:
-            child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
-        except LocalStackError:
-            child.stop()
-            raise
+        child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
         self._child = child
         return child
 

@@ -68,11 +68,11 @@ def test_the_log_says_why_a_child_ended(tmp_path):
         child.wait_ready(lambda: False, timeout_s=10)
 
 
-def test_a_child_that_never_gets_ready_is_reported(tmp_path):
+def test_a_child_that_never_gets_ready_is_reported_and_stopped(tmp_path):
     child = python(tmp_path, "import time; time.sleep(600)")
     with pytest.raises(ServiceFailed, match="not ready after"):
         child.wait_ready(lambda: False, timeout_s=0.2)
-    child.stop()
+    assert not child.alive
 
 
 def test_the_log_of_the_run_before_is_kept(tmp_path):
