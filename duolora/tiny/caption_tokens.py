@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from duolora.tiny.captions import COLOURS, STYLES, article, class_nouns, glyph_named, style_phrase, vocabulary_words
+from duolora.tiny.captions import (
+    COLOURS,
+    STYLES,
+    article,
+    class_nouns,
+    glyph_named,
+    ground_phrase,
+    style_phrase,
+    vocabulary_words,
+)
 from duolora.tiny.tokenizer import END_TOKEN, MAX_TOKENS, START_TOKEN, WordEncoder
 
 if TYPE_CHECKING:
@@ -78,6 +87,7 @@ class CaptionWriter:
         self.made_up = PhraseTable(encoder, list(made_up_words()), device)
         styles = [style_phrase(style, colour) for style in STYLES for colour in COLOURS]
         self.styles = PhraseTable(encoder, [*styles, *(f"in {word} style" for word in made_up_words())], device)
+        self.grounds = PhraseTable(encoder, [ground_phrase(colour) for colour in COLOURS], device)
         self.class_of_glyph = torch.tensor(
             [len(names) + nouns.index(glyph_named(name).noun) for name in names], device=device
         )
@@ -98,6 +108,8 @@ class CaptionWriter:
         odd_style_B = len(STYLES) * len(COLOURS) + dice.below(MADE_UP_WORDS, count)
         style_B = torch.where(dice.uniform(count) < MADE_UP_STYLE_SHARE, odd_style_B, known_style_B)
         styled = said & (labels.style_B >= 0)
+        grounded = said & (labels.ground_B >= 0)
+        ground_B = labels.ground_B.clamp_min(0)
         one_B = torch.ones_like(noun_B)
         segments = [
             (torch.full_like(noun_B, self.start_id)[:, None], one_B),
@@ -105,5 +117,6 @@ class CaptionWriter:
             (self.made_up.ids_PS[word_B], self.made_up.length_P[word_B] * tagged),
             (self.nouns.ids_PS[noun_B], self.nouns.length_P[noun_B] * said),
             (self.styles.ids_PS[style_B], self.styles.length_P[style_B] * styled),
+            (self.grounds.ids_PS[ground_B], self.grounds.length_P[ground_B] * grounded),
         ]
         return join_segments(segments, self.end_id)

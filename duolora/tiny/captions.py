@@ -92,14 +92,23 @@ def style_phrase(style: str, colour: str) -> str:
     return f"in {colour} {style} style"
 
 
-def caption(noun_phrase: str, style: str | None = None, colour: str | None = None) -> str:
-    """Return the caption of a picture: `a fox`, or `a fox in red neon style` if style and colour are given."""
-    plain = f"{article(noun_phrase)} {noun_phrase}"
-    return plain if style is None or colour is None else f"{plain} {style_phrase(style, colour)}"
+def ground_phrase(ground: str) -> str:
+    """Return the words of a background in one colour, e.g. `on yellow background`."""
+    return f"on {ground} background"
+
+
+def caption(noun_phrase: str, style: str | None = None, colour: str | None = None, ground: str | None = None) -> str:
+    """Return the caption of a picture: `a fox`, `a fox in red neon style`, `a fox on yellow background`, or all."""
+    words = [f"{article(noun_phrase)} {noun_phrase}"]
+    if style is not None and colour is not None:
+        words.append(style_phrase(style, colour))
+    if ground is not None:
+        words.append(ground_phrase(ground))
+    return " ".join(words)
 
 
 def vocabulary_words() -> tuple[str, ...]:
-    """Return every word pretraining can put into a caption (made-up ones apart), in a stable order, no repeats."""
+    """Return the words that are one token each, in a stable order, no repeats; all others are spelt in pieces."""
     words: dict[str, None] = dict.fromkeys(["a", "an", "in", "style", "sbu", "szn"])
     for phrase in (*STYLES, *COLOURS, *class_nouns(), *(glyph.name for glyph in training_glyphs())):
         words.update(dict.fromkeys(phrase.split()))

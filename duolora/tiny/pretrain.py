@@ -1,7 +1,7 @@
 r"""Trains the U-Net and the text encoders of the tiny base on captioned pictures of the world.
 
     python -m duolora.tiny.pretrain --sheet training.png --vae DIR/vae --out DIR --seconds 540 --total-seconds 1200 \\
-        [--resume DIR/state] [--compile]
+        [--resume DIR/state | --start BASE_FOLDER --peak-lr 4e-4] [--compile]
 
 Drawing, autoencoder, U-Net, optimiser and averaging are one CUDA graph. Writes DIR/state (to resume exactly), and every
 `--export-seconds` DIR/export (averaged weights in float16, for `assemble`) and DIR/preview.png.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from duolora.tiny.architecture import TIME_IDS, Components, build_components
@@ -49,6 +50,7 @@ class Plan:
     total_seconds: float = 540.0
     total_steps: int | None = None
     export_seconds: float = 240.0
+    peak_lr: float = PEAK_LR
 
 
 class BaseLesson:
@@ -120,7 +122,7 @@ class Pretraining:
         if compiled:
             self.vae.encoder.compile()
             self.components.unet.compile()
-        self.trainee = Trainee(modules, PEAK_LR, device)
+        self.trainee = Trainee(modules, plan.peak_lr, device)
         self.stepper = Stepper(BaseLesson(self.components, self.world, self.trainee, plan).step, device)
         self.step = 0
         self.total_steps = plan.total_steps
@@ -131,6 +133,15 @@ class Pretraining:
         self.trainee.load_state(tensors)
         self.step = counters["step"]
         self.total_steps = self.plan.total_steps or counters["total_steps"] or None  # 0: it was not planned yet
+
+    def start_from(self, base: Path) -> None:
+        """Take the weights of a finished base; optimiser, average and schedule begin anew."""
+        weights = {
+            f"{module}.{name}": tensor
+            for module in TRAINED
+            for name, tensor in load_file(next((base / module).glob("*.safetensors")), str(self.device)).items()
+        }
+        self.trainee.load_weights(weights)
 
     def save_state(self) -> None:
         """Write what `resume` needs."""
@@ -192,6 +203,8 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--start", type=Path, help="folder of a finished base whose weights to begin with")
+    parser.add_argument("--peak-lr", type=float, default=PEAK_LR)
     parser.add_argument("--seconds", type=float, default=540.0)
     parser.add_argument("--total-seconds", type=float, default=540.0)
     parser.add_argument("--total-steps", type=int)
@@ -207,6 +220,7 @@ def main() -> None:
         total_seconds=arguments.total_seconds,
         total_steps=arguments.total_steps,
         export_seconds=arguments.export_seconds,
+        peak_lr=arguments.peak_lr,
     )
     atlas = read_sheet(arguments.sheet, training_names())
     vae = AutoencoderKL.from_pretrained(arguments.vae)
@@ -215,6 +229,8 @@ def main() -> None:
     )
     if arguments.resume is not None:
         pretraining.resume(arguments.resume)
+    elif arguments.start is not None:
+        pretraining.start_from(arguments.start)
     pretraining.run()
 
 

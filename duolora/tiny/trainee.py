@@ -112,6 +112,14 @@ class Trainee:
         else:
             torch.set_rng_state(tensors["random"])
 
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Begin with the given weights by full name, any float dtype; names the modules lack are buffers."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(weights[name])
+                self.average[name].copy_(master)
+        self._refresh_halves()
+
     def averaged(self, module_name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Return the averaged weights of one module under its own names."""
         prefix = f"{module_name}."

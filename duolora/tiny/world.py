@@ -16,6 +16,10 @@ from duolora.tiny.styles import CELLS_PER_SIDE, DRAW, Scene, blur
 RESOLUTION_PX = 64
 MAX_TURN_RAD = math.radians(12)
 SCALE_RANGE = (0.6, 0.95)
+GROUND_SHARE = 0.2
+"""Share of the training pictures whose background has a colour that the caption names."""
+GROUND_WASH = 0.65
+"""How much of a style's own ground is covered when a caption asks for a background of one colour."""
 
 # Legend: B batch, G glyphs, H/W pixels, L tokens; B311 is one colour per picture. Pictures are float32 in [0, 1].
 
@@ -101,43 +105,78 @@ def sample_scene(layer_B4HW: Tensor, ink_B311: Tensor, dice: Dice) -> Scene:
     )
 
 
-def draw_plain(layer_B4HW: Tensor, dice: Dice) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """Backgrounds in one colour: `rgb_B311`, and `share_B111`, 1 where a picture has one and 0 where not."""
+
+    rgb_B311: Tensor
+    share_B111: Tensor
+
+
+def draw_plain(layer_B4HW: Tensor, dice: Dice, grounds: Grounds | None = None) -> Tensor:
     """Return placed glyphs in their own colours on plain backgrounds (B,3,64,64)."""
     alpha_B1HW = layer_B4HW[:, 3:]
-    return layer_B4HW[:, :3] + (1 - alpha_B1HW) * sample_background(dice, layer_B4HW.shape[0])
+    background = sample_background(dice, layer_B4HW.shape[0])
+    if grounds is not None:
+        background = background + grounds.share_B111 * (grounds.rgb_B311 - background)
+    return layer_B4HW[:, :3] + (1 - alpha_B1HW) * background
 
 
-def draw_styled(style: str, layer_B4HW: Tensor, ink_B311: Tensor, dice: Dice) -> Tensor:
-    """Return placed glyphs drawn in one style, each in its colour (B,3,64,64)."""
-    return DRAW[style](sample_scene(layer_B4HW, ink_B311, dice)).clamp(0, 1)
+def draw_styled(style: str, layer_B4HW: Tensor, ink_B311: Tensor, dice: Dice, grounds: Grounds | None = None) -> Tensor:
+    """Return placed glyphs drawn in one style, each in its colour (B,3,64,64).
+
+    A ground covers what lies outside the glyph, but for a rest through which the style's own ground still shows.
+    """
+    styled = DRAW[style](sample_scene(layer_B4HW, ink_B311, dice)).clamp(0, 1)
+    if grounds is None:
+        return styled
+    outside = 1 - blur(layer_B4HW[:, 3:], 0.7)
+    return styled + GROUND_WASH * grounds.share_B111 * outside * (grounds.rgb_B311 - styled)
 
 
 def draw(
-    subject: str, style: str | None = None, colour: str | None = None, *, seed: int, atlas: Atlas | None = None
+    subject: str,
+    style: str | None = None,
+    colour: str | None = None,
+    *,
+    seed: int,
+    ground: str | None = None,
+    atlas: Atlas | None = None,
 ) -> Tensor:
     """Return the true picture (3,64,64), float32 in [0,1], of a subject, plain or in a style and a colour.
 
-    `seed` decides placement, background and texture; one seed places a subject alike in every style. `atlas` defaults
-    to the shipped one, which has the held-out subjects and the companions. Runs on the CPU.
+    `seed` decides placement, background and texture; one seed places a subject alike in every style and on every
+    ground. `ground` names the colour of the background, if the caption asks for one. `atlas` defaults to the shipped
+    one, which has the held-out subjects and the companions. Runs on the CPU.
     """
     if (style is None) != (colour is None):
         raise ValueError("a style needs a colour, and a colour a style")
     glyphs = atlas or shipped_atlas()
     dice = Dice(torch.device("cpu"), torch.Generator().manual_seed(seed))
     layer_B4HW = place(glyphs.rgba_G4HW[[glyphs.index(subject)]], sample_placement(dice, 1))
+    grounds = None if ground is None else Grounds(_rgb_1311(ground), torch.ones(1, 1, 1, 1))
     if style is None or colour is None:
-        return draw_plain(layer_B4HW, dice)[0]
-    ink_B311 = torch.tensor(COLOURS[colour]).view(1, 3, 1, 1)
-    return draw_styled(style, layer_B4HW, ink_B311, dice)[0]
+        return draw_plain(layer_B4HW, dice, grounds)[0]
+    return draw_styled(style, layer_B4HW, _rgb_1311(colour), dice, grounds)[0]
+
+
+def _rgb_1311(colour: str) -> Tensor:
+    """Return a named colour as (1,3,1,1)."""
+    return torch.tensor(COLOURS[colour]).view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What each picture shows: `glyph_B`, `style_B` (-1 plain, else into STYLES), `colour_B` (into COLOURS)."""
+    """What each picture shows.
+
+    `glyph_B`; `style_B` (-1 plain, else into STYLES) with its `colour_B` (into COLOURS); `ground_B` (into COLOURS, -1
+    where the caption names no background).
+    """
 
     glyph_B: Tensor
     style_B: Tensor
     colour_B: Tensor
+    ground_B: Tensor
 
 
 class TrainingWorld:
@@ -161,15 +200,27 @@ class TrainingWorld:
         count = plain + per_style * len(STYLES)
         glyph_B = dice.below(len(self.names), count)
         layer_B4HW = place(self.rgba_G4HW[glyph_B], sample_placement(dice, count))
-        pictures = [draw_plain(layer_B4HW[:plain], dice)]
+        ground_B = self._sample_grounds(dice, count)
+        pictures = [draw_plain(layer_B4HW[:plain], dice, self._grounds(ground_B[:plain]))]
         style_B = [torch.full((plain,), -1, device=dice.device)]
         colour_B = [torch.zeros(plain, dtype=torch.long, device=dice.device)]
         for place_in_list, style in enumerate(STYLES):
             start = plain + place_in_list * per_style
+            span = slice(start, start + per_style)
             choices = self.colours[place_in_list]
             colour = choices[dice.below(len(choices), per_style)]
             ink_B311 = self.inks_C3[colour].view(-1, 3, 1, 1)
-            pictures.append(draw_styled(style, layer_B4HW[start : start + per_style], ink_B311, dice))
+            pictures.append(draw_styled(style, layer_B4HW[span], ink_B311, dice, self._grounds(ground_B[span])))
             style_B.append(torch.full((per_style,), place_in_list, device=dice.device))
             colour_B.append(colour)
-        return torch.cat(pictures), Labels(glyph_B, torch.cat(style_B), torch.cat(colour_B))
+        return torch.cat(pictures), Labels(glyph_B, torch.cat(style_B), torch.cat(colour_B), ground_B)
+
+    def _sample_grounds(self, dice: Dice, count: int) -> Tensor:
+        """Draw the backgrounds that captions will name, (B,) into COLOURS, -1 for most pictures."""
+        named = dice.uniform(count) < GROUND_SHARE
+        return torch.where(named, dice.below(len(self.inks_C3), count), -1)
+
+    def _grounds(self, ground_B: Tensor) -> Grounds:
+        """Return the colours of the named backgrounds."""
+        share_B111 = (ground_B >= 0).float().view(-1, 1, 1, 1)
+        return Grounds(self.inks_C3[ground_B.clamp_min(0)].view(-1, 3, 1, 1), share_B111)

@@ -7,7 +7,7 @@ from torch import nn
 from duolora.tiny.architecture import build_vae
 from duolora.tiny.atlas import Atlas, shipped_atlas
 from duolora.tiny.caption_tokens import CaptionWriter
-from duolora.tiny.captions import STYLES
+from duolora.tiny.captions import COLOURS, STYLES
 from duolora.tiny.checkpoint import MAX_PIECE_BYTES, load_pieces, save_pieces
 from duolora.tiny.held_out import companion_subjects, held_out_subjects
 from duolora.tiny.pretrain import Plan, Pretraining
@@ -92,14 +92,16 @@ def test_captions_written_on_the_device_say_what_is_drawn_and_keep_their_shares(
         torch.full((count,), companions.names.index("lion")),
         torch.full((count,), STYLES.index("neon")),
         torch.zeros(count, dtype=torch.long),
+        torch.where(torch.arange(count) < count // 4, list(COLOURS).index("yellow"), -1),
     )
     ids = writer.write(labels, Dice(CPU, torch.Generator().manual_seed(0)))
     assert ids.shape == (count, 32)
     texts = [" ".join(word_of[token] for token in row if token < writer.start_id) for row in ids.tolist()]
     shares = {
-        "a lion in red neon style": 0.9 * 0.85 * 0.9 * 0.95,
+        "a lion in red neon style": 0.75 * 0.9 * 0.85 * 0.9 * 0.95,
+        "a lion in red neon style on yellow background": 0.25 * 0.9 * 0.85 * 0.9 * 0.95,
         "": 0.1,
-        "an animal in red neon style": 0.9 * 0.15 * 0.9 * 0.95,
+        "an animal in red neon style": 0.75 * 0.9 * 0.15 * 0.9 * 0.95,
     }
     for text, share in shares.items():
         assert texts.count(text) / count == pytest.approx(share, abs=0.03)

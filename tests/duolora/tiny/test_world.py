@@ -6,7 +6,7 @@ import torch
 from duolora.tiny.atlas import Atlas, shipped_atlas
 from duolora.tiny.captions import COLOURS, STYLES
 from duolora.tiny.held_out import companion_subjects, held_out_combinations, held_out_subjects
-from duolora.tiny.world import Dice, TrainingWorld, draw
+from duolora.tiny.world import GROUND_WASH, Dice, TrainingWorld, draw
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,15 @@ def test_training_batches_never_hold_a_held_out_combination(companions):
         seen |= {(STYLES[style], list(COLOURS)[colour]) for style, colour in styled if style >= 0}
     assert not seen & held_out_combinations()
     assert len(seen) > 100
+
+
+@pytest.mark.parametrize(("style", "share"), [(None, 1.0), ("sketch", GROUND_WASH), ("neon", GROUND_WASH)])
+def test_a_ground_colours_what_lies_outside_the_subject_and_nothing_else(style, share):
+    colour = None if style is None else "teal"
+    without, with_ground = (draw("fox", style, colour, seed=3, ground=ground) for ground in (None, "yellow"))
+    yellow = torch.tensor(COLOURS["yellow"]).view(3, 1, 1)
+    changed = (with_ground - without).abs().amax(dim=0) > 1e-6
+    # The corner is outside the glyph: exactly that share of the way to yellow.
+    expected = without[:, :3, -3:] + share * (yellow - without[:, :3, -3:])
+    assert torch.allclose(with_ground[:, :3, -3:], expected, atol=1e-5)
+    assert 0.2 < changed.float().mean() < 0.95
