@@ -4,7 +4,10 @@ The factors of all sides are joined along the rank axis once; a sample's role is
 `[1, 0]`, style `[0, 1]`, merged `[m_c, m_s]`. One pass of the base then serves samples of every role, and the masks
 keep the gradients of the sides apart.
 
-B batch, T tokens, I inputs, O outputs, R joined rank, N roles.
+Several *tenants*, each with its own LoRAs, can share a pass as well: their samples stand tenant after tenant in the
+batch, the same number of each, and meet only their own factors (as S-LoRA and Punica serve many LoRAs at once).
+
+B batch, T tokens, I inputs, O outputs, R joined rank, N roles, J tenants; B = J * n.
 """
 
 from __future__ import annotations
@@ -34,35 +37,55 @@ class RoleRows:
 class RankSpaceLinear(nn.Module):
     """A frozen linear layer plus the joined low-rank changes of all its sides, masked per sample."""
 
-    def __init__(self, base: nn.Linear, parts: Mapping[str, LoraLayer], masks_NR: Tensor, roles: RoleRows) -> None:
+    def __init__(
+        self, base: nn.Linear, parts: Mapping[str, tuple[Tensor, Tensor]], masks_NR: Tensor, roles: RoleRows
+    ) -> None:
+        """`parts`: side -> factors of all tenants, down (J, R, I) and up (J, O, R), scales folded in."""
         super().__init__()
         device = base.weight.device
         self.base = base
-        self.downs = nn.ParameterDict({side: _frozen(part.down_RI, device) for side, part in parts.items()})
-        self.ups = nn.ParameterDict({side: _frozen(part.up_OR, device) for side, part in parts.items()})
-        self.ranks = {side: part.rank for side, part in parts.items()}
+        self.downs = nn.ParameterDict({side: _frozen(down_JRI, device) for side, (down_JRI, _) in parts.items()})
+        self.ups = nn.ParameterDict({side: _frozen(up_JOR, device) for side, (_, up_JOR) in parts.items()})
+        self.ranks = {side: down_JRI.shape[1] for side, (down_JRI, _) in parts.items()}
+        self.tenants = next(iter(parts.values()))[0].shape[0]
         self.fixed_NR = nn.Buffer(masks_NR.to(device), persistent=False)
-        self.learned_R: nn.Parameter | None = None
+        self.learned_JR: Tensor | None = None
         self._roles = roles
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Return the base's output plus the change that each sample's role selects, (B, T, O)."""
-        if self._roles.rows_B is None:
+        rows_B = self._roles.rows_B
+        if rows_B is None:
             raise RuntimeError("assign a role to every sample before running the model")
-        hidden_BTR = functional.linear(x_BTI, self._joined(self.downs, 0, x_BTI.dtype))
+        output: Tensor = self.base(x_BTI)
+        hidden_BTR = self._through(x_BTI, self._joined(self.downs, 1, x_BTI.dtype))
         if self._is_masked:
-            learned = self.learned_R
-            masks_NR = self.fixed_NR if learned is None else torch.cat([self.fixed_NR, learned[None]])
-            masks_BR = masks_NR[self._roles.rows_B].to(x_BTI.dtype)
+            masks_BR = self._masks(rows_B).to(x_BTI.dtype)
             # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
             hidden_BTR = hidden_BTR * masks_BR.view(-1, *(1,) * (x_BTI.ndim - 2), masks_BR.shape[1])
-        output: Tensor = self.base(x_BTI)
-        return output + functional.linear(hidden_BTR, self._joined(self.ups, 1, x_BTI.dtype))
+        return output + self._through(hidden_BTR, self._joined(self.ups, 2, x_BTI.dtype))
+
+    def _through(self, x_BTI: Tensor, weight_JOI: Tensor) -> Tensor:
+        """Send every tenant's samples through its own matrix, (B, T, O)."""
+        if self.tenants == 1:
+            return functional.linear(x_BTI, weight_JOI[0])
+        rows_JXI = x_BTI.reshape(self.tenants, -1, x_BTI.shape[-1])
+        return torch.bmm(rows_JXI, weight_JOI.mT).view(*x_BTI.shape[:-1], weight_JOI.shape[1])
+
+    def _masks(self, rows_B: Tensor) -> Tensor:
+        """Return the mask of every sample, (B, R): its role's row, of its own tenant where masks are learned."""
+        learned_JR = self.learned_JR
+        if learned_JR is None:
+            return self.fixed_NR[rows_B]
+        fixed_JNR = self.fixed_NR.expand(self.tenants, -1, -1)
+        masks_JNR = torch.cat([fixed_JNR, learned_JR[:, None]], dim=1)
+        tenant_B = torch.arange(len(rows_B), device=rows_B.device) // (len(rows_B) // self.tenants)
+        return masks_JNR[tenant_B, rows_B]
 
     @property
     def _is_masked(self) -> bool:
         """False when one side is alone in the whole adapter, so that its mask is all ones for every sample."""
-        return self.learned_R is not None or self.fixed_NR.shape[0] > 1
+        return self.learned_JR is not None or self.fixed_NR.shape[0] > 1
 
     @staticmethod
     def _joined(factors: nn.ParameterDict, dim: int, dtype: torch.dtype) -> Tensor:
@@ -77,18 +100,31 @@ def _frozen(factor: Tensor, device: torch.device) -> nn.Parameter:
 
 
 class RankSpaceAdapter:
-    """Several LoRAs ("sides") attached to one model. Use as a context manager: leaving it restores the model exactly.
+    """Several LoRAs ("sides") attached to one model, for one tenant or for several at once.
 
-    Roles 0 to len(sides) - 1 are the sides alone; role `merged` follows when masks are learned.
+    Use as a context manager: leaving it restores the model exactly. Roles 0 to len(sides) - 1 are the sides alone;
+    role `merged` follows when masks are learned. Ranks that differ between tenants are filled up with zeros.
     """
 
-    def __init__(self, sides: Mapping[str, LoraWeights], component: str = "unet") -> None:
-        self.sides = tuple(sides)
-        self._loras = dict(sides)
+    def __init__(self, *tenants: Mapping[str, LoraWeights], component: str = "unet") -> None:
+        """Every tenant brings the same sides.
+
+        Raises:
+            InvalidLora: there is no tenant, or the sides differ.
+        """
+        if not tenants or any(tuple(tenant) != tuple(tenants[0]) for tenant in tenants):
+            raise InvalidLora("an adapter needs tenants that all bring the same sides, in one order")
+        self.sides = tuple(tenants[0])
+        self._tenants = tenants
         self._component = component
-        self._names = sorted({name for weights in sides.values() for name in weights.layers})
+        self._names = sorted({name for tenant in tenants for weights in tenant.values() for name in weights.layers})
         self._roles = RoleRows()
         self._attached: dict[str, tuple[nn.Module, str, RankSpaceLinear]] = {}
+
+    @property
+    def tenants(self) -> int:
+        """Number of tenants J."""
+        return len(self._tenants)
 
     @property
     def merged(self) -> int:
@@ -152,35 +188,45 @@ class RankSpaceAdapter:
         """Add the role `merged` with a learnable mask per layer and return the masks; the factors stay frozen.
 
         Args:
-            starts: side -> layer name -> first value of the mask, (R of that side,).
+            starts: side -> layer name -> first value of the mask, (J, R of that side), or (R,) for one tenant.
         """
         masks: list[nn.Parameter] = []
         for name, layer in self.layers.items():
-            start_R = torch.cat([starts[side][name] for side in layer.ranks])
-            layer.learned_R = nn.Parameter(start_R.to(layer.fixed_NR.device))
-            masks.append(layer.learned_R)
+            start_JR = torch.cat([starts[side][name].view(self.tenants, -1) for side in layer.ranks], dim=1)
+            layer.learned_JR = nn.Parameter(start_JR.to(layer.fixed_NR.device))
+            masks.append(layer.learned_JR)
         return masks
+
+    def set_masks(self, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Let the role `merged` use these masks, which may be results of a computation that gradients flow through.
+
+        Args:
+            masks: side -> layer name -> (J, R of that side).
+        """
+        for name, layer in self.layers.items():
+            layer.learned_JR = torch.cat([masks[side][name] for side in layer.ranks], dim=1)
 
     def learned_masks(self) -> dict[str, dict[str, Tensor]]:
-        """Return the learned masks, side -> layer name -> (R of that side,); gradients flow through them."""
+        """Return the learned masks, side -> layer name -> (J, R of that side); gradients flow through them."""
         masks: dict[str, dict[str, Tensor]] = {side: {} for side in self.sides}
         for name, layer in self.layers.items():
-            if layer.learned_R is None:
+            if layer.learned_JR is None:
                 raise RuntimeError("no masks are being learned")
-            parts = torch.split(layer.learned_R, list(layer.ranks.values()))
-            for side, part_R in zip(layer.ranks, parts, strict=True):
-                masks[side][name] = part_R
+            parts = torch.split(layer.learned_JR, list(layer.ranks.values()), dim=1)
+            for side, part_JR in zip(layer.ranks, parts, strict=True):
+                masks[side][name] = part_JR
         return masks
 
-    def export(self, side: str) -> LoraWeights:
-        """Return the present factors of one side as a LoRA, on the CPU."""
-        return LoraWeights(
-            {
-                name: LoraLayer(layer.downs[side], layer.ups[side], float(layer.ranks[side])).to(torch.float32)
-                for name, layer in self.layers.items()
-                if side in layer.ranks
-            }
-        )
+    def export(self, side: str, tenant: int = 0) -> LoraWeights:
+        """Return the present factors of one side of one tenant as a LoRA, on the CPU."""
+        given = self._tenants[tenant][side].layers
+        layers: dict[str, LoraLayer] = {}
+        for name, layer in self.layers.items():
+            if name in given:
+                rank = given[name].rank
+                down_RI, up_OR = layer.downs[side][tenant, :rank], layer.ups[side][tenant, :, :rank]
+                layers[name] = LoraLayer(down_RI, up_OR, float(rank)).to(torch.float32)
+        return LoraWeights(layers)
 
     def _place(self, model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Linear]:
         """Find where a layer hangs."""
@@ -198,21 +244,46 @@ class RankSpaceAdapter:
         return parent, attribute, linear
 
     def _join(self, name: str, linear: nn.Linear) -> RankSpaceLinear:
-        """Join the factors of all sides of one layer, scales folded in."""
-        parts = {side: lora.layers[name].folded() for side, lora in self._loras.items() if name in lora.layers}
+        """Join the factors of all sides and tenants of one layer, scales folded in."""
         shape = (linear.out_features, linear.in_features)
-        for side, part in parts.items():
-            found = (part.up_OR.shape[0], part.down_RI.shape[1])
-            if found != shape:
-                raise InvalidLora(
-                    f"{name} of the {side} LoRA changes a layer of shape {found}, the base model's has {shape}; "
-                    "was it trained on another base?"
-                )
+        parts: dict[str, tuple[Tensor, Tensor]] = {}
+        for side in self.sides:
+            layers = [tenant[side].layers.get(name) for tenant in self._tenants]
+            if any(layer is not None for layer in layers):
+                parts[side] = _stack([_fitting(layer, name, side, shape) for layer in layers], shape)
         rows = [
-            torch.cat([torch.full((part.rank,), float(side == owner)) for owner, part in parts.items()])
+            torch.cat(
+                [torch.full((down_JRI.shape[1],), float(side == owner)) for owner, (down_JRI, _) in parts.items()]
+            )
             for side in self.sides
         ]
         return RankSpaceLinear(linear, parts, torch.stack(rows), self._roles)
+
+
+def _fitting(layer: LoraLayer | None, name: str, side: str, shape: tuple[int, int]) -> LoraLayer | None:
+    """Return a layer with its scale folded in, after a look at its shape."""
+    if layer is None:
+        return None
+    found = (layer.up_OR.shape[0], layer.down_RI.shape[1])
+    if found != shape:
+        raise InvalidLora(
+            f"{name} of the {side} LoRA changes a layer of shape {found}, the base model's has {shape}; "
+            "was it trained on another base?"
+        )
+    return layer.folded()
+
+
+def _stack(layers: Sequence[LoraLayer | None], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Stack the factors of all tenants, (J, R, I) and (J, O, R); missing ranks are zeros, which change nothing."""
+    rank = max(layer.rank for layer in layers if layer is not None)
+    downs, ups = [], []
+    for layer in layers:
+        missing = rank - (0 if layer is None else layer.rank)
+        downs.append(
+            torch.zeros(rank, shape[1]) if layer is None else functional.pad(layer.down_RI, (0, 0, 0, missing))
+        )
+        ups.append(torch.zeros(shape[0], rank) if layer is None else functional.pad(layer.up_OR, (0, missing)))
+    return torch.stack(downs), torch.stack(ups)
 
 
 def fresh_lora(

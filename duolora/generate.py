@@ -1,30 +1,45 @@
 """Sampling pictures from a base model with LoRAs, by the model's own sampler and classifier-free guidance.
 
-B pictures, C latent channels, H W latent size.
+B pictures, J tenants with n pictures each (B = J * n, tenant after tenant), C latent channels, H W latent size.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from diffusers import EulerDiscreteScheduler
 
 from duolora.adapters import RankSpaceAdapter
+from duolora.errors import InvalidConfig
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import to_pictures
 from duolora.models.sdxl import PromptEmbeddings, SdxlBase
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from PIL.Image import Image
     from torch import Tensor
 
     from duolora.config import GenerateConfig
     from duolora.lora.weights import LoraWeights
+
+
+class Attached(Protocol):
+    """A change of the U-Net that follows the sampling; enter it to attach it, leave it to restore the model."""
+
+    def __enter__(self) -> Self:
+        """Attach."""
+
+    def __exit__(self, *exception: object) -> None:
+        """Restore the model exactly."""
+
+    def before_step(self, step: int, total: int) -> None:
+        """Hear that step `step` of `total` comes next; samples stand as in every pass of several tenants."""
 
 
 def generate(
@@ -43,42 +58,122 @@ def generate(
         Cancelled: the observer asked to stop.
         OutOfMemory: the device is too small.
     """
-    observer = observer or Silent()
-    adapter = None if lora is None else RankSpaceAdapter({"lora": lora})
-    with memory_errors(), torch.no_grad(), nullcontext() if adapter is None else adapter.inject(base.unet):
-        if adapter is not None:
-            adapter.assign_all(0, 2 * config.images, base.runtime.device)
-        latents_BCHW = _sample(base, prompts, config, observer)
-        return to_pictures(base.decode_latents(latents_BCHW))
+    attached = None if lora is None else _Fixed([lora], base)
+    in_turn = [prompts[index % len(prompts)] for index in range(config.images)]
+    return to_pictures(_sample(base, _Request([in_turn], [config.seed], config), attached, observer or Silent()))
 
 
-def starting_noise(base: SdxlBase, config: GenerateConfig) -> Tensor:
-    """Return the noise that sampling starts from, (B, C, H, W) float32 standard normal; the seed alone decides it."""
+def sample_tenants(
+    base: SdxlBase,
+    loras: Sequence[LoraWeights] | Attached | None,
+    prompts: Sequence[Sequence[str]],
+    config: GenerateConfig,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Sample pictures of several tenants, each with its own LoRA, in the same passes of the U-Net.
+
+    Args:
+        base: the base model.
+        loras: one LoRA per tenant, or a change of the U-Net that knows the tenants itself, or None.
+        prompts: every tenant's prompts, `config.images` each.
+        config: steps, guidance and resolution; its seed is not used.
+        seeds: one per tenant; decides the noise, as `generate` does for the same seed.
+
+    Returns:
+        Pictures in [-1, 1], about: (J, n, 3, H, W) float32 on the base's device.
+
+    Raises:
+        InvalidConfig: a tenant has another number of prompts than pictures.
+        InvalidLora, OutOfMemory: as `generate`.
+    """
+    if any(len(of_tenant) != config.images for of_tenant in prompts):
+        raise InvalidConfig(f"every tenant needs {config.images} prompts, one for each picture")
+    attached = _Fixed(loras, base) if isinstance(loras, Sequence) else loras
+    rgb_B3HW = _sample(base, _Request(prompts, seeds, config), attached, Silent())
+    return rgb_B3HW.view(len(prompts), config.images, *rgb_B3HW.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What to sample: every tenant's prompts and seed."""
+
+    prompts: Sequence[Sequence[str]]
+    seeds: Sequence[int]
+    config: GenerateConfig
+
+
+def starting_noise(base: SdxlBase, config: GenerateConfig, seed: int | None = None) -> Tensor:
+    """Return the noise that sampling starts from, (n, C, H, W) float32 standard normal; the seed alone decides it."""
     side = base.latent_size(config.resolution_px)
     shape = (config.images, base.latent_channels, side, side)
-    return torch.randn(shape, generator=base.runtime.generator(config.seed)).to(base.runtime.device)
+    generator = base.runtime.generator(config.seed if seed is None else seed)
+    return torch.randn(shape, generator=generator).to(base.runtime.device)
 
 
-def _sample(base: SdxlBase, prompts: Sequence[str], config: GenerateConfig, observer: Observer) -> Tensor:
+class _Fixed:
+    """Plain LoRAs, one per tenant, the same at every step."""
+
+    def __init__(self, loras: Sequence[LoraWeights], base: SdxlBase) -> None:
+        self._adapter = RankSpaceAdapter(*({"lora": lora} for lora in loras))
+        self._base = base
+
+    def __enter__(self) -> Self:
+        self._adapter.inject(self._base.unet)
+        # The one role there is; without masks its rows are never looked at, so any number of samples will do.
+        self._adapter.assign_all(0, 1, self._base.runtime.device)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._adapter.eject()
+
+    def before_step(self, step: int, total: int) -> None:
+        """Change nothing."""
+
+
+def _sample(base: SdxlBase, request: _Request, attached: Attached | None, observer: Observer) -> Tensor:
+    """Sample and decode; pictures in [-1, 1], (B, 3, H, W)."""
+    with memory_errors(), torch.no_grad():
+        if attached is None:
+            return base.decode_latents(_denoise(base, request, lambda _step, _total: None, observer))
+        with attached:
+            return base.decode_latents(_denoise(base, request, attached.before_step, observer))
+
+
+def _denoise(base: SdxlBase, request: _Request, before_step: Callable[[int, int], None], observer: Observer) -> Tensor:
     """Denoise from noise to clean latents, (B, C, H, W)."""
-    rows_B = torch.arange(config.images, device=base.runtime.device) % len(prompts)
-    conditions = base.encode_prompts(prompts)[rows_B]
-    guides = config.guidance_scale > 1  # at 1 and below the prompt alone decides, as in diffusers
-    if guides:
-        unconditional = base.encode_unconditional()[torch.zeros_like(rows_B)]
-        conditions = PromptEmbeddings.join([unconditional, conditions])
-    copies = 2 if guides else 1
+    config = request.config
+    tenants, total = len(request.prompts), config.steps
+    conditions, copies = _conditions(base, request)
     sampler = EulerDiscreteScheduler.from_config(base.pipeline.scheduler.config)
-    sampler.set_timesteps(config.steps, device=base.runtime.device)
-    latents_BCHW: Tensor = starting_noise(base, config) * sampler.init_noise_sigma
+    sampler.set_timesteps(total, device=base.runtime.device)
+    noise_BCHW = torch.cat([starting_noise(base, config, seed) for seed in request.seeds])
+    latents_BCHW: Tensor = noise_BCHW * sampler.init_noise_sigma
     for step, timestep in enumerate(sampler.timesteps):
+        before_step(step, total)
         scaled_BCHW = sampler.scale_model_input(latents_BCHW, timestep)
-        noise_BCHW = base.predict_noise(
-            scaled_BCHW.repeat(copies, 1, 1, 1), timestep.expand(copies * config.images), conditions
-        )
-        if guides:
-            free_BCHW, guided_BCHW = noise_BCHW.chunk(2)
-            noise_BCHW = free_BCHW + config.guidance_scale * (guided_BCHW - free_BCHW)
-        latents_BCHW = sampler.step(noise_BCHW, timestep, latents_BCHW, return_dict=False)[0]
-        advance(observer, Progress(step=step + 1, total=config.steps, note="sampling"))
+        # A tenant's guided and free samples stand together: the batch stays tenant after tenant.
+        doubled = scaled_BCHW.unflatten(0, (tenants, 1, -1)).expand(-1, copies, *(-1,) * 4).flatten(0, 2)
+        predicted_BCHW = base.predict_noise(doubled, timestep.expand(len(doubled)), conditions)
+        if copies > 1:
+            free, guided = predicted_BCHW.unflatten(0, (tenants, copies, -1)).unbind(1)
+            predicted_BCHW = (free + config.guidance_scale * (guided - free)).flatten(0, 1)
+        latents_BCHW = sampler.step(predicted_BCHW, timestep, latents_BCHW, return_dict=False)[0]
+        advance(observer, Progress(step=step + 1, total=total, note="sampling"))
     return latents_BCHW
+
+
+def _conditions(base: SdxlBase, request: _Request) -> tuple[PromptEmbeddings, int]:
+    """Encode prompts, each once, for a pass of all tenants; with guidance also its unconditional half, 2 copies."""
+    prompts = request.prompts
+    distinct = list(dict.fromkeys(prompt for of_tenant in prompts for prompt in of_tenant))
+    encoded = base.encode_prompts(distinct)
+    guides = request.config.guidance_scale > 1  # at 1 and below the prompt alone decides, as in diffusers
+    if guides:
+        encoded = PromptEmbeddings.join([encoded, base.encode_unconditional()])
+    free = [len(distinct)]
+    rows = [
+        row
+        for of_tenant in prompts
+        for row in [*(free * len(of_tenant) if guides else []), *(distinct.index(prompt) for prompt in of_tenant)]
+    ]
+    return encoded[torch.tensor(rows, device=base.runtime.device)], 2 if guides else 1

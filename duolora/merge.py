@@ -21,7 +21,8 @@ from duolora.errors import TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
-from duolora.merge_objective import SIDES, Cycles, EncodedSide, MergeObjective, teacher_bank
+from duolora.merge_case import EncodedSide
+from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import initial_mask, roles_by_resolution
 from duolora.runtime import memory_errors
 from duolora.ziprank import merge_by_masks
@@ -103,7 +104,7 @@ def merge_loras(
                 raise TrainingDiverged(f"the merge's loss is {terms['total']} at step {step + 1}")
             advance(observer, Progress(step=step + 1, total=config.steps, loss=terms["total"], note="merging"))
         learned = {
-            side: {name: mask_R.detach().cpu() for name, mask_R in of_side.items()}
+            side: {name: mask_1R[0].detach().cpu() for name, mask_1R in of_side.items()}
             for side, of_side in adapter.learned_masks().items()
         }
     merged = merge_by_masks(canonical, learned, config.prune_below)

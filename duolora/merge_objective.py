@@ -13,7 +13,7 @@ import torch
 from duolora.adapters import role_rows
 from duolora.constyle import CycleNoise, cycle_loss
 from duolora.losses import distillation_loss
-from duolora.models.sdxl import LatentMoments, PromptEmbeddings
+from duolora.models.sdxl import PromptEmbeddings
 from duolora.priors import Role, prior_loss
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from duolora.adapters import RankSpaceAdapter
     from duolora.config import MergeConfig
+    from duolora.merge_case import EncodedSide
     from duolora.models.sdxl import SdxlBase
 
 CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
@@ -31,14 +32,6 @@ SIDES = (CONTENT, STYLE)
 
 BANK_CHUNK = 8
 """Samples per pass when the teachers are computed."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedSide:
-    """Latents and captions of one side."""
-
-    moments: LatentMoments
-    prompts: PromptEmbeddings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

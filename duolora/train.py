@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.adapters import RankSpaceAdapter, fresh_lora, role_rows
-from duolora.errors import InvalidImage, TrainingDiverged
+from duolora.errors import InvalidConfig, InvalidImage, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
-from duolora.losses import denoising_loss
+from duolora.losses import min_snr_weight, squared_error
 from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
 from duolora.runtime import memory_errors
 
@@ -49,17 +49,17 @@ class LoraTask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Noised samples of one task for one step."""
+class Draw:
+    """What one task drew for one step: rows of its pictures, and (B, C, H, W) latents and noise, all on the CPU."""
 
-    noisy_BCHW: Tensor
+    rows_B: Tensor
+    latents_BCHW: Tensor
     noise_BCHW: Tensor
     timesteps_B: Tensor
-    prompts: PromptEmbeddings
 
 
 class CachedTask:
-    """A task whose pictures and captions have been encoded once; draws the batch of every step.
+    """A task whose pictures and captions have been encoded once; draws the samples of every step.
 
     Every task has random numbers of its own, so what it draws does not depend on the tasks trained beside it.
     """
@@ -72,21 +72,44 @@ class CachedTask:
         if task.config.flip:
             rgb_NCHW = torch.cat([rgb_NCHW, rgb_NCHW.flip(-1)])
             captions *= 2
-        self._moments: LatentMoments = base.encode_pictures(rgb_NCHW)
-        self._prompts: PromptEmbeddings = base.encode_prompts(captions)
+        moments = base.encode_pictures(rgb_NCHW)
+        # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
+        self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
+        self.prompts: PromptEmbeddings = base.encode_prompts(captions)
         self._schedule = base.schedule
-        self._device = base.runtime.device
         self._generator = base.runtime.generator(task.config.seed)
 
-    def draw(self) -> Batch:
+    def draw(self) -> Draw:
         """Draw pictures, latents, timesteps and noise for one step."""
         count, generator = self.config.batch_size, self._generator
-        rows_B = torch.randint(self._moments.mean_BCHW.shape[0], (count,), generator=generator).to(self._device)
+        rows_B = torch.randint(self._moments.mean_BCHW.shape[0], (count,), generator=generator)
         latents_BCHW = self._moments.sample(rows_B, generator)
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(self._device)
-        timesteps_B = torch.randint(self._schedule.timesteps, (count,), generator=generator).to(self._device)
-        noisy_BCHW = self._schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        return Batch(noisy_BCHW, noise_BCHW, timesteps_B, self._prompts[rows_B])
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
+        timesteps_B = torch.randint(self._schedule.timesteps, (count,), generator=generator)
+        return Draw(rows_B, latents_BCHW, noise_BCHW, timesteps_B)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Noised samples of several tasks for one step, on the device."""
+
+    noisy_BCHW: Tensor
+    noise_BCHW: Tensor
+    timesteps_B: Tensor
+    prompts: PromptEmbeddings
+
+    @classmethod
+    def gather(cls, base: SdxlBase, tasks: Sequence[CachedTask]) -> Batch:
+        """Let every task draw, and noise what was drawn."""
+        device, draws = base.runtime.device, [task.draw() for task in tasks]
+        latents_BCHW = torch.cat([draw.latents_BCHW for draw in draws]).to(device)
+        noise_BCHW = torch.cat([draw.noise_BCHW for draw in draws]).to(device)
+        timesteps_B = torch.cat([draw.timesteps_B for draw in draws]).to(device)
+        prompts = PromptEmbeddings.join(
+            [task.prompts[draw.rows_B.to(device)] for task, draw in zip(tasks, draws, strict=True)]
+        )
+        noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
+        return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts)
 
 
 def train_loras(base: SdxlBase, tasks: Sequence[LoraTask], observer: Observer | None = None) -> dict[str, LoraWeights]:
@@ -102,17 +125,41 @@ def train_loras(base: SdxlBase, tasks: Sequence[LoraTask], observer: Observer | 
 
     Raises:
         InvalidImage: a picture cannot be read.
+        LayerGroupEmpty: the base has no layers to adapt.
         TrainingDiverged: a loss is not finite.
         Cancelled: the observer asked to stop.
         OutOfMemory: the device is too small.
     """
+    return train_tenants(base, [tasks], observer)[0]
+
+
+def train_tenants(
+    base: SdxlBase, tenants: Sequence[Sequence[LoraTask]], observer: Observer | None = None
+) -> list[dict[str, LoraWeights]]:
+    """Train the LoRAs of several tenants in the same passes of the U-Net; each gets what it would get alone.
+
+    Args:
+        base: the frozen base model.
+        tenants: the tasks of every tenant; task by task, all have the side and the configuration (but for the seed)
+            of the first tenant's.
+        observer: receives progress.
+
+    Returns:
+        For every tenant, side -> trained LoRA in float32.
+
+    Raises:
+        InvalidConfig: the tasks of two tenants differ in more than pictures, captions and seed.
+        InvalidImage, LayerGroupEmpty, TrainingDiverged, Cancelled, OutOfMemory: as `train_loras`.
+    """
     observer = observer or Silent()
+    _require_alike(tenants)
+    tasks = tenants[0]
     total = max(task.config.steps for task in tasks)
     observer.on_progress(Progress(step=0, total=total, note="encoding pictures"))
     with memory_errors():
-        cached = [CachedTask(base, task) for task in tasks]
-        untrained = {task.side: _untrained(base, task.config) for task in tasks}
-        with RankSpaceAdapter(untrained).inject(base.unet) as adapter:
+        cached = [[CachedTask(base, task) for task in of_tenant] for of_tenant in tenants]
+        untrained = [{task.side: _untrained(base, task.config) for task in of_tenant} for of_tenant in tenants]
+        with RankSpaceAdapter(*untrained).inject(base.unet) as adapter:
             optimizer = torch.optim.AdamW(
                 [{"params": adapter.train_factors(task.side), "lr": task.config.learning_rate} for task in tasks],
                 weight_decay=0.0,
@@ -120,7 +167,17 @@ def train_loras(base: SdxlBase, tasks: Sequence[LoraTask], observer: Observer | 
             for step in range(total):
                 loss = _train_step(base, adapter, optimizer, cached, step)
                 advance(observer, Progress(step=step + 1, total=total, loss=loss, note="training"))
-            return {task.side: adapter.export(task.side) for task in tasks}
+            return [{task.side: adapter.export(task.side, tenant) for task in tasks} for tenant in range(len(tenants))]
+
+
+def _require_alike(tenants: Sequence[Sequence[LoraTask]]) -> None:
+    """Refuse tenants that cannot share passes."""
+
+    def shape(tasks: Sequence[LoraTask]) -> list[tuple[str, LoraTrainConfig]]:
+        return [(task.side, task.config.model_copy(update={"seed": 0})) for task in tasks]
+
+    if not tenants or any(shape(tasks) != shape(tenants[0]) for tasks in tenants):
+        raise InvalidConfig("tenants trained together must have the same sides and configurations, seeds apart")
 
 
 def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
@@ -134,27 +191,27 @@ def _train_step(
     base: SdxlBase,
     adapter: RankSpaceAdapter,
     optimizer: torch.optim.Optimizer,
-    tasks: Sequence[CachedTask],
+    tenants: Sequence[Sequence[CachedTask]],
     step: int,
 ) -> float:
     """Take one optimiser step for every task that is not finished; return the mean loss."""
-    active = [(role, task) for role, task in enumerate(tasks) if step < task.config.steps]
-    batches = [task.draw() for _, task in active]
-    counts = [batch.noise_BCHW.shape[0] for batch in batches]
-    rows_B = role_rows([(role, n) for (role, _), n in zip(active, counts, strict=True)], base.runtime.device)
-    adapter.assign(rows_B)
-    timesteps_B = torch.cat([batch.timesteps_B for batch in batches])
-    prediction_BCHW = base.predict_noise(
-        torch.cat([batch.noisy_BCHW for batch in batches]),
-        timesteps_B,
-        PromptEmbeddings.join([batch.prompts for batch in batches]),
-    )
+    active = [(role, task) for role, task in enumerate(tenants[0]) if step < task.config.steps]
+    counts = [task.config.batch_size for _, task in active]
+    rows_n = role_rows([(role, n) for (role, _), n in zip(active, counts, strict=True)], base.runtime.device)
+    adapter.assign(rows_n.repeat(len(tenants)))
+    batch = Batch.gather(base, [tasks[role] for tasks in tenants for role, _ in active])
+    predicted_BCHW = base.predict_noise(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
+    snr_Jn = base.schedule.snr(batch.timesteps_B).view(len(tenants), -1)
+    errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(tenants), -1)
+    # A sum over tasks of each task's own mean: under Adam no task feels what is trained beside it.
     losses = [
-        denoising_loss(predicted, batch.noise_BCHW, base.schedule.snr(batch.timesteps_B), task.config.snr_gamma).mean()
-        for (_, task), batch, predicted in zip(active, batches, prediction_BCHW.split(counts), strict=True)
+        (min_snr_weight(snr_JB, task.config.snr_gamma) * error_JB).mean(dim=1).sum()
+        for (_, task), snr_JB, error_JB in zip(
+            active, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
+        )
     ]
     loss = torch.stack(losses).sum()
-    for group, task in zip(optimizer.param_groups, tasks, strict=True):
+    for group, task in zip(optimizer.param_groups, tenants[0], strict=True):
         group["lr"] = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -164,7 +221,7 @@ def _train_step(
             for parameter in group["params"]:
                 parameter.grad = None
     optimizer.step()
-    value = loss.item() / len(losses)
+    value = loss.item() / (len(losses) * len(tenants))
     if not math.isfinite(value):
         raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
     return value

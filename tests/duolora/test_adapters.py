@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear, fresh_lora, role_rows
 from duolora.errors import InvalidLora, LayerGroupEmpty
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 CONTENT, STYLE = 0, 1
+SIDES = ("content", "style")
 
 
 def inputs(base: SdxlBase, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, object]:
@@ -254,7 +256,7 @@ def test_learned_masks_are_split_as_they_were_given(base: SdxlBase) -> None:
 
     for side, of_side in starts.items():
         assert learned[side].keys() == of_side.keys()
-        assert all(torch.equal(learned[side][name], mask) for name, mask in of_side.items())
+        assert all(torch.equal(learned[side][name][0], mask) for name, mask in of_side.items())
 
 
 def test_export_returns_the_factors_with_the_scale_folded_in(base: SdxlBase) -> None:
@@ -293,3 +295,42 @@ def test_fresh_lora_on_a_convolution_is_refused(base: SdxlBase) -> None:
 
 def test_role_rows_follow_the_counts() -> None:
     assert role_rows([(0, 2), (2, 1), (1, 0), (1, 3)], CPU).tolist() == [0, 0, 2, 1, 1, 1]
+
+
+def test_every_tenant_meets_its_own_loras_only(base: SdxlBase) -> None:
+    """Three tenants with other ranks and other masks, two samples each: the same as one pass for each."""
+    tenants = [
+        {side: random_lora(base, seed=10 * tenant + role, ranks=(2 + tenant,)) for role, side in enumerate(SIDES)}
+        for tenant in range(3)
+    ]
+    noisy, timesteps, prompts = inputs(base, 6)
+    rows = torch.tensor([2, CONTENT, 2, STYLE, STYLE, 2])
+    generator = torch.Generator().manual_seed(0)
+    masks = [
+        {side: {name: torch.rand(layer.rank, generator=generator) for name, layer in lora.layers.items()}
+         for side, lora in sides.items()}
+        for sides in tenants
+    ]  # fmt: skip
+    padded = {
+        side: {name: torch.stack([pad(of[side][name], (0, 4 - len(of[side][name]))) for of in masks]) for name in names}
+        for side, names in masks[0].items()
+    }
+
+    with RankSpaceAdapter(*tenants).inject(base.unet) as adapter, torch.no_grad():
+        adapter.learn_masks(padded)
+        adapter.assign(rows)
+        together = base.predict_noise(noisy, timesteps, prompts)
+
+    for tenant, (sides, mask) in enumerate(zip(tenants, masks, strict=True)):
+        span = torch.arange(2 * tenant, 2 * tenant + 2)
+        with RankSpaceAdapter(sides).inject(base.unet) as adapter, torch.no_grad():
+            adapter.learn_masks(mask)
+            adapter.assign(rows[span])
+            alone = base.predict_noise(noisy[span], timesteps[span], prompts[span])
+        torch.testing.assert_close(together[span], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_tenants_with_other_sides_are_refused(base: SdxlBase) -> None:
+    lora = random_lora(base)
+    with pytest.raises(InvalidLora, match="same sides"):
+        RankSpaceAdapter({"content": lora}, {"style": lora})

@@ -8,8 +8,8 @@ import torch
 
 from duolora.adapters import RankSpaceLinear
 from duolora.config import GenerateConfig
-from duolora.errors import Cancelled, InvalidLora
-from duolora.generate import generate, starting_noise
+from duolora.errors import Cancelled, InvalidConfig, InvalidLora
+from duolora.generate import generate, sample_tenants, starting_noise
 from duolora.lora.weights import LoraWeights
 from tests.duolora.pico import random_layer, random_lora
 from tests.duolora.watch import Watcher
@@ -93,3 +93,43 @@ def test_progress_counts_every_step_and_cancelling_stops(base: SdxlBase) -> None
     assert [(report.step, report.total) for report in whole.reports] == [(1, 3), (2, 3), (3, 3)]
     assert stopped.reports[-1].step == 1
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_tenants_sampled_together_get_the_pictures_each_would_get_alone(base: SdxlBase, guidance: float) -> None:
+    loras = [random_lora(base, seed=1), random_lora(base, seed=2, ranks=(5,))]
+    prompts = [["a dog", "zebra crossing"], ["zebra crossing", "a teapot"]]
+    settings = config(guidance_scale=guidance)
+
+    together = sample_tenants(base, loras, prompts, settings, seeds=[3, 4])
+
+    assert together.shape == (2, 2, 3, 64, 64)
+    for tenant, lora in enumerate(loras):
+        alone = draw(base, prompts[tenant], lora, guidance_scale=guidance, seed=3 + tenant)
+        shown = ((together[tenant].clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+        assert np.abs(shown - alone).max() <= 1
+    assert (together[0] - together[1]).abs().mean() > 0.01
+
+
+def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) -> None:
+    heard: list[tuple[int, int] | str] = []
+
+    class Listener:
+        def __enter__(self) -> Listener:
+            heard.append("in")
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            heard.append("out")
+
+        def before_step(self, step: int, total: int) -> None:
+            heard.append((step, total))
+
+    sample_tenants(base, Listener(), [["a dog", "a cat"]], config(), seeds=[0])
+
+    assert heard == ["in", (0, 2), (1, 2), "out"]
+
+
+def test_tenant_with_another_number_of_prompts_is_refused(base: SdxlBase) -> None:
+    with pytest.raises(InvalidConfig, match="2 prompts"):
+        sample_tenants(base, None, [["a dog"]], config(), seeds=[0])

@@ -11,7 +11,8 @@ from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
 from duolora.images import load_pictures
 from duolora.lora.weights import LoraWeights
 from duolora.merge import MergeResult, MergeSide, merge_loras
-from duolora.merge_objective import SIDES, Cycles, EncodedSide, MergeObjective, teacher_bank
+from duolora.merge_case import EncodedSide
+from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import Role
 from tests.duolora.pico import random_lora
 from tests.duolora.watch import Watcher
