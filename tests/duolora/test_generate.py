@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) ->
     heard: list[tuple[int, int] | str] = []
 
     class Listener:
-        def __enter__(self) -> Listener:
+        def __enter__(self) -> Self:
             heard.append("in")
             return self
 
