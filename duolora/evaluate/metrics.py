@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from duolora.evaluate.network import pooled_statistics
+from duolora.tiny.world import RESOLUTION_PX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +29,25 @@ FRAME_SHARE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Sight:
+    """What the evaluator sees in pictures, on the CPU: embeddings, trunk statistics, and the frame's mean colour."""
+
+    content_ME: Tensor
+    style_ME: Tensor
+    trunk_MF: Tensor
+    frame_M3: Tensor
+
+    def __getitem__(self, rows: slice) -> Sight:
+        """Select pictures."""
+        return Sight(self.content_ME[rows], self.style_ME[rows], self.trunk_MF[rows], self.frame_M3[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class References:
     """What the pictures of one pair are compared with.
 
-    `content_E` and `style_E` are unit prototypes; `truth_NF` the statistics of true pictures; `bare_3` and `grounded_3`
-    the mean colour of the frame of true pictures without and with the background asked for.
+    `content_E` and `style_E` are unit prototypes; `truth_NF` the statistics of true pictures, `grounded_NF` of true
+    pictures with the background asked for; `bare_3` and `grounded_3` the mean colours of their frames.
     """
 
     content_E: Tensor
@@ -67,46 +82,55 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 @torch.no_grad()
+def look(evaluator: Evaluator, rgb_M3HW: Tensor) -> Sight:
+    """Look at pictures in [0,1], one pass; of another size than the evaluator's, they are resized first."""
+    if rgb_M3HW.shape[-1] != RESOLUTION_PX:
+        rgb_M3HW = functional.interpolate(rgb_M3HW, (RESOLUTION_PX, RESOLUTION_PX), mode="bilinear", antialias=True)
+    maps = evaluator.maps(rgb_M3HW)
+    content_ME, style_ME = evaluator.embed(maps)
+    return Sight(content_ME.cpu(), style_ME.cpu(), trunk_statistics(maps).cpu(), frame_colour(rgb_M3HW).cpu())
+
+
 def references(evaluator: Evaluator, judges: JudgePictures) -> References:
-    """Embed the true pictures of a pair.
+    """Look at the true pictures of a pair.
 
     The content prototype is the normalised mean embedding of the subject, plain and in the style alike, so that neither
     look is preferred; the style prototype that of other subjects in the style.
     """
-    content_NE, _ = evaluator(torch.cat([judges.plain, judges.truth]))
-    _, style_NE = evaluator(judges.style)
+    device = next(evaluator.parameters()).device
+    kinds = [judges.plain, judges.truth, judges.style, judges.grounded]
+    sight = look(evaluator, torch.cat(kinds).to(device))
+    ends = torch.tensor([len(kind) for kind in kinds]).cumsum(0).tolist()
+    truth, grounded = sight[slice(ends[0], ends[1])], sight[slice(ends[2], ends[3])]
     return References(
-        content_E=functional.normalize(content_NE.mean(dim=0), dim=0),
-        style_E=functional.normalize(style_NE.mean(dim=0), dim=0),
-        truth_NF=trunk_statistics(evaluator, judges.truth),
-        grounded_NF=trunk_statistics(evaluator, judges.grounded),
-        bare_3=frame_colour(judges.truth).mean(dim=0),
-        grounded_3=frame_colour(judges.grounded).mean(dim=0),
+        content_E=functional.normalize(sight.content_ME[: ends[1]].mean(dim=0), dim=0),
+        style_E=functional.normalize(sight.style_ME[ends[1] : ends[2]].mean(dim=0), dim=0),
+        truth_NF=truth.trunk_MF,
+        grounded_NF=grounded.trunk_MF,
+        bare_3=truth.frame_M3.mean(dim=0),
+        grounded_3=grounded.frame_M3.mean(dim=0),
     )
 
 
-@torch.no_grad()
-def score(evaluator: Evaluator, rgb_M3HW: Tensor, to: References, *, grounded: bool = False) -> Score:
+def score(seen: Sight, to: References, *, grounded: bool = False) -> Score:
     """Score the pictures of one pair and seed.
 
     Content (style) similarity is the mean over the pictures of the cosine between the picture's content (style)
     embedding and the prototype, negative cosines counted as 0. The harmonic mean is taken of these means, once per pair
     and seed; tables average it over pairs and seeds. With `grounded` the background asked for enters it too.
     """
-    content_ME, style_ME = evaluator(rgb_M3HW)
-    content = float((content_ME @ to.content_E).clamp_min(0).mean())
-    style = float((style_ME @ to.style_E).clamp_min(0).mean())
-    truth_NF = to.grounded_NF if grounded else to.truth_NF
-    distance = float(truth_distance(trunk_statistics(evaluator, rgb_M3HW), truth_NF).mean())
+    content = float((seen.content_ME @ to.content_E).clamp(0, 1).mean())
+    style = float((seen.style_ME @ to.style_E).clamp(0, 1).mean())
+    distance = float(truth_distance(seen.trunk_MF, to.grounded_NF if grounded else to.truth_NF).mean())
     if not grounded:
         return Score(content, style, harmonic_mean([content, style]), distance)
-    ground = float(ground_share(frame_colour(rgb_M3HW), to.bare_3, to.grounded_3).mean())
+    ground = float(ground_share(seen.frame_M3, to.bare_3, to.grounded_3).mean())
     return Score(content, style, harmonic_mean([content, style, ground]), distance, ground)
 
 
-def trunk_statistics(evaluator: Evaluator, rgb_B3HW: Tensor) -> Tensor:
-    """Return what each picture is made of, not where: pooled features of the three stages, each of unit norm (B,F)."""
-    return torch.cat([functional.normalize(pooled_statistics(map_), dim=1) for map_ in evaluator.maps(rgb_B3HW)], dim=1)
+def trunk_statistics(maps: Sequence[Tensor]) -> Tensor:
+    """Return what each picture is made of, not where: pooled features of every stage, each of unit norm (B,F)."""
+    return torch.cat([functional.normalize(pooled_statistics(map_BCHW), dim=1) for map_BCHW in maps], dim=1)
 
 
 def truth_distance(got_MF: Tensor, truth_NF: Tensor) -> Tensor:

@@ -75,13 +75,17 @@ class Evaluator(nn.Module):
         middle_BCHW = self.middle(fine_BCHW)
         return fine_BCHW, middle_BCHW, self.coarse(middle_BCHW)
 
-    def forward(self, rgb_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the content embedding and the style embedding (B,E)."""
-        fine_BCHW, middle_BCHW, coarse_BCHW = self.maps(rgb_B3HW)
+    def embed(self, maps: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the content embedding and the style embedding (B,E) of what `maps` returned."""
+        fine_BCHW, middle_BCHW, coarse_BCHW = maps
         peak_BF = coarse_BCHW.float().amax(dim=(2, 3))
         content_BE = self.content_head(torch.cat([coarse_BCHW.float().mean(dim=(2, 3)), peak_BF], dim=1))
         style_BE = self.style_head(torch.cat([pooled_statistics(fine_BCHW), pooled_statistics(middle_BCHW)], dim=1))
         return functional.normalize(content_BE.float(), dim=1), functional.normalize(style_BE.float(), dim=1)
+
+    def forward(self, rgb_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the content embedding and the style embedding (B,E)."""
+        return self.embed(self.maps(rgb_B3HW))
 
 
 def weights_path() -> Path:

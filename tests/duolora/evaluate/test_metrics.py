@@ -9,9 +9,9 @@ from duolora.evaluate.metrics import (
     frame_colour,
     ground_share,
     harmonic_mean,
+    look,
     references,
     score,
-    trunk_statistics,
     truth_distance,
 )
 from duolora.evaluate.network import Evaluator
@@ -34,7 +34,7 @@ def judges() -> JudgePictures:
 def test_pictures_equal_to_their_only_reference_score_one(evaluator, judges):
     one = judges.truth[:1]
     alone = JudgePictures(one, one, one, judges.grounded[:1], one, judges.grounded[:1])
-    got = score(evaluator, one.repeat(3, 1, 1, 1), references(evaluator, alone))
+    got = score(look(evaluator, one.repeat(3, 1, 1, 1)), references(evaluator, alone))
     assert got.content == pytest.approx(1, abs=1e-5)
     assert got.style == pytest.approx(1, abs=1e-5)
     assert got.hmean == pytest.approx(1, abs=1e-5)
@@ -44,7 +44,7 @@ def test_pictures_equal_to_their_only_reference_score_one(evaluator, judges):
 
 def test_the_harmonic_mean_is_that_of_the_mean_similarities(evaluator, judges):
     to = references(evaluator, judges)
-    got = score(evaluator, judges.rival_truth, to)
+    got = score(look(evaluator, judges.rival_truth), to)
     content_ME, style_ME = evaluator(judges.rival_truth)
     content = (content_ME @ to.content_E).clamp_min(0).mean().item()
     style = (style_ME @ to.style_E).clamp_min(0).mean().item()
@@ -61,10 +61,10 @@ def test_a_harmonic_mean_punishes_what_is_lost(values, mean):
 
 
 def test_a_placement_costs_less_than_another_subject(evaluator, judges):
-    truth_NF = trunk_statistics(evaluator, judges.truth)
-    placed = truth_distance(trunk_statistics(evaluator, judges.rival_truth), truth_NF).mean()
-    plain = truth_distance(trunk_statistics(evaluator, judges.plain), truth_NF).mean()
-    noise = truth_distance(trunk_statistics(evaluator, torch.rand(3, 3, 64, 64)), truth_NF).mean()
+    truth_NF = look(evaluator, judges.truth).trunk_MF
+    placed = truth_distance(look(evaluator, judges.rival_truth).trunk_MF, truth_NF).mean()
+    plain = truth_distance(look(evaluator, judges.plain).trunk_MF, truth_NF).mean()
+    noise = truth_distance(look(evaluator, torch.rand(3, 3, 64, 64)).trunk_MF, truth_NF).mean()
     assert placed < 0.5 * plain
     assert placed < 0.5 * noise
 
@@ -76,8 +76,8 @@ def test_distances_are_to_the_nearest_truth():
 
 def test_the_truth_has_the_background_and_the_truth_without_it_has_not(evaluator, judges):
     to = references(evaluator, judges)
-    asked = score(evaluator, judges.rival_grounded, to, grounded=True)
-    ignored = score(evaluator, judges.rival_truth, to, grounded=True)
+    asked = score(look(evaluator, judges.rival_grounded), to, grounded=True)
+    ignored = score(look(evaluator, judges.rival_truth), to, grounded=True)
     assert asked.ground > 0.9
     assert ignored.ground < 0.1
     assert asked.hmean > ignored.hmean
@@ -89,3 +89,9 @@ def test_the_frame_is_the_outermost_ring():
     rgb_B3HW[:, 0, 4:-4, 4:-4] = 1.0
     assert frame_colour(rgb_B3HW).tolist() == [[0, 0, 0]]
     assert ground_share(torch.tensor([[0.5, 0, 0], [2.0, 0, 0]]), torch.zeros(3), torch.eye(3)[0]).tolist() == [0.5, 1]
+
+
+def test_pictures_of_another_size_are_judged_like_small_ones(evaluator, judges):
+    small = look(evaluator, judges.truth)
+    large = look(evaluator, judges.truth.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+    assert (small.content_ME * large.content_ME).sum(dim=1).min() > 0.99
