@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from duolora.config import PersonalizeConfig
     from duolora.events import Progress
+    from duolora.families.family import Family
     from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
@@ -130,14 +131,14 @@ def _bar() -> Bar:
     )
 
 
-def _write(weights: LoraWeights, out: Path) -> None:
+def _write(weights: LoraWeights, out: Path, family: Family) -> None:
     """Write a LoRA in both key formats and say where."""
     from duolora.lora.write import write_diffusers, write_kohya  # noqa: PLC0415 - imports torch
 
     kohya = out.with_suffix(".kohya.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_diffusers(weights, out)
-    write_kohya(weights, kohya)
+    write_diffusers(weights, out, family=family)
+    write_kohya(weights, kohya, family=family)
     console.print(f"{out} (diffusers keys), {kohya} (kohya keys)")
 
 
@@ -150,7 +151,7 @@ def _train(arguments: argparse.Namespace) -> int:
     base = _load(arguments)
     with _bar() as bar:
         weights = train_side(base, arguments.side, pictures, config, TerminalObserver(bar))
-    _write(weights, arguments.out)
+    _write(weights, arguments.out, base.family)
     return 0
 
 
@@ -166,11 +167,11 @@ def _merge(arguments: argparse.Namespace) -> int:
         "style": list_pictures(arguments.style_images),
     }
     base = _load(arguments)
-    names = base.layer_names()
-    loras = {"content": read_lora(arguments.content, names), "style": read_lora(arguments.style, names)}
+    layers = base.layers()
+    loras = {"content": read_lora(arguments.content, layers), "style": read_lora(arguments.style, layers)}
     with _bar() as bar:
         result = merge_sides(base, loras, pictures, config, TerminalObserver(bar))
-    _write(result.weights, arguments.out)
+    _write(result.weights, arguments.out, base.family)
     return 0
 
 
@@ -183,7 +184,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.images is not None:
         config = type(config).model_validate(config.model_dump() | {"images": arguments.images})
     base = _load(arguments)
-    lora = None if arguments.lora is None else read_lora(arguments.lora, base.layer_names())
+    lora = None if arguments.lora is None else read_lora(arguments.lora, base.layers())
     with _bar() as bar:
         pictures = generate(base, [arguments.prompt], config, lora, TerminalObserver(bar))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     """Print a LoRA's layers, ranks and metadata as JSON."""
     from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
 
-    lora = read_lora(arguments.file, _load(arguments).layer_names())
+    lora = read_lora(arguments.file, _load(arguments).layers())
     print(
         json.dumps(
             {

@@ -26,10 +26,8 @@ def canonical_layer(layer: LoraLayer) -> LoraLayer:
     v_KI = right_KK @ q_down_IK.mT
     sign_K = torch.sign(u_OK.gather(0, u_OK.abs().argmax(dim=0, keepdim=True))[0])
     root_K = singular_K.sqrt()
-    return LoraLayer(
-        ((sign_K * root_K)[:, None] * v_KI).to(torch.float32),
-        (u_OK * (sign_K * root_K)).to(torch.float32),
-        float(singular_K.shape[0]),
+    return layer.with_factors(
+        ((sign_K * root_K)[:, None] * v_KI).to(torch.float32), (u_OK * (sign_K * root_K)).to(torch.float32)
     )
 
 

@@ -1,72 +1,148 @@
-"""Key names of LoRA files and the module paths they stand for.
+"""Key names of LoRA files and the layers they stand for.
 
-Two families are in use. diffusers/PEFT: `unet.<path>.lora_A.weight` and `.lora_B.weight` (older: `.lora.down.weight`,
-`.lora.up.weight`). kohya: `lora_unet_<path with underscores>.lora_down.weight`, `.lora_up.weight` and a scalar
-`.alpha`; for SDXL the path may use the block names of the original release (`input_blocks_4_1_...`).
+A key is a stem and a suffix. Suffixes: `.lora_A.weight` and `.lora_B.weight` (PEFT), `.lora.down.weight` and
+`.lora.up.weight`, `.lora_linear_layer.down.weight` or `_lora.down.weight` (older diffusers), `.lora_down.weight` and
+`.lora_up.weight` (kohya, OneTrainer). Stems name a component and a path in it, with dots or with underscores, with the
+block names of diffusers (`down_blocks.1.attentions.0`) or of the original release (`input_blocks.4.1`).
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidLora
+from duolora.families.sdxl import SDXL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from duolora.families.family import Family
 
-KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-"""Component of the base -> prefix of a kohya key (SDXL)."""
+_FACTOR = re.compile(
+    r"^(?P<stem>.+?)(?:"
+    r"\.lora_(?P<peft>[AB])(?:\.default(?:_\d+)?)?|"  # PEFT may leave the adapter's name in
+    r"(?:\.|_)lora\.(?P<old>down|up)|"
+    r"\.lora_linear_layer\.(?P<linear>down|up)|"
+    r"\.lora_(?P<kohya>down|up)"
+    r")\.weight$"
+)
 
-DOWN_SUFFIXES = (".lora_A.weight", ".lora.down.weight", ".lora_down.weight", "_lora.down.weight")
-"""Endings of a key that holds a down factor, newest format first."""
-
-UP_OF_DOWN = {
-    ".lora_A.weight": ".lora_B.weight",
-    ".lora.down.weight": ".lora.up.weight",
-    ".lora_down.weight": ".lora_up.weight",
-    "_lora.down.weight": "_lora.up.weight",
+COMPONENT_OF_PREFIX = {
+    "lora_unet": "unet",
+    "unet": "unet",
+    "model.diffusion_model": "unet",
+    "diffusion_model": "unet",
+    "lora_te": "text_encoder",
+    "lora_te1": "text_encoder",
+    "text_encoder": "text_encoder",
+    "clip_l": "text_encoder",
+    "lora_te2": "text_encoder_2",
+    "text_encoder_2": "text_encoder_2",
+    "clip_g": "text_encoder_2",
 }
+"""How a stem may begin -> component; kohya's end in an underscore or, in OneTrainer's files, in a dot."""
 
-LAYERS_PER_BLOCK = 2
-"""Residual blocks in each down block of SDXL; the original release numbers blocks through (diffusers adds one in each
-up block)."""
+_PREFIX = re.compile(
+    r"^(?P<prefix>lora_unet|unet|(?:model\.)?diffusion_model|lora_te[12]?|text_encoder(?:_2)?|clip_[lg])"
+    r"(?:\.|(?<=lora_unet)_|(?<=lora_te)_|(?<=lora_te[12])_)(?P<path>.+)$"
+)
+_PEFT_ROOT = "base_model.model."
+_UNET_START = re.compile(r"^(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|conv_|time_embed)")
 
-_LDM_BLOCK = re.compile(r"^(input_blocks|output_blocks)_(\d+)_(\d+)_(.+)$|^middle_block_(\d+)_(.+)$")
+_BLOCK = re.compile(r"^(input_blocks|output_blocks)_(\d{1,3})_(\d)_(.+)$|^middle_block_(\d)_(.+)$")
+_MIDDLE = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}
+_KINDS = {"0": "resnets", "1": "attentions"}
+_RESAMPLERS = {"input_blocks": "op", "output_blocks": "conv"}
+_OUTSIDE_BLOCKS = {
+    "input_blocks_0_0": "conv_in",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}
+_RESIDUAL = {
+    "in_layers_2": "conv1",
+    "out_layers_3": "conv2",
+    "emb_layers_1": "time_emb_proj",
+    "skip_connection": "conv_shortcut",
+}
+"""Layers of a residual block in the original release -> in diffusers."""
 
 
-def kohya_key(layer_name: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What a key says: the stem of its layer, and whether it holds the down or the up factor."""
+
+    stem: str
+    is_down: bool
+
+
+def parse_factor(key: str) -> Factor | None:
+    """Split the key of a factor, in any format; None for other keys."""
+    match = _FACTOR.match(key)
+    if match is None:
+        return None
+    stem, *kinds = match.group("stem", "peft", "old", "linear", "kohya")
+    return Factor(stem, is_down=next(kind for kind in kinds if kind) in ("A", "down"))
+
+
+def split_stem(stem: str) -> tuple[str, str, str] | None:
+    """Return (prefix as written, component, path) of a stem; None when it names no component.
+
+    PEFT's own files name none; a path that begins like a U-Net's is one.
+    """
+    match = _PREFIX.match(stem.removeprefix(_PEFT_ROOT))
+    if match is not None:
+        prefix = match["prefix"]
+        return prefix, COMPONENT_OF_PREFIX[prefix], match["path"].removeprefix(_PEFT_ROOT)
+    path = stem.removeprefix(_PEFT_ROOT)
+    return ("", "unet", path) if _UNET_START.match(path) else None
+
+
+def plain_path(component: str, path: str) -> str:
+    """Undo what old attention processors did to the names of their layers."""
+    path = path.replace(".processor.", ".")
+    if component != "unet":  # to_q of a text encoder's processor is its q_proj
+        return re.sub(r"self_attn([._])to_(q|k|v|out)$", r"self_attn\1\2_proj", path)
+    return f"{path}{path[-7]}0" if re.search(r"[._]to_out$", path) else path
+
+
+def kohya_key(layer_name: str, family: Family = SDXL) -> str:
     """Return the kohya name of a layer, without suffix.
 
     Raises:
         InvalidLora: the layer's component has no kohya prefix.
     """
     component, _, path = layer_name.partition(".")
-    if component not in KOHYA_PREFIXES:
-        raise InvalidLora(f"no kohya name for a layer of {component!r}; known: {', '.join(KOHYA_PREFIXES)}")
-    return f"{KOHYA_PREFIXES[component]}_{path.replace('.', '_')}"
+    if component not in family.kohya_prefixes:
+        raise InvalidLora(
+            f"no kohya name for {layer_name}: {family.title} has no {component!r}, only {', '.join(family.components)}"
+        )
+    return f"{family.kohya_prefixes[component]}_{path.replace('.', '_')}"
 
 
-def kohya_index(layer_names: Iterable[str]) -> dict[str, str]:
-    """Map kohya names back to layer names; underscores are ambiguous, so the base's own layers must be given."""
-    return {kohya_key(name): name for name in layer_names}
+def diffusers_path(flat_path: str, blocks: int) -> str:
+    """Rewrite a U-Net path with the original release's block names into diffusers' block names.
 
-
-def diffusers_block_name(kohya_name: str) -> str:
-    """Rewrite a kohya name with SDXL's original block names into one with diffusers' block names.
-
-    Names that already use diffusers' blocks come back unchanged.
+    Args:
+        flat_path: path with underscores; names that already use diffusers' blocks come back unchanged.
+        blocks: residual blocks in each down block; the original release numbers blocks through (diffusers has one more
+            in each up block).
     """
-    if not kohya_name.startswith("lora_unet_"):
-        return kohya_name
-    match = _LDM_BLOCK.match(kohya_name.removeprefix("lora_unet_"))
+    match = _BLOCK.match(flat_path)
     if match is None:
-        return kohya_name
+        return _OUTSIDE_BLOCKS.get(flat_path, flat_path)
     side, number, inner, rest, middle, middle_rest = match.groups()
     if side is None:
-        return f"lora_unet_mid_block_attentions_0_{middle_rest}" if middle == "1" else kohya_name
-    if inner != "1":  # 1 is the transformer of a block, 0 its residual block, 2 its resampler
-        return kohya_name
-    index = int(number) - (1 if side == "input_blocks" else 0)
-    block, layer = divmod(index, LAYERS_PER_BLOCK + 1)
-    return f"lora_unet_{'down' if side == 'input_blocks' else 'up'}_blocks_{block}_attentions_{layer}_{rest}"
+        block = _MIDDLE.get(middle)
+        return flat_path if block is None else f"mid_block_{block}_{_RESIDUAL.get(middle_rest, middle_rest)}"
+    is_input = side == "input_blocks"
+    block_index, layer = divmod(int(number) - (1 if is_input else 0), blocks + 1)
+    name = f"{'down' if is_input else 'up'}_blocks_{block_index}"
+    if rest == _RESAMPLERS[side]:  # behind the attention where the block has one, so at any inner number
+        return f"{name}_downsamplers_0_conv" if is_input else f"{name}_upsamplers_0_conv"
+    kind = _KINDS.get(inner)
+    if kind is None or (is_input and number == "0"):
+        return flat_path
+    return f"{name}_{kind}_{layer}_{_RESIDUAL.get(rest, rest)}"

@@ -2,154 +2,133 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Any
-
-import torch
-from safetensors import SafetensorError, safe_open
+from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidLora
-from duolora.lora.keys import DOWN_SUFFIXES, UP_OF_DOWN, diffusers_block_name, kohya_index
+from duolora.lora.base_layers import BaseLayers, made_for, unverified_name
+from duolora.lora.foreign import refuse_other_adapters, refuse_other_families
+from duolora.lora.keys import parse_factor
+from duolora.lora.peft_config import PEFT_METADATA_KEY, PeftAlphas, peft_alphas
+from duolora.lora.safe_file import MAX_HEADER_BYTES, read_tensors
 from duolora.lora.weights import LoraLayer, LoraWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
-PEFT_METADATA_KEY = "lora_adapter_metadata"
-"""Header entry in which diffusers keeps the PEFT configuration (JSON, keys prefixed by the component)."""
+PEFT_SIDECAR = "adapter_config.json"
+"""File in which PEFT's own `save_pretrained` keeps the configuration, beside `adapter_model.safetensors`."""
 
 
-def read_lora(path: Path, layer_names: Iterable[str] = ()) -> LoraWeights:
-    """Read a LoRA file.
+def read_lora(path: Path, base: BaseLayers | None = None) -> LoraWeights:
+    """Read a LoRA file: diffusers, older diffusers, PEFT, kohya or OneTrainer keys, convolutions included.
 
     Args:
-        path: a safetensors file with diffusers, older diffusers or kohya keys.
-        layer_names: layers of the base, needed for kohya keys, whose underscores are ambiguous.
+        path: a safetensors file. A file of PEFT's own may have its `adapter_config.json` beside it.
+        base: layers of the base that the LoRA is for. With it every layer is looked up and its shape checked; without
+            it only keys with dots and diffusers' block names can be read.
 
     Raises:
-        InvalidLora: the file is damaged, holds no LoRA, or names a layer that the base does not have.
+        InvalidLora: the file is damaged, holds no plain LoRA, or does not fit the base.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise InvalidLora(f"{path.name} is not a readable safetensors file: {error}") from error
-    return from_state_dict(tensors, metadata, layer_names)
+    tensors, metadata = read_tensors(path)
+    sidecar = path.with_name(PEFT_SIDECAR)
+    if PEFT_METADATA_KEY not in metadata and path.name == "adapter_model.safetensors" and sidecar.is_file():
+        if sidecar.stat().st_size > MAX_HEADER_BYTES:
+            raise InvalidLora(f"{PEFT_SIDECAR} is larger than any configuration of PEFT's")
+        metadata[PEFT_METADATA_KEY] = sidecar.read_text(encoding="utf-8", errors="replace")
+    return from_state_dict(tensors, metadata, base)
 
 
 def from_state_dict(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], layer_names: Iterable[str] = ()
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], base: BaseLayers | None = None
 ) -> LoraWeights:
     """Build `LoraWeights` from the tensors of a file; see `read_lora`."""
-    rest = dict(tensors)
-    peft = _peft_alphas(metadata)
-    index = kohya_index(layer_names) if any(key.startswith("lora_") for key in rest) else {}
+    refuse_other_adapters(tensors)
+    downs, ups, rest = _pair_up(tensors)
+    refuse_other_families(downs)
+    alphas = peft_alphas(metadata.get(PEFT_METADATA_KEY, "{}"), f"the header entry {PEFT_METADATA_KEY}")
     layers: dict[str, LoraLayer] = {}
-    for key in tensors:
-        suffix = next((ending for ending in DOWN_SUFFIXES if key.endswith(ending)), None)
-        if suffix is None:
-            continue
-        stem = key.removesuffix(suffix)
-        up = rest.pop(stem + UP_OF_DOWN[suffix], None)
-        if up is None:
-            raise InvalidLora(f"{key} has no matching {stem + UP_OF_DOWN[suffix]}")
-        down = rest.pop(key)
-        name = _layer_name(stem, index)
-        alpha = rest.pop(stem + ".alpha", None)
-        layers[name] = LoraLayer(down, up, peft(name, down.shape[0]) if alpha is None else _alpha(stem, alpha))
+    for stem, key in downs.items():
+        name = unverified_name(stem) if base is None else _find(base, stem, tensors, downs)
+        if name in layers:
+            raise InvalidLora(f"{key} changes {name}, which another key of the file changes already")
+        alpha = _alpha(stem, rest.pop(f"{stem}.alpha", None), name, tensors[key], alphas)
+        layer = _layer(key, tensors[key], tensors[ups[stem]], alpha)
+        layers[name] = layer if base is None else _fitted(base, name, key, layer)
     if rest:
         raise InvalidLora(f"{len(rest)} tensors are not part of a LoRA, for example {min(rest)}")
     return LoraWeights(layers, {key: value for key, value in metadata.items() if key != PEFT_METADATA_KEY})
 
 
-def _layer_name(stem: str, index: Mapping[str, str]) -> str:
-    """Turn the stem of a key into a layer name."""
-    if stem.startswith("lora_"):
-        name = index.get(diffusers_block_name(stem))
-        if name is None:
-            raise InvalidLora(f"{stem} names no layer of this base model")
-        return name
-    path = stem.replace(".processor.", ".")
-    return f"{path}.0" if path.endswith(".to_out") else path  # attention processors called their output layer to_out
+def _pair_up(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str], dict[str, Tensor]]:
+    """Return stem -> key of the down factor, stem -> key of the up factor, and the tensors that are neither."""
+    downs: dict[str, str] = {}
+    ups: dict[str, str] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        factor = parse_factor(key)
+        if factor is None:
+            rest[key] = tensor
+            continue
+        keys = downs if factor.is_down else ups
+        if factor.stem in keys:
+            raise InvalidLora(f"{key} and {keys[factor.stem]} are the same factor of one layer")
+        keys[factor.stem] = key
+    for stem in sorted(downs.keys() ^ ups.keys()):
+        factor_name = "up" if stem in downs else "down"
+        raise InvalidLora(f"{downs.get(stem) or ups[stem]} has no matching {factor_name} factor; the file is cut")
+    return downs, ups, rest
 
 
-def _alpha(stem: str, tensor: Tensor) -> float:
-    """Read the alpha of a layer."""
-    if tensor.numel() != 1:
-        raise InvalidLora(f"{stem}.alpha must be one number; its shape is {tuple(tensor.shape)}")
-    return float(tensor)
-
-
-class _PeftAlphas:
-    """alpha of a layer by PEFT's rules: alpha_pattern, else lora_alpha, else the layer's own rank.
-
-    PEFT reads the keys of a pattern as regular expressions for the end of a path. A file may come from anybody and an
-    expression can be made to run for ever, so only plain names are taken, with the meaning PEFT gives them.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._common = {
-            key.removesuffix(".lora_alpha"): float(value)
-            for key, value in config.items()
-            if key.endswith(".lora_alpha")
-        }
-        self._patterns = {
-            key.removesuffix(".alpha_pattern"): {_plain(path): float(alpha) for path, alpha in (value or {}).items()}
-            for key, value in config.items()
-            if key.endswith(".alpha_pattern")
-        }
-        self._by_root = {
-            key.removesuffix(".use_rslora") for key, value in config.items() if key.endswith(".use_rslora") and value
-        }
-
-    def __call__(self, layer_name: str, rank: int) -> float:
-        component, _, path = layer_name.partition(".")
-        patterns = self._patterns.get(component, {})
-        matching = (alpha for end, alpha in patterns.items() if path == end or path.endswith(f".{end}"))
-        alpha = next(matching, self._common.get(component, float(rank)))
-        # rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank); written as alpha / rank that is alpha * sqrt(rank).
-        return alpha * rank**0.5 if component in self._by_root else alpha
-
-
-def _plain(path: str) -> str:
-    """Return a key of a pattern if it is a plain path, perhaps with its dots escaped.
-
-    Raises:
-        ValueError: it is a regular expression.
-    """
-    name = path.replace("\\.", ".")
-    if not re.fullmatch(r"[\w.]+", name):
-        raise ValueError(f"the key {path!r} is not a plain layer path")
+def _find(base: BaseLayers, stem: str, tensors: Mapping[str, Tensor], downs: Mapping[str, str]) -> str:
+    """Return the base's layer that a stem names, or say what the file seems to be made for."""
+    name = base.find(stem)
+    if name is None:
+        widths = [tensors[key].shape[-1] for other, key in downs.items() if re.search(r"attn2[._]to_[kv]$", other)]
+        family = made_for(downs, widths[0] if widths else None)
+        if family is not None and family != base.family.title:
+            raise InvalidLora(
+                f"{stem} names no layer of this base model ({base.family.title}); the file was made for {family}: use "
+                "a base of that family, or another LoRA"
+            )
+        raise InvalidLora(f"{stem} names no layer of this base model ({base.family.title}); was it trained on another?")
     return name
 
 
-def _peft_alphas(metadata: Mapping[str, str]) -> _PeftAlphas:
-    """Read PEFT's configuration from the header, if the file has one."""
+def _layer(key: str, down: Tensor, up: Tensor, alpha: float) -> LoraLayer:
+    """Build a layer from the factors of a file."""
     try:
-        config = json.loads(metadata.get(PEFT_METADATA_KEY, "{}"))
-    except json.JSONDecodeError as error:
-        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} is not JSON") from error
-    if not isinstance(config, dict):
-        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} must be a JSON object")
-    try:
-        return _PeftAlphas(config)
-    except (AttributeError, TypeError, ValueError, re.error) as error:
-        raise InvalidLora(f"the header entry {PEFT_METADATA_KEY} holds no alpha_pattern of PEFT: {error}") from error
+        if down.ndim == up.ndim == 4:
+            return LoraLayer.of_convolution(down, up, alpha)
+        return LoraLayer(down, up, alpha)
+    except InvalidLora as error:
+        raise InvalidLora(f"{key}: {error}") from error
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Concatenate the raw bytes of tensors in key order (ModelSpec 1.0.1 hashes exactly these)."""
-    return b"".join(
-        tensors[key].contiguous().view(torch.uint8).numpy().tobytes() if tensors[key].ndim else _scalar(tensors[key])
-        for key in sorted(tensors)
-    )
+def _fitted(base: BaseLayers, name: str, key: str, layer: LoraLayer) -> LoraLayer:
+    """Return a layer in the kind of the base's own, whose shape it must have.
+
+    Convolutions over single pixels are linear layers; programs write either form for either.
+    """
+    shape = base.shapes[name]
+    if layer.kernel in (None, (1, 1)):
+        layer = LoraLayer(layer.down_RI, layer.up_OR, layer.alpha, (1, 1) if len(shape) == 4 else None)
+    if layer.weight_shape != shape:
+        raise InvalidLora(
+            f"{key} is of a change of shape {layer.weight_shape}; the base model's {name} has shape {shape}: use a "
+            "LoRA that was trained on this base"
+        )
+    return layer
 
 
-def _scalar(tensor: Tensor) -> bytes:
-    """Raw bytes of a tensor without dimensions."""
-    return tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+def _alpha(stem: str, tensor: Tensor | None, name: str, down: Tensor, alphas: PeftAlphas) -> float:
+    """Return the alpha of a layer: its own tensor, else what PEFT's configuration says, else its rank."""
+    if tensor is None:
+        return alphas(name, down.shape[0] if down.ndim else 0)
+    if tensor.numel() != 1:
+        raise InvalidLora(f"{stem}.alpha must be one number; its shape is {tuple(tensor.shape)}")
+    return float(tensor)

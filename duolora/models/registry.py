@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duolora.models.sdxl import SdxlBase
+from duolora.models.base import DiffusionBase
 from duolora.tiny.base import base_path
 
 if TYPE_CHECKING:
@@ -14,10 +14,10 @@ EMBEDDED = "tiny"
 """Name of the small base that ships with the package."""
 
 
-def load_base(location: str, runtime: Runtime) -> SdxlBase:
+def load_base(location: str, runtime: Runtime) -> DiffusionBase:
     """Load a base: "tiny" for the embedded one, else a folder, a single-file checkpoint or a Hugging Face id.
 
     Raises:
         InvalidBase: nothing loadable is there.
     """
-    return SdxlBase.load(str(base_path()) if location == EMBEDDED else location, runtime)
+    return DiffusionBase.load(str(base_path()) if location == EMBEDDED else location, runtime)

@@ -25,7 +25,7 @@ def shared(base_folder: Path) -> list[str]:
 
 
 def read(path: Path, base: SdxlBase) -> Any:
-    return read_lora(path, base.layer_names())
+    return read_lora(path, base.layers())
 
 
 def test_train_merge_generate_and_inspect_work_together(
@@ -131,7 +131,7 @@ def test_argument_that_is_none_ends_with_status_2(tmp_path: Path, argument: list
     [
         (["train", "content", "{empty}", "--out", "{empty}/x.safetensors"], "holds no pictures"),
         (["inspect", "{empty}/absent.safetensors", "--base", "{base}"], "absent.safetensors"),
-        (["inspect", "{empty}/absent.safetensors", "--base", "{empty}"], "cannot be loaded as an SDXL model"),
+        (["inspect", "{empty}/absent.safetensors", "--base", "{empty}"], "cannot be loaded as a base model"),
     ],
 )
 def test_error_of_the_engine_is_one_line_and_status_1(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.events import Observer
+    from duolora.families.family import Family
     from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
@@ -79,22 +80,24 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
 def _train(request: StageRequest, base: SdxlBase, observer: Observer, side: str) -> list[Output]:
     """Train one side's LoRA and write it in both key formats."""
     weights = train_side(base, side, list_pictures(request.inputs_dir / side), request.config, observer)
-    return _write_both(weights, request.outputs_dir, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
+    return _write_both(weights, request.outputs_dir, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
 
 
 def _merge(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
-    result = merge_sides(base, _side_loras(request), _pictures(request), request.config, observer)
+    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer)
     (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
-    outputs = _write_both(result.weights, request.outputs_dir, name="merged_diffusers", kohya_name="merged_kohya")
+    outputs = _write_both(
+        result.weights, request.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
+    )
     return [*outputs, Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json")]
 
 
 def _package(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
-    merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors")
+    merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
     preview = draw_preview(
-        base, {**_side_loras(request), "merged": merged}, _pictures(request), request.config, observer
+        base, {**_side_loras(request, base), "merged": merged}, _pictures(request), request.config, observer
     )
     preview.save(request.outputs_dir / "preview.png")
     merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
@@ -111,16 +114,17 @@ def _pictures(request: StageRequest) -> dict[str, list[Path]]:
     return {side: list_pictures(request.inputs_dir / side) for side in ("content", "style")}
 
 
-def _side_loras(request: StageRequest) -> dict[str, LoraWeights]:
+def _side_loras(request: StageRequest, base: SdxlBase) -> dict[str, LoraWeights]:
     """Read the two trained LoRAs."""
-    return {side: read_lora(request.inputs_dir / f"{side}_lora.safetensors") for side in ("content", "style")}
+    layers = base.layers()
+    return {side: read_lora(request.inputs_dir / f"{side}_lora.safetensors", layers) for side in ("content", "style")}
 
 
-def _write_both(weights: LoraWeights, folder: Path, *, name: str, kohya_name: str) -> list[Output]:
+def _write_both(weights: LoraWeights, folder: Path, family: Family, *, name: str, kohya_name: str) -> list[Output]:
     """Write a LoRA in diffusers keys and in kohya keys."""
     stem, infix = ("merged", ".diffusers") if name == "merged_diffusers" else (name, "")
-    write_diffusers(weights, folder / f"{stem}{infix}.safetensors")
-    write_kohya(weights, folder / f"{stem}.kohya.safetensors")
+    write_diffusers(weights, folder / f"{stem}{infix}.safetensors", family=family)
+    write_kohya(weights, folder / f"{stem}.kohya.safetensors", family=family)
     return [
         Output(name=name, filename=f"{stem}{infix}.safetensors", content_type=SAFETENSORS),
         Output(name=kohya_name, filename=f"{stem}.kohya.safetensors", content_type=SAFETENSORS),

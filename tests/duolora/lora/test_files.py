@@ -14,8 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from duolora.errors import InvalidLora
+from duolora.families.sdxl import SDXL
+from duolora.lora.base_layers import BaseLayers
 from duolora.lora.keys import kohya_key
-from duolora.lora.read import PEFT_METADATA_KEY, read_lora
+from duolora.lora.peft_config import PEFT_METADATA_KEY
+from duolora.lora.read import read_lora
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.lora.write import write_diffusers, write_kohya
 from tests.duolora.pico import random_layer
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from duolora.families.family import Family
 
 BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 Write = Callable[..., None]
@@ -42,6 +47,16 @@ def mixed_lora(alpha: float | None = None) -> LoraWeights:
 
 def even_lora(alpha: float | None = None) -> LoraWeights:
     return LoraWeights({f"{BLOCK}.attn1.to_q": random_layer(8, 6, 4, alpha=alpha)})
+
+
+def base_with(family: Family = SDXL, **shapes: tuple[int, ...]) -> BaseLayers:
+    """The layers of a base that has just these."""
+    return BaseLayers(family, shapes)
+
+
+def base_of(weights: LoraWeights, family: Family = SDXL) -> BaseLayers:
+    """The layers of a base that has just those that a LoRA changes."""
+    return BaseLayers(family, {name: layer.weight_shape for name, layer in weights.layers.items()})
 
 
 def header(path: Path) -> dict[str, str]:
@@ -66,7 +81,7 @@ def test_written_file_is_read_back_with_the_same_deltas(tmp_path: Path, write: W
 
     write(weights, path, torch.float32)
 
-    read = read_lora(path, weights.layers)
+    read = read_lora(path, base_of(weights))
     assert_equal_deltas(read, weights, rtol=1e-6)
     assert [layer.rank for layer in read.layers.values()].count(5) == 2
 
@@ -83,7 +98,7 @@ def test_layers_of_the_text_encoders_are_written_and_read_back(tmp_path: Path, w
 
     write(weights, tmp_path / "lora.safetensors", torch.float32)
 
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", weights.layers), weights, rtol=1e-6)
+    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -93,7 +108,7 @@ def test_half_precision_is_the_default_and_costs_less_than_a_thousandth(tmp_path
     write(weights, tmp_path / "lora.safetensors")
 
     assert {tensor.dtype for tensor in load_file(tmp_path / "lora.safetensors").values()} == {torch.float16}
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", weights.layers), weights, rtol=1e-3)
+    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-3)
 
 
 def test_both_files_give_bit_equal_deltas_when_all_ranks_are_equal(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ def test_both_files_give_bit_equal_deltas_when_all_ranks_are_equal(tmp_path: Pat
     write_kohya(weights, tmp_path / "kohya.safetensors")
 
     ours = read_lora(tmp_path / "diffusers.safetensors")
-    theirs = read_lora(tmp_path / "kohya.safetensors", weights.layers)
+    theirs = read_lora(tmp_path / "kohya.safetensors", base_of(weights))
 
     for name in weights.layers:
         assert torch.equal(ours.layers[name].delta_OI(), theirs.layers[name].delta_OI())
@@ -115,7 +130,7 @@ def test_both_files_give_equal_deltas_within_half_precision_when_ranks_differ(tm
 
     ours = read_lora(tmp_path / "diffusers.safetensors")
 
-    assert_equal_deltas(read_lora(tmp_path / "kohya.safetensors", weights.layers), ours, rtol=2**-11)
+    assert_equal_deltas(read_lora(tmp_path / "kohya.safetensors", base_of(weights)), ours, rtol=2**-11)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -231,7 +246,9 @@ def test_kohya_keys_are_read_with_their_alpha_and_with_either_block_names(tmp_pa
     tensors = layer_tensors(f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", layer)
     save_file({**tensors, f"{stem}.alpha": torch.tensor(1.0)}, tmp_path / "lora.safetensors")
 
-    read = read_lora(tmp_path / "lora.safetensors", [f"{BLOCK}.attn1.to_k", f"{BLOCK}.attn1.to_q"])
+    read = read_lora(
+        tmp_path / "lora.safetensors", base_with(**{f"{BLOCK}.attn1.to_k": (8, 6), f"{BLOCK}.attn1.to_q": (8, 6)})
+    )
 
     assert_equal_deltas(read, LoraWeights({f"{BLOCK}.attn1.to_q": layer}), rtol=0)
 
@@ -241,7 +258,8 @@ def test_kohya_file_without_alpha_has_scale_one(tmp_path: Path) -> None:
     stem = kohya_key(f"{BLOCK}.attn1.to_q")
     save_file(layer_tensors(f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", layer), tmp_path / "l.safetensors")
 
-    assert read_lora(tmp_path / "l.safetensors", [f"{BLOCK}.attn1.to_q"]).layers[f"{BLOCK}.attn1.to_q"].scale == 1
+    base = base_with(**{f"{BLOCK}.attn1.to_q": (8, 6)})
+    assert read_lora(tmp_path / "l.safetensors", base).layers[f"{BLOCK}.attn1.to_q"].scale == 1
 
 
 @pytest.mark.parametrize(
@@ -326,13 +344,13 @@ ONE = torch.ones(2, 2)
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"unet.a.lora_A.weight": ONE}, "no matching unet.a.lora_B.weight"),
-        ({"unet.a.lora_B.weight": ONE}, "not part of a LoRA, for example unet.a.lora_B.weight"),
+        ({"unet.a.lora_A.weight": ONE}, "unet.a.lora_A.weight has no matching up factor"),
+        ({"unet.a.lora_B.weight": ONE}, "unet.a.lora_B.weight has no matching down factor"),
         ({"unet.a.weight": ONE}, "not part of a LoRA"),
         ({"unet.a.lora_A.weight": ONE, "unet.a.lora_B.weight": torch.ones(2, 3)}, "factors"),
         (
-            {"unet.a.lora_A.weight": torch.ones(2, 2, 1, 1), "unet.a.lora_B.weight": torch.ones(2, 2, 1, 1)},
-            "factors",
+            {"unet.a.lora_A.weight": torch.ones(2, 2, 3, 3), "unet.a.lora_B.weight": torch.ones(2, 2, 3, 3)},
+            "unet.a.lora_A.weight: factors of a convolution",
         ),
         ({"lora_unet_x.lora_down.weight": ONE, "lora_unet_x.lora_up.weight": ONE}, "lora_unet_x names no layer"),
         (
@@ -349,7 +367,7 @@ def test_tensors_that_are_no_lora_are_refused_by_name(tmp_path: Path, tensors: d
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / "lora.safetensors")
 
     with pytest.raises(InvalidLora, match=message):
-        read_lora(tmp_path / "lora.safetensors", ["unet.a"])
+        read_lora(tmp_path / "lora.safetensors", base_with(**{"unet.a": (2, 2)}))
 
 
 def test_file_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -121,10 +121,10 @@ def test_stages_leave_exactly_the_artifacts_of_a_job(
 def test_both_files_of_a_stage_hold_the_same_lora(
     inputs: Path, config: PersonalizeConfig, models: BaseModels, location: str
 ) -> None:
-    names = models.get(location).layer_names()
+    layers = models.get(location).layers()
     for stage in ("content_lora", "style_lora", "merge"):
         outputs, folder = run(stage, inputs, config, models)
-        diffusers, kohya = (read_lora(folder / output.filename, names) for output in outputs[:2])
+        diffusers, kohya = (read_lora(folder / output.filename, layers) for output in outputs[:2])
 
         assert diffusers.layers.keys() == kohya.layers.keys()
         for name, layer in diffusers.layers.items():
