@@ -53,15 +53,15 @@ def cycle_loss(
         schedule: the model's noise schedule.
 
     Returns:
-        Scalar mean squared error between clean predictions, weighted by the signal rate so that high noise levels,
-        where clean predictions are divided by almost nothing, do not drown the rest.
+        Mean squared error between clean predictions of each sample, (B,), weighted by the signal rate so that high
+        noise levels, where clean predictions are divided by almost nothing, do not drown the rest.
     """
     t_B = noise.timesteps_B
     joint = _clean(add, latents_BCHW, noise.add_BCHW, t_B, schedule)
     cycled = _clean(remove, joint, noise.remove_BCHW, t_B, schedule)
     with torch.no_grad():
         direct = _clean(remove, latents_BCHW, noise.remove_BCHW, t_B, schedule)
-    return (schedule.alphas_T[t_B] * squared_error(cycled, direct)).mean()
+    return schedule.alphas_T[t_B] * squared_error(cycled, direct)
 
 
 def _clean(

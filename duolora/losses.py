@@ -26,12 +26,3 @@ def min_snr_weight(snr_B: Tensor, gamma: float | None) -> Tensor:
 def denoising_loss(prediction_BCHW: Tensor, noise_BCHW: Tensor, snr_B: Tensor, gamma: float | None) -> Tensor:
     """Weighted denoising loss of each sample, (B,)."""
     return min_snr_weight(snr_B, gamma) * squared_error(prediction_BCHW, noise_BCHW)
-
-
-def distillation_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Distance of the merged model's prediction from its teacher's on the same noised latents; scalar.
-
-    The term of ZipLoRA (Shah et al. 2023, equation 3): on content pictures the teacher is the content LoRA, on style
-    pictures the style LoRA.
-    """
-    return squared_error(student_BCHW, teacher_BCHW).mean()

@@ -17,11 +17,11 @@ import torch
 
 from duolora.adapters import RankSpaceAdapter
 from duolora.config import LayerPrior
-from duolora.errors import TrainingDiverged
+from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
-from duolora.merge_case import EncodedSide
+from duolora.merge_case import EncodedSide, MergeCase
 from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import initial_mask, roles_by_resolution
 from duolora.runtime import memory_errors
@@ -80,36 +80,106 @@ def merge_loras(
         LayerGroupEmpty: a prior was asked for that this model has no layers for.
         TrainingDiverged, Cancelled, OutOfMemory: as in training.
     """
+    cases = [
+        MergeCase(
+            {side: sides[side].weights for side in SIDES},
+            {side: _encode(base, sides[side], resolution_px) for side in SIDES},
+            base.encode_prompts([joint_prompt]),
+            config.seed,
+        )
+    ]
+    return merge_cases(base, cases, config, resolution_px=resolution_px, observer=observer)[0]
+
+
+def merge_cases(
+    base: SdxlBase,
+    cases: Sequence[MergeCase],
+    config: MergeConfig,
+    *,
+    resolution_px: int,
+    observer: Observer | None = None,
+) -> list[MergeResult]:
+    """Merge several pairs of LoRAs in the same passes of the U-Net; each gets what it would get alone.
+
+    Each case's own seed is used, not the configuration's. Raises what `merge_loras` raises, and InvalidLora for cases
+    whose LoRAs differ in layers or ranks.
+    """
     observer = observer or Silent()
     started = time.monotonic()
     observer.on_progress(Progress(step=0, total=config.steps, note="preparing teachers"))
-    canonical = {side: canonicalise(sides[side].weights) for side in SIDES}
-    roles = _layer_roles(base, canonical, config, resolution_px)
-    generator = base.runtime.generator(config.seed)
-    with memory_errors(), RankSpaceAdapter(canonical).inject(base.unet) as adapter:
-        encoded = {side: _encode(base, sides[side], resolution_px) for side in SIDES}
-        bank = teacher_bank(base, adapter, encoded, config.bank_size, generator)
-        masks = adapter.learn_masks(_starting_masks(canonical, roles, config))
-        cycles = Cycles(base, adapter, encoded, base.encode_prompts([joint_prompt]))
+    canonical = [{side: canonicalise(case.loras[side]) for side in SIDES} for case in cases]
+    _require_alike(canonical)
+    roles = _layer_roles(base, canonical[0], config, resolution_px)
+    generators = [base.runtime.generator(case.seed) for case in cases]
+    with memory_errors(), RankSpaceAdapter(*canonical).inject(base.unet) as adapter:
+        bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
+        start = _starting_masks(canonical[0], roles, config)
+        masks = adapter.learn_masks(
+            {side: {name: mask_R.expand(len(cases), -1) for name, mask_R in of.items()} for side, of in start.items()}
+        )
+        cycles = Cycles(base, adapter, cases)
         objective = MergeObjective(base, adapter, config, bank=bank, cycles=cycles, roles=roles)
-        optimizer = torch.optim.Adam(masks, lr=config.learning_rate)
-        losses: list[dict[str, float]] = []
-        for step in range(config.steps):
-            loss, terms = objective.evaluate(step, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(terms)
-            if not math.isfinite(terms["total"]):
-                raise TrainingDiverged(f"the merge's loss is {terms['total']} at step {step + 1}")
-            advance(observer, Progress(step=step + 1, total=config.steps, loss=terms["total"], note="merging"))
-        learned = {
-            side: {name: mask_1R[0].detach().cpu() for name, mask_1R in of_side.items()}
-            for side, of_side in adapter.learned_masks().items()
+        losses = _optimise(objective, masks, config, generators, observer)
+        learned = _of_each_tenant(adapter.learned_masks(), len(cases))
+    seconds = (time.monotonic() - started) / len(cases)
+    return [
+        MergeResult(
+            merge_by_masks(canonical[tenant], learned[tenant], config.prune_below),
+            _report(
+                canonical[tenant],
+                learned[tenant],
+                roles,
+                [{name: values[tenant] for name, values in terms.items()} for terms in losses],
+                config,
+            )
+            | {"seconds": seconds},
+        )
+        for tenant in range(len(cases))
+    ]
+
+
+def _optimise(
+    objective: MergeObjective,
+    masks: Sequence[Tensor],
+    config: MergeConfig,
+    generators: Sequence[torch.Generator],
+    observer: Observer,
+) -> list[dict[str, list[float]]]:
+    """Take all steps; return the terms of every step, a number per tenant each."""
+    optimizer = torch.optim.Adam(masks, lr=config.learning_rate)
+    losses: list[dict[str, list[float]]] = []
+    for step in range(config.steps):
+        terms = objective.evaluate(step, generators)
+        optimizer.zero_grad(set_to_none=True)
+        terms["total"].sum().backward()
+        optimizer.step()
+        losses.append({name: values_J.tolist() for name, values_J in terms.items()})
+        total = sum(losses[-1]["total"]) / len(generators)
+        if not math.isfinite(total):
+            raise TrainingDiverged(f"the merge's loss is {total} at step {step + 1}")
+        advance(observer, Progress(step=step + 1, total=config.steps, loss=total, note="merging"))
+    return losses
+
+
+def _require_alike(canonical: Sequence[Mapping[str, LoraWeights]]) -> None:
+    """Refuse cases that cannot share masks of one shape."""
+
+    def shape(sides: Mapping[str, LoraWeights]) -> dict[str, dict[str, int]]:
+        return {side: {name: layer.rank for name, layer in sides[side].layers.items()} for side in SIDES}
+
+    if any(shape(sides) != shape(canonical[0]) for sides in canonical):
+        raise InvalidLora("LoRAs merged together must change the same layers with the same ranks")
+
+
+def _of_each_tenant(masks: Mapping[str, Mapping[str, Tensor]], tenants: int) -> list[dict[str, dict[str, Tensor]]]:
+    """Split masks (J, R) into those of every tenant, (R,), on the CPU."""
+    return [
+        {
+            side: {name: mask_JR[tenant].detach().cpu() for name, mask_JR in of_side.items()}
+            for side, of_side in masks.items()
         }
-    merged = merge_by_masks(canonical, learned, config.prune_below)
-    report = _report(canonical, learned, roles, losses, config) | {"seconds": time.monotonic() - started}
-    return MergeResult(merged, report)
+        for tenant in range(tenants)
+    ]
 
 
 def _layer_roles(

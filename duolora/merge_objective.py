@@ -1,6 +1,8 @@
 """What a merge minimises: distillation from both LoRAs, the layer prior, and the Constyle cycles.
 
-N noised samples of the teacher bank, B samples of a step, C latent channels, H W latent size.
+J tenants merged in the same passes, N noised samples of a tenant's teacher bank (those of content first), n samples of
+a tenant in one step, B = J * n, C latent channels, H W latent size. Every loss is one number per tenant; their sum is
+what is minimised, so that under Adam no tenant feels the others.
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ import torch
 
 from duolora.adapters import role_rows
 from duolora.constyle import CycleNoise, cycle_loss
-from duolora.losses import distillation_loss
+from duolora.losses import squared_error
 from duolora.models.sdxl import PromptEmbeddings
 from duolora.priors import Role, prior_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from duolora.adapters import RankSpaceAdapter
     from duolora.config import MergeConfig
-    from duolora.merge_case import EncodedSide
+    from duolora.merge_case import MergeCase
     from duolora.models.sdxl import SdxlBase
 
 CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
@@ -31,99 +33,128 @@ SIDES = (CONTENT, STYLE)
 """Order of the roles in the adapter."""
 
 BANK_CHUNK = 8
-"""Samples per pass when the teachers are computed."""
+"""Samples of a tenant per pass when the teachers are computed."""
+
+
+def _draw_rows(limit: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` rows below `limit`, on the CPU."""
+    return torch.randint(limit, (count,), generator=generator)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherBank:
     """Noised samples of both sides with the prediction of the side's own LoRA; independent of the masks."""
 
-    noisy_NCHW: Tensor
-    timesteps_N: Tensor
-    teacher_NCHW: Tensor
+    noisy_JNCHW: Tensor
+    timesteps_JN: Tensor
+    teacher_JNCHW: Tensor
     prompts: PromptEmbeddings
-    rows_of_side: Mapping[str, Tensor]
+    per_side: int
 
-    def draw(self, per_side: int, generator: torch.Generator) -> Tensor:
-        """Choose rows for one step, the same number of each side."""
-        picks = [
-            rows[torch.randint(len(rows), (per_side,), generator=generator)] for rows in self.rows_of_side.values()
+    def draw(self, per_side: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Choose every tenant's rows for one step, the same number of each side, (J, n)."""
+        rows = [
+            torch.cat([_draw_rows(self.per_side, per_side, own) + index * self.per_side for index in range(len(SIDES))])
+            for own in generators
         ]
-        return torch.cat(picks).to(self.noisy_NCHW.device)
+        return torch.stack(rows).to(self.noisy_JNCHW.device)
+
+    def samples(self, rows_Jn: Tensor) -> tuple[Tensor, Tensor, PromptEmbeddings]:
+        """Return noised latents (B, C, H, W), timesteps (B,) and prompts of chosen rows."""
+        tenant_J1 = torch.arange(len(rows_Jn), device=rows_Jn.device)[:, None]
+        places_B = (tenant_J1 * self.noisy_JNCHW.shape[1] + rows_Jn).flatten()
+        return self.noisy_JNCHW.flatten(0, 1)[places_B], self.timesteps_JN.flatten()[places_B], self.prompts[places_B]
+
+    def teachers(self, rows_Jn: Tensor) -> Tensor:
+        """Return what the sides' own LoRAs predict on chosen rows, (B, C, H, W)."""
+        tenant_J1 = torch.arange(len(rows_Jn), device=rows_Jn.device)[:, None]
+        return self.teacher_JNCHW[tenant_J1, rows_Jn].flatten(0, 1)
 
 
 @torch.no_grad()
 def teacher_bank(
     base: SdxlBase,
     adapter: RankSpaceAdapter,
-    encoded: Mapping[str, EncodedSide],
+    cases: Sequence[MergeCase],
     count: int,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> TeacherBank:
     """Noise every side's pictures `count` times and record what the side's own LoRA predicts there."""
     device = base.runtime.device
-    noisy, prompts = [], []
-    timesteps_N = torch.randint(base.schedule.timesteps, (len(SIDES) * count,), generator=generator).to(device)
-    for index, side in enumerate(SIDES):
-        moments = encoded[side].moments
-        rows_B = torch.arange(count, device=device) % len(moments.mean_BCHW)
-        latents_BCHW = moments.sample(rows_B, generator)
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(device)
-        span = slice(index * count, (index + 1) * count)
-        noisy.append(base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_N[span]))
-        prompts.append(encoded[side].prompts[rows_B])
-    noisy_NCHW, joined = torch.cat(noisy), PromptEmbeddings.join(prompts)
+    noised = [_noised(base, case, count, own) for case, own in zip(cases, generators, strict=True)]
+    noisy_JNCHW = torch.stack([noisy_NCHW for noisy_NCHW, _, _ in noised])
+    timesteps_JN = torch.stack([timesteps_N for _, timesteps_N, _ in noised])
+    prompts = PromptEmbeddings.join([joined for _, _, joined in noised])
+    bank = TeacherBank(noisy_JNCHW, timesteps_JN, noisy_JNCHW, prompts, count)
     roles_N = role_rows([(role, count) for role in range(len(SIDES))], device)
     teachers = []
-    for rows in torch.arange(len(SIDES) * count, device=device).split(BANK_CHUNK):
-        adapter.assign(roles_N[rows])
-        teachers.append(base.predict_noise(noisy_NCHW[rows], timesteps_N[rows], joined[rows]))
-    rows_of_side = {side: torch.arange(count) + index * count for index, side in enumerate(SIDES)}
-    return TeacherBank(noisy_NCHW, timesteps_N, torch.cat(teachers), joined, rows_of_side)
+    for rows_n in torch.arange(len(SIDES) * count, device=device).split(BANK_CHUNK):
+        adapter.assign(roles_N[rows_n].repeat(len(cases)))
+        predicted_BCHW = base.predict_noise(*bank.samples(rows_n.expand(len(cases), -1)))
+        teachers.append(predicted_BCHW.unflatten(0, (len(cases), -1)))
+    return TeacherBank(noisy_JNCHW, timesteps_JN, torch.cat(teachers, dim=1), prompts, count)
+
+
+def _noised(
+    base: SdxlBase, case: MergeCase, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, PromptEmbeddings]:
+    """Noise one tenant's pictures: latents (N, C, H, W), timesteps (N,) and prompts."""
+    device = base.runtime.device
+    noisy, prompts = [], []
+    timesteps_N = torch.randint(base.schedule.timesteps, (len(SIDES) * count,), generator=generator).to(device)
+    for side, timesteps_n in zip(SIDES, timesteps_N.split(count), strict=True):
+        moments = case.encoded[side].moments
+        rows_n = torch.arange(count, device=device) % len(moments.mean_BCHW)
+        latents_nCHW = moments.sample(rows_n, generator)
+        noise_nCHW = torch.randn(latents_nCHW.shape, generator=generator).to(device)
+        noisy.append(base.schedule.add_noise(latents_nCHW, noise_nCHW, timesteps_n))
+        prompts.append(case.encoded[side].prompts[rows_n])
+    return torch.cat(noisy), timesteps_N, PromptEmbeddings.join(prompts)
 
 
 class Cycles:
-    """Both Constyle cycles in one pass: content and style pictures side by side."""
+    """Both Constyle cycles of all tenants in one pass: content and style pictures side by side."""
 
-    def __init__(
-        self, base: SdxlBase, adapter: RankSpaceAdapter, encoded: Mapping[str, EncodedSide], joint: PromptEmbeddings
-    ) -> None:
+    def __init__(self, base: SdxlBase, adapter: RankSpaceAdapter, cases: Sequence[MergeCase]) -> None:
         self._base = base
         self._adapter = adapter
-        self._encoded = encoded
-        self._joint = joint
+        self._cases = cases
+        self._joint = PromptEmbeddings.join([case.joint for case in cases for _ in SIDES])
 
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Evaluate L_constyle on one picture of each side; scalar."""
-        device = self._base.runtime.device
-        rows = {
-            side: torch.randint(len(encoded.moments.mean_BCHW), (1,), generator=generator).to(device)
-            for side, encoded in self._encoded.items()
-        }
-        latents_BCHW = torch.cat([self._encoded[side].moments.sample(rows[side], generator) for side in SIDES])
-        own = PromptEmbeddings.join([self._encoded[side].prompts[rows[side]] for side in SIDES])
-        joint = self._joint[torch.zeros(len(SIDES), dtype=torch.int64, device=device)]
-        noise = CycleNoise(
-            torch.randint(self._base.schedule.timesteps, (len(SIDES),), generator=generator).to(device),
-            torch.randn(latents_BCHW.shape, generator=generator).to(device),
-            torch.randn(latents_BCHW.shape, generator=generator).to(device),
-        )
-        merged_rows = role_rows([(self._adapter.merged, len(SIDES))], device)
-        own_rows = role_rows([(role, 1) for role in range(len(SIDES))], device)
+    def loss(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Evaluate L_constyle on one picture of each side; (J,)."""
+        device, tenants = self._base.runtime.device, len(self._cases)
+        latents, own, timesteps, noises = [], [], [], []
+        for case, generator in zip(self._cases, generators, strict=True):
+            rows = {
+                side: _draw_rows(len(encoded.moments.mean_BCHW), 1, generator).to(device)
+                for side, encoded in ((side, case.encoded[side]) for side in SIDES)
+            }
+            latents += [case.encoded[side].moments.sample(rows[side], generator) for side in SIDES]
+            own += [case.encoded[side].prompts[rows[side]] for side in SIDES]
+            timesteps.append(_draw_rows(self._base.schedule.timesteps, len(SIDES), generator))
+            shape = (2, len(SIDES), *latents[-1].shape[1:])
+            noises.append(torch.cat([torch.randn(shape[1:], generator=generator)[None] for _ in range(shape[0])]))
+        add_BCHW, remove_BCHW = torch.cat(noises, dim=1).to(device)
+        noise = CycleNoise(torch.cat(timesteps).to(device), add_BCHW, remove_BCHW)
+        own_prompts = PromptEmbeddings.join(own)
+        merged_rows = role_rows([(self._adapter.merged, len(SIDES) * tenants)], device)
+        own_rows = role_rows([(role, 1) for role in range(len(SIDES))], device).repeat(tenants)
 
         def add(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
             self._adapter.assign(merged_rows)
-            return self._base.predict_noise(noisy_BCHW, timesteps_B, joint)
+            return self._base.predict_noise(noisy_BCHW, timesteps_B, self._joint)
 
         def remove(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
             self._adapter.assign(own_rows)
-            return self._base.predict_noise(noisy_BCHW, timesteps_B, own)
+            return self._base.predict_noise(noisy_BCHW, timesteps_B, own_prompts)
 
-        return cycle_loss(latents_BCHW, noise, add=add, remove=remove, schedule=self._base.schedule)
+        loss_B = cycle_loss(torch.cat(latents), noise, add=add, remove=remove, schedule=self._base.schedule)
+        return loss_B.view(tenants, -1).mean(dim=1)
 
 
 class MergeObjective:
-    """The loss of one merge, evaluated step by step."""
+    """The loss of all tenants' merges, evaluated step by step."""
 
     def __init__(
         self,
@@ -142,27 +173,25 @@ class MergeObjective:
         self._cycles = cycles
         self._roles = roles
 
-    def evaluate(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of one step (scalar) and its terms by name."""
+    def evaluate(self, step: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Return the terms of one step by name and their weighted sum `total`, (J,) each."""
         config = self._config
-        total = self._distillation(generator)
-        terms = {"distillation": total.item()}
+        terms = {"distillation": self._distillation(generators)}
+        total_J = terms["distillation"]
         if self._roles and config.prior_weight > 0:
-            prior = self._prior()
-            total = total + config.prior_weight * prior
-            terms["prior"] = prior.item()
+            terms["prior"] = self._prior()
+            total_J = total_J + config.prior_weight * terms["prior"]
         if config.constyle_weight > 0 and step % config.constyle_every == 0:
-            constyle = self._cycles.loss(generator)
-            total = total + config.constyle_weight * constyle
-            terms["constyle"] = constyle.item()
-        return total, terms | {"total": total.item()}
+            terms["constyle"] = self._cycles.loss(generators)
+            total_J = total_J + config.constyle_weight * terms["constyle"]
+        return terms | {"total": total_J}
 
-    def _distillation(self, generator: torch.Generator) -> Tensor:
-        """Distance of the merged model from each side's own LoRA on that side's pictures."""
-        bank, rows_B = self._bank, self._bank.draw(self._config.batch_size, generator)
-        self._adapter.assign_all(self._adapter.merged, len(rows_B), self._base.runtime.device)
-        student_BCHW = self._base.predict_noise(bank.noisy_NCHW[rows_B], bank.timesteps_N[rows_B], bank.prompts[rows_B])
-        return distillation_loss(student_BCHW, bank.teacher_NCHW[rows_B])
+    def _distillation(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Distance of the merged model from each side's own LoRA on that side's pictures (ZipLoRA, equation 3)."""
+        rows_Jn = self._bank.draw(self._config.batch_size, generators)
+        self._adapter.assign_all(self._adapter.merged, rows_Jn.numel(), self._base.runtime.device)
+        student_BCHW = self._base.predict_noise(*self._bank.samples(rows_Jn))
+        return squared_error(student_BCHW, self._bank.teachers(rows_Jn)).view(rows_Jn.shape).mean(dim=1)
 
     def _prior(self) -> Tensor:
         """Mean of L_prior over the layers that both sides change; 0 when they share none."""
@@ -173,4 +202,5 @@ class MergeObjective:
             for name, role in self._roles.items()
             if name in masks[CONTENT] and name in masks[STYLE]
         ]
-        return torch.stack(losses).mean() if losses else torch.zeros((), device=self._base.runtime.device)
+        none_J = torch.zeros(self._adapter.tenants, device=self._base.runtime.device)
+        return torch.stack(losses).mean(dim=0) if losses else none_J

@@ -60,12 +60,14 @@ def initial_mask(rank: int, *, dominant: bool, minor_share: float) -> Tensor:
 
 
 def prior_loss(dominant_R: Tensor, minor_R: Tensor, hinge: float) -> Tensor:
-    """L_prior of one layer: |m_dom|_1 + hinge * max(0, |m_minor|_nuc - |m_dom|_nuc); scalar (paper, equation 7).
+    """L_prior of one layer: |m_dom|_1 + hinge * max(0, |m_minor|_nuc - |m_dom|_nuc) (paper, equation 7).
+
+    Masks are (..., R), the result (...).
 
     The nuclear norm of a diagonal matrix is the sum of its absolute values. Norms are divided by the rank, so that the
     weight of the term means the same at every rank. The hinge keeps the minor side from outgrowing the dominant one;
     without it the term would be unbounded below.
     """
-    dominant = dominant_R.abs().mean()
-    minor = minor_R.abs().mean()
+    dominant = dominant_R.abs().mean(dim=-1)
+    minor = minor_R.abs().mean(dim=-1)
     return dominant + hinge * (minor - dominant).clamp(min=0)

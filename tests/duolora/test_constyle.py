@@ -30,24 +30,24 @@ def test_loss_is_zero_when_the_add_leg_returns_the_true_noise() -> None:
     """The picture then comes back from the add-leg as it went in, and both paths of the remove-leg are the same."""
     latents, noise = random_numbers()
 
-    loss = cycle_loss(latents, noise, add=lambda _noisy, _t: noise.add_BCHW, remove=Predictor(0.3), schedule=SCHEDULE)
+    loss_B = cycle_loss(latents, noise, add=lambda _noisy, _t: noise.add_BCHW, remove=Predictor(0.3), schedule=SCHEDULE)
 
-    assert loss.item() == pytest.approx(0, abs=1e-9)
+    assert loss_B.abs().max().item() == pytest.approx(0, abs=1e-9)
 
 
 def test_loss_is_not_zero_otherwise() -> None:
     latents, noise = random_numbers()
 
-    loss = cycle_loss(latents, noise, add=Predictor(0.5), remove=Predictor(0.3), schedule=SCHEDULE)
+    loss_B = cycle_loss(latents, noise, add=Predictor(0.5), remove=Predictor(0.3), schedule=SCHEDULE)
 
-    assert loss.item() > 1e-3
+    assert loss_B.min().item() > 1e-4
 
 
 def test_gradient_reaches_the_add_leg() -> None:
     latents, noise = random_numbers()
     add = Predictor(0.5)
 
-    cycle_loss(latents, noise, add=add, remove=Predictor(0.3), schedule=SCHEDULE).backward()
+    cycle_loss(latents, noise, add=add, remove=Predictor(0.3), schedule=SCHEDULE).mean().backward()
 
     assert add.weight.grad is not None
     assert add.weight.grad.abs() > 1e-4
@@ -74,7 +74,7 @@ def test_gradient_agrees_with_a_finite_difference() -> None:
 
     def loss(weight: float) -> Tensor:
         predictor = Predictor(weight)
-        value = cycle_loss(latents, noise, add=predictor, remove=Predictor(0.3), schedule=SCHEDULE)
+        value = cycle_loss(latents, noise, add=predictor, remove=Predictor(0.3), schedule=SCHEDULE).mean()
         value.backward()
         return torch.stack([value.detach(), predictor.weight.grad])
 
@@ -100,5 +100,5 @@ def test_loss_is_the_weighted_distance_of_the_two_clean_predictions() -> None:
         direct = seen(remove, latents[sample], noise.remove_BCHW[sample], sample)
         terms.append(SCHEDULE.alphas_T[noise.timesteps_B[sample]] * (cycled - direct).square().mean())
 
-    loss = cycle_loss(latents, noise, add=add, remove=remove, schedule=SCHEDULE)
-    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-4)
+    loss_B = cycle_loss(latents, noise, add=add, remove=remove, schedule=SCHEDULE)
+    torch.testing.assert_close(loss_B, torch.stack(terms), rtol=1e-4, atol=1e-6)

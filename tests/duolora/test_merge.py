@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,8 @@ from duolora.config import LayerPrior, MergeConfig
 from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
 from duolora.images import load_pictures
 from duolora.lora.weights import LoraWeights
-from duolora.merge import MergeResult, MergeSide, merge_loras
-from duolora.merge_case import EncodedSide
+from duolora.merge import MergeResult, MergeSide, merge_cases, merge_loras
+from duolora.merge_case import EncodedSide, MergeCase
 from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import Role
 from tests.duolora.pico import random_lora
@@ -57,15 +58,20 @@ def objective(
     base: SdxlBase, sides: dict[str, MergeSide], adapter: RankSpaceAdapter, settings: MergeConfig
 ) -> MergeObjective:
     """The objective of a merge whose adapter is attached and learning."""
+    cases = [merge_case(base, sides)]
+    bank = teacher_bank(base, adapter, cases, settings.bank_size, [torch.Generator().manual_seed(0)])
+    cycles = Cycles(base, adapter, cases)
+    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, roles={})
+
+
+def merge_case(base: SdxlBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:
     encoded = {
         side: EncodedSide(
             base.encode_pictures(load_pictures(sides[side].pictures, 64)), base.encode_prompts(sides[side].captions)
         )
         for side in SIDES
     }
-    bank = teacher_bank(base, adapter, encoded, settings.bank_size, torch.Generator().manual_seed(0))
-    cycles = Cycles(base, adapter, encoded, base.encode_prompts([JOINT]))
-    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, roles={})
+    return MergeCase({side: sides[side].weights for side in SIDES}, encoded, base.encode_prompts([JOINT]), seed)
 
 
 def test_no_steps_and_no_prior_give_the_plain_sum(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
@@ -114,14 +120,13 @@ def test_distillation_loss_falls(base: SdxlBase, sides: dict[str, MergeSide]) ->
 
         def fixed_loss() -> float:
             with torch.no_grad():
-                return goal.evaluate(0, torch.Generator().manual_seed(7))[1]["distillation"]
+                return goal.evaluate(0, [torch.Generator().manual_seed(7)])["distillation"].item()
 
         before = fixed_loss()
         generator = torch.Generator().manual_seed(1)
         for step in range(settings.steps):
-            loss, _ = goal.evaluate(step, generator)
             optimizer.zero_grad()
-            loss.backward()
+            goal.evaluate(step, [generator])["total"].sum().backward()
             optimizer.step()
         after = fixed_loss()
 
@@ -153,11 +158,10 @@ def test_teacher_of_a_side_is_that_sides_own_lora(base: SdxlBase, sides: dict[st
                 }
             )
             bank = goal._bank
-            adapter.assign_all(adapter.merged, len(bank.noisy_NCHW), base.runtime.device)
-            student = base.predict_noise(bank.noisy_NCHW, bank.timesteps_N, bank.prompts)
-            for side in SIDES:
-                rows = bank.rows_of_side[side]
-                error = (student[rows] - bank.teacher_NCHW[rows]).abs().max().item()
+            for index, side in enumerate(SIDES):
+                rows = torch.arange(bank.per_side)[None] + index * bank.per_side
+                adapter.assign_all(adapter.merged, bank.per_side, base.runtime.device)
+                error = (base.predict_noise(*bank.samples(rows)) - bank.teachers(rows)).abs().max().item()
                 assert (error < 1e-4) is (side == kept), f"{kept} kept, {side} samples: {error:.1e}"
 
 
@@ -171,7 +175,7 @@ def test_cycle_moves_the_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> N
                 for side, weights in loras.items()
             }
         )
-        goal._cycles.loss(torch.Generator().manual_seed(0)).backward()
+        goal._cycles.loss([torch.Generator().manual_seed(0)]).sum().backward()
 
         assert all(mask.grad is not None and mask.grad.abs().max() > 0 for mask in masks)
 
@@ -196,7 +200,7 @@ def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_e
             return predict(noisy, timesteps, prompts)
 
         monkeypatch.setattr(base, "predict_noise", watched)
-        goal._cycles.loss(torch.Generator().manual_seed(0))
+        goal._cycles.loss([torch.Generator().manual_seed(0)])
 
     joint = base.encode_prompts([JOINT, JOINT]).pooled_BP
     own = base.encode_prompts([sides[side].captions[0] for side in SIDES]).pooled_BP
@@ -329,6 +333,40 @@ def test_loras_that_share_no_layer_are_merged_side_by_side(base: SdxlBase, sides
 
     assert set(result.weights.layers) == {f"unet.{path}" for path in paths}
     assert result.report["losses"][0]["prior"] == 0
+
+
+def test_cases_merged_together_get_what_each_would_get_alone(
+    base: SdxlBase, sides: dict[str, MergeSide], style_pictures: list[Path]
+) -> None:
+    """Other LoRAs, pictures and seeds; all terms of the loss. Masks agree to 1e-3."""
+    paths = base.target_layers("attention")
+    other = {
+        "content": MergeSide(random_lora(base, seed=8, ranks=(4,)), style_pictures[:1], ["a sbu disc"]),
+        "style": MergeSide(
+            random_lora(base, seed=9, ranks=(2, 3), paths=paths[:-1]), style_pictures, sides["style"].captions
+        ),
+    }
+    cases = [merge_case(base, sides, seed=3), merge_case(base, other, seed=4)]
+    settings = config(steps=4, batch_size=2, constyle_every=2, prune_below=0)
+
+    together = merge_cases(base, cases, settings, resolution_px=64)
+
+    for case, found in zip(cases, together, strict=True):
+        alone = merge_cases(base, [case], settings, resolution_px=64)[0]
+        for name, entry in alone.report["layers"].items():
+            for side in set(entry) - {"role"}:
+                assert found.report["layers"][name][side]["mean_mask"] == pytest.approx(
+                    entry[side]["mean_mask"], abs=1e-3
+                )
+            delta_OI = alone.weights.layers[name].delta_OI()
+            assert (found.weights.layers[name].delta_OI() - delta_OI).norm() < 2e-3 * delta_OI.norm()
+
+
+def test_cases_of_other_ranks_are_refused(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+    other = {**sides, "content": replace(sides["content"], weights=random_lora(base, ranks=(5,)))}
+
+    with pytest.raises(InvalidLora, match="same ranks"):
+        merge_cases(base, [merge_case(base, sides), merge_case(base, other)], config(), resolution_px=64)
 
 
 def test_cancelling_leaves_the_model_clean(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
