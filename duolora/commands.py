@@ -1,4 +1,4 @@
-"""`duolora train | merge | generate | inspect`: the engine from the command line, with no service."""
+"""`duolora train | merge | generate | inspect | evaluate`: the engine from the command line, with no service."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from duolora.config import Prompts
+from duolora.evaluate import command as evaluate
 from duolora.recipes import RECIPES, resolve
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--base", default="tiny", help="base model, needed for kohya keys (default: tiny)")
     inspect.set_defaults(run=_inspect)
+
+    evaluate.register(commands)
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:

@@ -94,10 +94,15 @@ class JudgePictures:
     rival_grounded: Tensor
 
 
+def suite_path() -> Path:
+    """Return where the committed lists lie."""
+    return Path(__file__).with_name("truth_suite.json")
+
+
 @cache
 def truth_pairs(selection: Selection) -> tuple[TruthPair, ...]:
     """Return the committed pairs of a selection, in order."""
-    document = json.loads(Path(__file__).with_name("truth_suite.json").read_text(encoding="utf-8"))
+    document = json.loads(suite_path().read_text(encoding="utf-8"))
     listed = document["development" if selection is Selection.DEVELOPMENT else "full"]
     pairs = tuple(TruthPair(**record | {"companions": tuple(record["companions"])}) for record in listed)
     return pairs[:QUICK_PAIRS] if selection is Selection.QUICK else pairs

@@ -1,0 +1,101 @@
+"""Runs merges that need no GPU side by side on the processor's cores, one case each.
+
+A worker reads the two LoRAs from their files and gives the merged one back as safetensors bytes: handing tensors over
+one by one would take a file descriptor each.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+import torch
+from safetensors.torch import load, save
+
+from duolora.evaluate.pair_loras import SIDES, read_side
+from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.merge_case import MergeCase
+from duolora.models.sdxl import PromptEmbeddings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from duolora.evaluate.methods import Call, Knobs
+
+MOST_WORKERS = 16
+
+
+class HostPool:
+    """A pool of processes that lives as long as it is entered."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        """Enter; processes start with the first merge."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def merge(
+        self, call: Call, knobs: Knobs, folders: Sequence[Path], seeds: Sequence[int]
+    ) -> tuple[list[LoraWeights], float]:
+        """Merge the LoRAs of every folder.
+
+        Returns:
+            The merged LoRAs, and the mean seconds of one merge on one core.
+        """
+        if self._pool is None:
+            spawning = multiprocessing.get_context("spawn")  # a fork would carry the state of CUDA along
+            self._pool = ProcessPoolExecutor(self._workers, mp_context=spawning, initializer=_use_one_core)
+        futures = [
+            self._pool.submit(_merge_one, call, dict(knobs), folder, seed)
+            for folder, seed in zip(folders, seeds, strict=True)
+        ]
+        results = [future.result() for future in futures]
+        return [_unpack(data) for data, _ in results], sum(seconds for _, seconds in results) / len(results)
+
+
+def _use_one_core() -> None:
+    """Keep a worker to the core it stands for."""
+    torch.set_num_threads(1)
+
+
+def _merge_one(call: Call, knobs: Knobs, folder: Path, seed: int) -> tuple[bytes, float]:
+    """Merge one case in a worker; return the result and its seconds."""
+    nothing = torch.empty(0)
+    case = MergeCase({side: read_side(folder, side) for side in SIDES}, {}, PromptEmbeddings(nothing, nothing), seed)
+    started = time.monotonic()
+    merged: LoraWeights = call(None, [case], **knobs)[0]
+    seconds = time.monotonic() - started
+    return _pack(merged), seconds
+
+
+def _pack(lora: LoraWeights) -> bytes:
+    """Write a LoRA with alpha = rank as bytes."""
+    tensors = {}
+    for name, layer in lora.folded().layers.items():
+        tensors[f"{name}.down"] = layer.down_RI.contiguous()
+        tensors[f"{name}.up"] = layer.up_OR.contiguous()
+    return save(tensors)
+
+
+def _unpack(data: bytes) -> LoraWeights:
+    """Read what `_pack` wrote."""
+    tensors = load(data)
+    names = sorted(key.removesuffix(".down") for key in tensors if key.endswith(".down"))
+    return LoraWeights(
+        {
+            name: LoraLayer(down_RI := tensors[f"{name}.down"], tensors[f"{name}.up"], float(len(down_RI)))
+            for name in names
+        }
+    )

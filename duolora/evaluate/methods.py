@@ -1,0 +1,185 @@
+"""The methods that are compared, one line each: what is called, which knobs are swept, what is trained.
+
+Three kinds. A *reference* is no rival: it shows what one LoRA does alone. A *merge* is given two LoRAs (table A). A
+*recipe* is given pictures and does everything itself (table B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from duolora.baselines import (
+    b_lora,
+    duolora_release,
+    joint_training,
+    k_lora,
+    np_lora,
+    peft_merges,
+    ssr_merge,
+    weighted_sum,
+    zip_lora,
+)
+from duolora.config import LayerPrior, Prompts
+from duolora.errors import InvalidConfig
+from duolora.merge import merge_cases
+from duolora.recipes import RECIPES
+from duolora.tiny.world import RESOLUTION_PX
+
+if TYPE_CHECKING:
+    from duolora.baselines.recipe_case import RecipeCase
+    from duolora.config import LoraTrainConfig
+    from duolora.lora.weights import LoraWeights
+    from duolora.merge_case import MergeCase
+    from duolora.models.sdxl import SdxlBase
+
+OURS = "duolora"
+"""The method that every rival's difference is taken to."""
+TRUTH = "truth"
+"""The row of true pictures; it has no method behind it."""
+
+Knob = float | int | str | bool | None
+Knobs = Mapping[str, Knob]
+Call = Callable[..., Any]
+"""A merge: (base, merge cases, **knobs) -> one LoRA per case, or an `Attached` that samples them all.
+A recipe: (base, recipe cases, training configuration, **knobs) -> one LoRA per case."""
+
+
+class Kind(StrEnum):
+    """What a method is given."""
+
+    REFERENCE = "reference"
+    MERGE = "merge"
+    RECIPE = "recipe"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method, the settings of it that are tried, and how many numbers it trains for one case.
+
+    The best setting by harmonic mean stands in the table. For our own method there is one setting: the default.
+    `on_host` marks merges that need nothing but the two LoRAs and take long on one core: cases then run side by side.
+    """
+
+    name: str
+    call: Call
+    grid: tuple[Knobs, ...] = ({},)
+    trainable: Callable[[MergeCase], int] | None = None
+    kind: Kind = Kind.MERGE
+    on_host: bool = False
+
+    def trained_numbers(self, case: MergeCase) -> int:
+        """Return how many numbers the method trains beside the two given LoRAs."""
+        return 0 if self.trainable is None else self.trainable(case)
+
+
+def sweep(**choices: Sequence[Knob]) -> tuple[Knobs, ...]:
+    """Return every combination of the choices."""
+    return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+
+def output_numbers(case: MergeCase) -> int:
+    """Count one number per output of every adapted layer and side."""
+    return sum(layer.up_OR.shape[0] for lora in case.loras.values() for layer in lora.layers.values())
+
+
+def rank_numbers(case: MergeCase) -> int:
+    """Count one number per rank of every adapted layer and side."""
+    return sum(layer.rank for lora in case.loras.values() for layer in lora.layers.values())
+
+
+def module_rank_numbers(case: MergeCase) -> int:
+    """Count one number per rank of every attention module and side: its four layers share them."""
+    modules = {
+        (side, name.rpartition(".to_")[0]): layer.rank
+        for side, lora in case.loras.items()
+        for name, layer in lora.layers.items()
+    }
+    return sum(modules.values())
+
+
+def _one_side(side: str) -> Call:
+    """Return the method that uses one side's LoRA as it is."""
+
+    def take(_base: SdxlBase, cases: Sequence[MergeCase]) -> list[LoraWeights]:
+        return [case.loras[side] for case in cases]
+
+    return take
+
+
+def _scaled(train: Call) -> Call:
+    """Return a recipe whose training knobs are factors of the configuration's steps and learning rate."""
+
+    def run(
+        base: SdxlBase, cases: Sequence[RecipeCase], config: LoraTrainConfig, *, steps: float = 1, rate: float = 1
+    ) -> list[LoraWeights]:
+        changed = {"steps": round(config.steps * steps), "learning_rate": config.learning_rate * rate}
+        trained: list[LoraWeights] = train(base, cases, config.model_copy(update=changed))
+        return trained
+
+    return run
+
+
+WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
+
+
+def _duolora(**changes: object) -> Call:
+    """Return DuoLoRA's merge with the recipe's configuration, some fields of it changed."""
+
+    def run(base: SdxlBase, cases: Sequence[MergeCase], **knobs: Knob) -> list[LoraWeights]:
+        config = OUR_CONFIG.model_copy(update={**changes, **knobs})
+        return [result.weights for result in merge_cases(base, cases, config, resolution_px=RESOLUTION_PX)]
+
+    return run
+
+
+OUR_CONFIG = RECIPES["tiny"]("tiny", Prompts()).merge
+PAPER_STEPS = RECIPES["sdxl-paper"]("tiny", Prompts()).merge.steps
+PEFT_KEPT = ("ties_svd", "dare_ties_svd", "magnitude_prune_svd")
+DENSITIES = (0.3, 0.7)
+
+METHODS: tuple[Method, ...] = (
+    Method("content alone", _one_side("content"), kind=Kind.REFERENCE),
+    Method("style alone", _one_side("style"), kind=Kind.REFERENCE),
+    Method("weighted-sum", weighted_sum.merge, sweep(content_weight=WEIGHTS, style_weight=WEIGHTS)),
+    Method("zip-lora", zip_lora.merge, sweep(learning_rate=(0.003, 0.01)), output_numbers),
+    Method("duolora-release", duolora_release.merge, trainable=module_rank_numbers),
+    Method("k-lora", k_lora.attach, sweep(alpha=(1.0, 1.5, 2.0), beta=(0.3, 0.5, 0.8))),
+    Method("np-lora", np_lora.merge, sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0)), on_host=True),
+    Method("ssr-merge", ssr_merge.merge, sweep(ridge=(0.001, 0.01, 0.1, 0.5))),
+    Method("peft-svd", peft_merges.merge, sweep(combination=("svd",)), on_host=True),
+    *(
+        Method(
+            f"peft-{name.replace('_', '-')}",
+            peft_merges.merge,
+            sweep(combination=(name,), density=DENSITIES),
+            on_host=True,
+        )
+        for name in PEFT_KEPT
+    ),
+    Method("ziprank", _duolora(steps=PAPER_STEPS, prior=LayerPrior.NONE, constyle_weight=0.0), trainable=rank_numbers),
+    Method("ziprank+priors", _duolora(steps=PAPER_STEPS, constyle_weight=0.0), trainable=rank_numbers),
+    Method("ziprank+priors+constyle", _duolora(steps=PAPER_STEPS), trainable=rank_numbers),
+    Method(OURS, _duolora(), trainable=rank_numbers),
+    Method("b-lora", _scaled(b_lora.train), sweep(steps=(1, 2), rate=(1, 2)), kind=Kind.RECIPE),
+    Method("joint-training", _scaled(joint_training.train), sweep(steps=(1, 2)), kind=Kind.RECIPE),
+)
+
+
+def chosen_methods(names: str) -> tuple[Method, ...]:
+    """Return the references and the methods of a comma-separated list, or all for `all`.
+
+    Raises:
+        InvalidConfig: a name is unknown; the message lists those that are known.
+    """
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    rivals = [method.name for method in METHODS if method.kind is not Kind.REFERENCE]
+    unknown = wanted - {"all"} - set(rivals)
+    if unknown or not wanted:
+        raise InvalidConfig(f"unknown methods {', '.join(sorted(unknown)) or names!r}; known: all, {', '.join(rivals)}")
+    return tuple(
+        method for method in METHODS if method.kind is Kind.REFERENCE or "all" in wanted or method.name in wanted
+    )

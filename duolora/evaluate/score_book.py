@@ -1,0 +1,103 @@
+"""The scores of a run on disk, one JSON line for each method, setting, pair and seed, so that a run can be resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from duolora.errors import InvalidConfig
+from duolora.evaluate.metrics import Score
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+    from duolora.evaluate.methods import Knobs
+
+
+def knobs_word(knobs: Knobs) -> str:
+    """Return a setting as one word, `mu=0.5,steps=100`; `-` for a method without knobs."""
+    return ",".join(f"{name}={value}" for name, value in knobs.items()) or "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one setting of one method reached on one pair and seed.
+
+    `seconds` is the time of the merge, or of the whole recipe, for this pair: that of the pass over its share of pairs;
+    `sampling_seconds` likewise that of drawing its pictures.
+    """
+
+    method: str
+    knobs: str
+    pair: str
+    seed: int
+    joint: Score
+    recontext: Score
+    trainable: int
+    seconds: float
+    sampling_seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What tells entries apart."""
+        return self.method, self.knobs, self.pair, self.seed
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Entry:
+        """Build an entry from its JSON."""
+        scores = {part: Score(**record[part]) for part in ("joint", "recontext")}
+        return cls(**{**record, **scores})
+
+
+class ScoreBook:
+    """Entries by key, kept in a file that grows by whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; a line that was cut off by the end of an earlier run is dropped.
+
+        Raises:
+            InvalidConfig: a line before the last is damaged.
+        """
+        self._path = path
+        self._entries: dict[tuple[str, str, str, int], Entry] = {}
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = Entry.from_record(json.loads(line))
+            except (json.JSONDecodeError, TypeError, KeyError) as error:
+                if number < len(lines):
+                    raise InvalidConfig(f"line {number} of {path} is damaged; move the file away") from error
+                break
+            self._entries[entry.key] = entry
+        if lines:
+            self._rewrite()
+
+    def __contains__(self, key: tuple[str, str, str, int]) -> bool:
+        """Say whether an entry is there."""
+        return key in self._entries
+
+    def entries(self) -> list[Entry]:
+        """Return all entries in the order they came."""
+        return list(self._entries.values())
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take entries and write them at once."""
+        fresh = list(entries)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(entry)) + "\n" for entry in fresh)
+        self._entries.update((entry.key, entry) for entry in fresh)
+
+    def forget(self, methods: Collection[str]) -> None:
+        """Drop all entries of the given methods, to score them anew."""
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.method not in methods}
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Write the whole file anew."""
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(
+            "".join(json.dumps(asdict(entry)) + "\n" for entry in self._entries.values()), encoding="utf-8"
+        )
+        partial.replace(self._path)

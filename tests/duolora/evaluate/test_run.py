@@ -1,0 +1,201 @@
+"""A small run of the truth suite from pictures to tables, on the pico base with an untrained evaluator."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from duolora.errors import InvalidConfig, TrainingDiverged
+from duolora.evaluate.host_pool import HostPool
+from duolora.evaluate.methods import METHODS, TRUTH, Kind, Method, chosen_methods, sweep
+from duolora.evaluate.network import Evaluator
+from duolora.evaluate.pair_loras import Plan, make_job, merge_case, train_missing
+from duolora.evaluate.report import COLUMNS, outcome, write_reports
+from duolora.evaluate.run import run_truth_suite
+from duolora.evaluate.score_book import ScoreBook, knobs_word
+from duolora.evaluate.truth_suite import Selection, truth_pairs
+
+FEW = (
+    *(method for method in METHODS if method.kind is Kind.REFERENCE),
+    replace(next(method for method in METHODS if method.name == "np-lora"), grid=sweep(mu=(0.1, 2.0))),
+    replace(next(method for method in METHODS if method.name == "weighted-sum"), grid=({},)),
+    replace(next(method for method in METHODS if method.name == "k-lora"), grid=({},)),
+    replace(next(method for method in METHODS if method.name == "joint-training"), grid=({},)),
+)
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return Evaluator().eval().requires_grad_(False)
+
+
+def plan_in(out, *, methods=FEW, tenants=2, pairs=2) -> Plan:
+    return Plan(
+        pairs=truth_pairs(Selection.QUICK)[:pairs],
+        seeds=1,
+        methods=methods,
+        tenants=tenants,
+        out=out,
+        base_name="pico",
+        recipe="tiny",
+        lora_steps=2,
+        workers=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shared_base, evaluator) -> tuple[Plan, ScoreBook]:
+    plan = plan_in(tmp_path_factory.mktemp("run"))
+    book = ScoreBook(plan.out / "scores.jsonl")
+    run_truth_suite(plan, shared_base, evaluator, book)
+    return plan, book
+
+
+def test_every_setting_is_scored_on_every_pair(finished):
+    plan, book = finished
+    settings = [(TRUTH, "-"), *((method.name, knobs_word(knobs)) for method in FEW for knobs in method.grid)]
+    expected = {(name, knobs, pair.name, 0) for name, knobs in settings for pair in plan.pairs}
+    assert {entry.key for entry in book.entries()} == expected
+    for entry in book.entries():
+        assert 0 <= entry.joint.hmean <= 1
+        assert entry.recontext.ground is not None
+
+
+def test_a_finished_run_is_not_run_again(finished, shared_base, evaluator):
+    plan, book = finished
+
+    def refuse(*_arguments, **_knobs):
+        raise AssertionError("called again")
+
+    frozen = replace(plan, methods=tuple(replace(method, call=refuse) for method in plan.methods))
+    run_truth_suite(frozen, shared_base, evaluator, ScoreBook(plan.out / "scores.jsonl"))
+    assert len(book.entries()) == 16
+
+
+def test_only_what_is_missing_is_done(finished, tmp_path, shared_base, evaluator):
+    plan, _ = finished
+    book = ScoreBook(plan.out / "scores.jsonl")
+    asked = []
+    original = next(method for method in FEW if method.name == "np-lora")
+    book.forget([original.name])
+
+    def count(base, cases, **knobs):
+        asked.append(len(cases))
+        return original.call(base, cases, **knobs)
+
+    methods = tuple(replace(method, call=count, on_host=False) if method is original else method for method in FEW)
+    run_truth_suite(replace(plan, methods=methods), shared_base, evaluator, book)
+    assert asked == [2, 2]
+
+
+def test_the_table_has_the_promised_columns_and_rows(finished):
+    plan, book = finished
+    write_reports(plan, outcome(plan, book.entries()), book.entries(), {"seeds": [0]})
+    with (plan.out / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert COLUMNS[:9] == (
+        "method", "content", "style", "hmean", "hmean_lo", "hmean_hi", "truth_distance", "trainable", "seconds",
+    )  # fmt: skip
+    assert [row["method"] for row in rows] == [
+        "truth", "content alone", "style alone", "np-lora", "weighted-sum", "k-lora"
+    ]  # fmt: skip
+    with (plan.out / "recipes.csv").open() as file:
+        whole = {row["method"]: row for row in csv.DictReader(file)}
+    assert "joint-training" in whole
+    assert int(whole["joint-training"]["trainable"]) > 0
+    merge_seconds = float(next(row["seconds"] for row in rows if row["method"] == "weighted-sum"))
+    assert float(whole["weighted-sum"]["seconds"]) > merge_seconds
+    for row in rows:
+        assert float(row["hmean_lo"]) <= float(row["hmean"]) <= float(row["hmean_hi"])
+
+
+def test_results_name_every_setting_and_score_and_the_grid_can_be_looked_at(finished):
+    plan, book = finished
+    write_reports(plan, outcome(plan, book.entries()), book.entries(), {"seeds": [0]})
+    results = json.loads((plan.out / "results.json").read_text())
+    assert len(results["scores"]) == len(book.entries())
+    assert {setting["knobs"] for setting in results["settings"] if setting["method"] == "np-lora"} == {
+        "mu=0.1",
+        "mu=2.0",
+    }
+    assert results["provenance"] == {"seeds": [0]}
+    with Image.open(plan.out / "grid.png") as grid:
+        assert grid.height > 176 * 8
+
+
+def test_differences_to_ours_are_paired(finished):
+    plan, book = finished
+    ours = [replace(entry, method="duolora") for entry in book.entries() if entry.method == "weighted-sum"]
+    named = replace(plan, methods=(*FEW, Method("duolora", lambda *_: [])))
+    write_reports(named, outcome(named, [*book.entries(), *ours]), book.entries(), {})
+    differences = json.loads((plan.out / "results.json").read_text())["duolora_minus_rival"]
+    assert differences["weighted-sum"] == {"mean": 0, "low": 0, "high": 0}
+    assert differences["truth"]["mean"] < 0
+
+
+def test_pairs_trained_together_get_what_they_get_alone(finished, tmp_path, shared_base):
+    plan, _ = finished
+    alone = make_job(replace(plan, out=tmp_path), plan.pairs[1], 0)
+    assert train_missing(shared_base, [alone]) == 1
+    assert train_missing(shared_base, [alone]) == 0
+    together = merge_case(shared_base, make_job(plan, plan.pairs[1], 0))
+    for side, lora in merge_case(shared_base, alone).loras.items():
+        for name, layer in lora.layers.items():
+            torch.testing.assert_close(
+                layer.delta_OI(), together.loras[side].layers[name].delta_OI(), atol=2e-5, rtol=0.05
+            )
+
+
+def test_a_setting_that_diverges_is_left_out_of_the_table(finished, shared_base, evaluator):
+    plan, _ = finished
+
+    def diverge(_base, _cases, *, rate):
+        raise TrainingDiverged("the loss is nan")
+
+    broken = Method("broken", diverge, sweep(rate=(1,)))
+    named = replace(plan, methods=(*FEW, broken))
+    book = ScoreBook(plan.out / "scores.jsonl")
+    run_truth_suite(named, shared_base, evaluator, book)
+    assert "broken" not in {setting.method for setting in outcome(named, book.entries()).settings}
+
+
+def test_methods_are_chosen_by_name():
+    assert [method.name for method in chosen_methods("np-lora, k-lora") if method.kind is Kind.MERGE] == [
+        "k-lora",
+        "np-lora",
+    ]
+    assert chosen_methods("all") == METHODS
+    with pytest.raises(InvalidConfig, match="known: all"):
+        chosen_methods("nonesuch")
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped_and_a_damaged_one_is_not_passed_over(finished, tmp_path):
+    plan, _ = finished
+    text = (plan.out / "scores.jsonl").read_text()
+    cut = tmp_path / "scores.jsonl"
+    cut.write_text(text[:-40])
+    assert len(ScoreBook(cut).entries()) == len(ScoreBook(plan.out / "scores.jsonl").entries()) - 1
+    assert len(ScoreBook(cut).entries()) == len(cut.read_text().splitlines())
+    cut.write_text("{\n" + text)
+    with pytest.raises(InvalidConfig, match="line 1"):
+        ScoreBook(cut)
+
+
+def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base):
+    plan, _ = finished
+    method = next(method for method in FEW if method.name == "np-lora")
+    job = make_job(plan, plan.pairs[0], 0)
+    here = method.call(shared_base, [merge_case(shared_base, job)], mu=0.5)[0]
+    with HostPool(1) as pool:
+        (there,), seconds = pool.merge(method.call, {"mu": 0.5}, [job.folder], [0])
+    assert seconds > 0
+    for name, layer in here.layers.items():
+        torch.testing.assert_close(layer.delta_OI(), there.layers[name].delta_OI(), atol=1e-6, rtol=1e-4)
