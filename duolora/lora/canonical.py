@@ -6,9 +6,15 @@ Masks on ranks mean something only there: the best approximation of given rank k
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.lora.parts import PARTS_KEY
+from duolora.lora.weights import LoraWeights
+
+if TYPE_CHECKING:
+    from duolora.lora.weights import LoraLayer
 
 
 def canonical_layer(layer: LoraLayer) -> LoraLayer:
@@ -32,5 +38,9 @@ def canonical_layer(layer: LoraLayer) -> LoraLayer:
 
 
 def canonicalise(weights: LoraWeights) -> LoraWeights:
-    """Bring every layer of a LoRA into canonical form; the change it makes to the base stays the same."""
-    return LoraWeights({name: canonical_layer(layer) for name, layer in weights.layers.items()}, weights.metadata)
+    """Bring every layer of a LoRA into canonical form; the change it makes to the base stays the same.
+
+    The ranks of a merged LoRA's sides are mixed by it, so the result no longer says its parts.
+    """
+    words = {key: value for key, value in weights.metadata.items() if key != PARTS_KEY}
+    return LoraWeights({name: canonical_layer(layer) for name, layer in weights.layers.items()}, words)

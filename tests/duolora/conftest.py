@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.duolora.pico import draw_pictures, pico_base, share_the_cores
+from tests.duolora.pico import draw_pictures, pico_base, pico_sd15_base, share_the_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +40,11 @@ def base(shared_base: SdxlBase) -> Iterator[SdxlBase]:
     yield shared_base
     after = {path: id(module) for path, module in shared_base.unet.named_modules()}
     assert after == before, "the test left the base with other modules"
+
+
+@pytest.fixture(scope="session")
+def sd15_base() -> SdxlBase:
+    return pico_sd15_base()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -84,6 +91,47 @@ def pico_pipeline(seed: int = 7) -> StableDiffusionXLPipeline:
     return pipeline
 
 
+def pico_sd15_pipeline(seed: int = 7) -> StableDiffusionPipeline:
+    """Build the smallest pipeline in SD 1.5's format: one text encoder, no added condition, 1 x 1 convolutions around
+    its transformers, and two residual blocks a level, so that the original release's block names fit it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = CLIPTokenizer.from_pretrained(base_path() / "tokenizer")
+        pipeline = StableDiffusionPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer, width=32)),
+            tokenizer=tokenizer,
+            unet=pico_unet(
+                layers_per_block=2,
+                transformer_layers_per_block=1,
+                cross_attention_dim=32,
+                use_linear_projection=False,
+                addition_embed_type=None,
+                addition_time_embed_dim=None,
+                projection_class_embeddings_input_dim=None,
+            ),
+            # As SD 1.5 has it; sampling replaces it.
+            scheduler=PNDMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                skip_prk_steps=True,
+                set_alpha_to_one=False,
+                timestep_spacing="leading",  # said, so that it survives in memory as it does on disk
+                steps_offset=1,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pico_sd15_base(seed: int = 7) -> SdxlBase:
+    return SdxlBase(pico_sd15_pipeline(seed), "pico SD 1.5", CPU)
+
+
 def pico_base(seed: int = 7) -> SdxlBase:
     return SdxlBase(pico_pipeline(seed), "pico", CPU)
 
@@ -153,6 +201,21 @@ def random_lora(
             alpha=alpha,
             scale=scale,
         )
+    return LoraWeights(layers)
+
+
+def random_lora_on(
+    base: SdxlBase, names: list[str], *, seed: int = 0, ranks: tuple[int, ...] = (3,), scale: float = 0.1
+) -> LoraWeights:
+    """A LoRA on any layers of the base, convolutions and text encoders included; ranks are dealt out in turn."""
+    layers = {}
+    for index, name in enumerate(names):
+        outputs, *inputs = base.layers().shapes[name]
+        kernel = (inputs[1], inputs[2]) if len(inputs) == 3 else None
+        factors = random_layer(
+            outputs, int(np.prod(inputs)), ranks[index % len(ranks)], seed=1000 * seed + index, scale=scale
+        )
+        layers[name] = LoraLayer(factors.down_RI, factors.up_OR, factors.alpha, kernel)
     return LoraWeights(layers)
 
 

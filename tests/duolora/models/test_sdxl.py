@@ -17,28 +17,11 @@ from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
 from duolora.priors import Role, roles_by_resolution
 from duolora.runtime import Runtime
 from duolora.tiny.architecture import LATENT_CHANNELS, VAE_FACTOR
+from tests.duolora.models.architectures import SDXL_UNET
 from tests.duolora.pico import CPU, pico_pipeline, pico_unet
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SDXL_UNET = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-"""The published configuration of SDXL's U-Net."""
 
 SDXL_ROLES = {
     "down_blocks.1.": (Role.STYLE, 64),
