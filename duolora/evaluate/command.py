@@ -59,7 +59,7 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.provenance import environment, identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten, outcome, print_tables, write_reports  # noqa: PLC0415
     from duolora.evaluate.run import run_truth_suite  # noqa: PLC0415
-    from duolora.evaluate.score_book import ScoreBook  # noqa: PLC0415
+    from duolora.evaluate.score_book import Entry, ScoreBook  # noqa: PLC0415
     from duolora.evaluate.truth_suite import Selection, truth_pairs  # noqa: PLC0415
 
     methods = chosen_methods(arguments.methods)
@@ -79,7 +79,7 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     )
     decides = identity(base, plan)
     _require_same(arguments.out / "identity.json", decides)
-    book = ScoreBook(arguments.out / "scores.jsonl")
+    book = ScoreBook(arguments.out / "scores.jsonl", Entry.from_record)
     if arguments.again:
         book.forget(forgotten(methods))
     run_truth_suite(plan, base, shipped_evaluator(base.runtime.device), book)

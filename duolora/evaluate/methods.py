@@ -27,11 +27,10 @@ from duolora.config import LayerPrior, Prompts
 from duolora.errors import InvalidConfig
 from duolora.merge import merge_cases
 from duolora.recipes import RECIPES
-from duolora.tiny.world import RESOLUTION_PX
 
 if TYPE_CHECKING:
     from duolora.baselines.recipe_case import RecipeCase
-    from duolora.config import LoraTrainConfig
+    from duolora.config import PersonalizeConfig
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
     from duolora.models.sdxl import SdxlBase
@@ -44,8 +43,8 @@ TRUTH = "truth"
 Knob = float | int | str | bool | None
 Knobs = Mapping[str, Knob]
 Call = Callable[..., Any]
-"""A merge: (base, merge cases, **knobs) -> one LoRA per case, or an `Attached` that samples them all.
-A recipe: (base, recipe cases, training configuration, **knobs) -> one LoRA per case."""
+"""(base, cases, **knobs) -> one LoRA per case, or an `Attached` that samples them all; cases are `MergeCase`s for a
+merge, `RecipeCase`s for a recipe. What takes the configuration of the run gets it after the cases."""
 
 
 class Kind(StrEnum):
@@ -69,6 +68,7 @@ class Method:
     grid: tuple[Knobs, ...] = ({},)
     trainable: Callable[[MergeCase], int] | None = None
     kind: Kind = Kind.MERGE
+    takes_config: bool = False
     on_host: bool = False
 
     def trained_numbers(self, case: MergeCase) -> int:
@@ -111,32 +111,42 @@ def _one_side(side: str) -> Call:
 
 
 def _scaled(train: Call) -> Call:
-    """Return a recipe whose training knobs are factors of the configuration's steps and learning rate."""
+    """Return a recipe whose training knobs are factors of the configured steps and learning rate."""
 
     def run(
-        base: SdxlBase, cases: Sequence[RecipeCase], config: LoraTrainConfig, *, steps: float = 1, rate: float = 1
+        base: SdxlBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, steps: float = 1, rate: float = 1
     ) -> list[LoraWeights]:
-        changed = {"steps": round(config.steps * steps), "learning_rate": config.learning_rate * rate}
-        trained: list[LoraWeights] = train(base, cases, config.model_copy(update=changed))
+        lora = config.content
+        changed = {"steps": round(lora.steps * steps), "learning_rate": lora.learning_rate * rate}
+        trained: list[LoraWeights] = train(base, cases, lora.model_copy(update=changed))
         return trained
 
     return run
 
 
-WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
-
-
 def _duolora(**changes: object) -> Call:
-    """Return DuoLoRA's merge with the recipe's configuration, some fields of it changed."""
+    """Return DuoLoRA's merge as configured, but for some fields."""
 
-    def run(base: SdxlBase, cases: Sequence[MergeCase], **knobs: Knob) -> list[LoraWeights]:
-        config = OUR_CONFIG.model_copy(update={**changes, **knobs})
-        return [result.weights for result in merge_cases(base, cases, config, resolution_px=RESOLUTION_PX)]
+    def run(base: SdxlBase, cases: Sequence[MergeCase], config: PersonalizeConfig, **knobs: Knob) -> list[LoraWeights]:
+        merge = config.merge.model_copy(update={**changes, **knobs})
+        return [
+            result.weights for result in merge_cases(base, cases, merge, resolution_px=config.content.resolution_px)
+        ]
 
     return run
 
 
-OUR_CONFIG = RECIPES["tiny"]("tiny", Prompts()).merge
+def _ours(name: str, call: Call) -> Method:
+    """Return a variant of DuoLoRA's merge."""
+    return Method(name, call, trainable=rank_numbers, takes_config=True)
+
+
+def _recipe(name: str, train: Call, grid: tuple[Knobs, ...]) -> Method:
+    """Return a rival that trains from pictures."""
+    return Method(name, _scaled(train), grid, kind=Kind.RECIPE, takes_config=True)
+
+
+WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
 PAPER_STEPS = RECIPES["sdxl-paper"]("tiny", Prompts()).merge.steps
 PEFT_KEPT = ("ties_svd", "dare_ties_svd", "magnitude_prune_svd")
 DENSITIES = (0.3, 0.7)
@@ -160,12 +170,12 @@ METHODS: tuple[Method, ...] = (
         )
         for name in PEFT_KEPT
     ),
-    Method("ziprank", _duolora(steps=PAPER_STEPS, prior=LayerPrior.NONE, constyle_weight=0.0), trainable=rank_numbers),
-    Method("ziprank+priors", _duolora(steps=PAPER_STEPS, constyle_weight=0.0), trainable=rank_numbers),
-    Method("ziprank+priors+constyle", _duolora(steps=PAPER_STEPS), trainable=rank_numbers),
-    Method(OURS, _duolora(), trainable=rank_numbers),
-    Method("b-lora", _scaled(b_lora.train), sweep(steps=(1, 2), rate=(1, 2)), kind=Kind.RECIPE),
-    Method("joint-training", _scaled(joint_training.train), sweep(steps=(1, 2)), kind=Kind.RECIPE),
+    _ours("ziprank", _duolora(steps=PAPER_STEPS, prior=LayerPrior.NONE, constyle_weight=0.0)),
+    _ours("ziprank+priors", _duolora(steps=PAPER_STEPS, constyle_weight=0.0)),
+    _ours("ziprank+priors+constyle", _duolora(steps=PAPER_STEPS)),
+    _ours(OURS, _duolora()),
+    _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2))),
+    _recipe("joint-training", joint_training.train, sweep(steps=(1, 2))),
 )
 
 

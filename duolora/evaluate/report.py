@@ -14,7 +14,15 @@ from duolora.evaluate.intervals import LEVEL, RESAMPLES
 from duolora.evaluate.methods import OURS, TRUTH, Kind, Method
 from duolora.evaluate.pair_loras import Plan, training_seconds
 from duolora.evaluate.run import PICTURES, SHOWN_PAIRS, shown_pictures
-from duolora.evaluate.tables import Row, Setting, best_settings, complete_settings, differences_to
+from duolora.evaluate.tables import (
+    Row,
+    Setting,
+    best_settings,
+    complete_settings,
+    differences_to,
+    truth_row,
+    with_seconds,
+)
 from duolora.preview import PreviewRow, preview_grid
 
 if TYPE_CHECKING:
@@ -47,9 +55,9 @@ CELL_PX = 64
 class Outcome:
     """The settings of a run that are complete, and the two tables: merges, and whole recipes, best settings only."""
 
-    settings: Sequence[Setting]
-    merges: Sequence[Setting]
-    recipes: Sequence[Setting]
+    settings: Sequence[Setting[Entry]]
+    merges: Sequence[Setting[Entry]]
+    recipes: Sequence[Setting[Entry]]
 
 
 def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome:
@@ -63,14 +71,14 @@ def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome:
     merges = [setting for setting in ordered if kinds[setting.method] is Kind.MERGE]
     recipes = [setting for setting in ordered if kinds[setting.method] is Kind.RECIPE]
     trained = training_seconds(plan.out, pairs, seeds) if recipes else {}
-    whole = [setting.with_seconds(trained) for setting in merges if recipes and setting.method in ALSO_RECIPES]
+    whole = [with_seconds(setting, trained) for setting in merges if recipes and setting.method in ALSO_RECIPES]
     return Outcome(settings, [*references, *merges], [*references, *recipes, *whole] if recipes else [])
 
 
 def write_reports(plan: Plan, found: Outcome, entries: Sequence[Entry], provenance: Mapping[str, Any]) -> None:
     """Write every file of a run under its folder."""
-    merge_rows = [setting.row() for setting in found.merges]
-    recipe_rows = [setting.row() for setting in found.recipes]
+    merge_rows = [truth_row(setting) for setting in found.merges]
+    recipe_rows = [truth_row(setting) for setting in found.recipes]
     write_csv(merge_rows, plan.out / "table.csv")
     markdown = markdown_table(merge_rows)
     if recipe_rows:
@@ -91,7 +99,7 @@ def write_reports(plan: Plan, found: Outcome, entries: Sequence[Entry], provenan
     draw_grid(plan, [*found.merges, *(setting for setting in found.recipes if setting not in found.merges)])
 
 
-def _differences(settings: Sequence[Setting]) -> dict[str, Any]:
+def _differences(settings: Sequence[Setting[Entry]]) -> dict[str, Any]:
     """Return the paired differences of our method to all others of a table, if it is there."""
     ours = next((setting for setting in settings if setting.method == OURS), None)
     if ours is None:
@@ -99,7 +107,7 @@ def _differences(settings: Sequence[Setting]) -> dict[str, Any]:
     return {rival: asdict(interval) for rival, interval in differences_to(ours, settings).items()}
 
 
-def _setting_record(setting: Setting) -> dict[str, Any]:
+def _setting_record(setting: Setting[Entry]) -> dict[str, Any]:
     """Return the means of one setting, so that a sweep can be seen whole."""
     return {
         "method": setting.method,
@@ -169,12 +177,12 @@ def print_tables(found: Outcome, console: Console) -> None:
             table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
         table.add_column("knobs", overflow="fold")
         for setting in settings:
-            row = setting.row()
+            row = truth_row(setting)
             table.add_row(*_short_cells(row), row.knobs, style="bold" if row.method == OURS else None)
         console.print(table)
 
 
-def draw_grid(plan: Plan, settings: Sequence[Setting]) -> None:
+def draw_grid(plan: Plan, settings: Sequence[Setting[Entry]]) -> None:
     """Draw a row for the references of either side and for each method, a column for each shown pair."""
     pairs = plan.pairs[:SHOWN_PAIRS]
     references = plan.out / "references" / "0"

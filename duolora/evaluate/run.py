@@ -50,7 +50,7 @@ SHOWN_PAIRS = 6
 
 
 def run_truth_suite(
-    plan: Plan, base: SdxlBase, evaluator: Evaluator, book: ScoreBook, observer: Observer | None = None
+    plan: Plan, base: SdxlBase, evaluator: Evaluator, book: ScoreBook[Entry], observer: Observer | None = None
 ) -> None:
     """Fill the book with every method's scores on every pair and seed.
 
@@ -84,7 +84,7 @@ class _Group:
     def __init__(self, plan: Plan, base: SdxlBase, evaluator: Evaluator, jobs: Sequence[Job], pool: HostPool) -> None:
         self._plan, self._base, self._evaluator, self._jobs, self._pool = plan, base, evaluator, jobs, pool
 
-    def run(self, book: ScoreBook, observer: Observer | None) -> None:
+    def run(self, book: ScoreBook[Entry], observer: Observer | None) -> None:
         """Train, merge, draw and score what is missing."""
         if self._is_done(book):
             return
@@ -110,16 +110,16 @@ class _Group:
     def _cases(self) -> dict[str, MergeCase]:
         return {job.pair.name: merge_case(self._base, job) for job in self._jobs}
 
-    def _missing(self, method: str, knobs: Knobs, book: ScoreBook) -> list[Job]:
+    def _missing(self, method: str, knobs: Knobs, book: ScoreBook[Entry]) -> list[Job]:
         word = knobs_word(knobs)
         return [job for job in self._jobs if (method, word, job.pair.name, job.seed) not in book]
 
-    def _is_done(self, book: ScoreBook) -> bool:
+    def _is_done(self, book: ScoreBook[Entry]) -> bool:
         """Say whether nothing is left to score."""
         settings = [(TRUTH, {}), *((method.name, knobs) for method in self._plan.methods for knobs in method.grid)]
         return not any(self._missing(name, knobs, book) for name, knobs in settings)
 
-    def _score_truth(self, book: ScoreBook) -> None:
+    def _score_truth(self, book: ScoreBook[Entry]) -> None:
         """Score true pictures as if a method had drawn them: the ceiling of every column."""
         jobs = self._missing(TRUTH, {}, book)
         if jobs:
@@ -130,7 +130,7 @@ class _Group:
                 _Drawn(method=TRUTH, knobs=knobs_word({}), jobs=jobs, rgb_Jn3HW=rgb_Jn3HW, trainable=none), book
             )
 
-    def _score_method(self, method: Method, knobs: Knobs, book: ScoreBook) -> None:
+    def _score_method(self, method: Method, knobs: Knobs, book: ScoreBook[Entry]) -> None:
         """Let a method merge what is not scored yet, draw with the results and score the pictures."""
         jobs = self._missing(method.name, knobs, book)
         if not jobs:
@@ -162,13 +162,12 @@ class _Group:
         if method.on_host and len(jobs) > 1:
             folders, seeds = [job.folder for job in jobs], [job.config.merge.seed for job in jobs]
             return self._pool.merge(method.call, knobs, folders, seeds)
-        inputs: tuple[object, ...]
-        if method.kind is Kind.RECIPE:
-            inputs = ([recipe_case(job) for job in jobs], jobs[0].config.content)
-        else:
-            inputs = ([self._cases[job.pair.name] for job in jobs],)
+        inputs: list[object] = [
+            recipe_case(job) if method.kind is Kind.RECIPE else self._cases[job.pair.name] for job in jobs
+        ]
+        configured = (jobs[0].config,) if method.takes_config else ()
         started = self._clock()
-        made: Made = method.call(self._base, *inputs, **knobs)
+        made: Made = method.call(self._base, inputs, *configured, **knobs)
         return made, (self._clock() - started) / len(jobs)
 
     def _trained_numbers(self, method: Method, made: Made, jobs: Sequence[Job]) -> list[int]:
@@ -185,7 +184,7 @@ class _Group:
         config = jobs[0].config.preview.model_copy(update={"images": 2 * PICTURES})
         return (sample_tenants(self._base, made, prompts, config, seeds) / 2 + 0.5).clamp(0, 1)
 
-    def _enter(self, drawn: _Drawn, book: ScoreBook) -> list[Entry]:
+    def _enter(self, drawn: _Drawn, book: ScoreBook[Entry]) -> list[Entry]:
         """Score pictures, write the entries, keep some pictures to be looked at."""
         device = next(self._evaluator.parameters()).device
         sight = look(self._evaluator, drawn.rgb_Jn3HW.flatten(0, 1).to(device))

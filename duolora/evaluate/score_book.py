@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from duolora.errors import InvalidConfig
 from duolora.evaluate.metrics import Score
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from duolora.evaluate.methods import Knobs
@@ -21,12 +21,46 @@ def knobs_word(knobs: Knobs) -> str:
     return ",".join(f"{name}={value}" for name, value in knobs.items()) or "-"
 
 
+class Scored(Protocol):
+    """What every entry has: the setting of a method, the pair and the seed it was scored on, and its cost."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def knobs(self) -> str:
+        """Its setting, as `knobs_word` says it."""
+
+    @property
+    def pair(self) -> str:
+        """Name of the pair."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of trainings and samplings."""
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers were trained."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the merge, or of the whole recipe, for this pair."""
+
+    @property
+    def hmean(self) -> float:
+        """What settings are compared by."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry as JSON-ready values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one setting of one method reached on one pair and seed.
+    """What one setting of one method reached on one pair and seed of the truth suite.
 
-    `seconds` is the time of the merge, or of the whole recipe, for this pair: that of the pass over its share of pairs;
-    `sampling_seconds` likewise that of drawing its pictures.
+    `seconds` is the pair's share of the pass that merged it, `sampling_seconds` that of the one that drew its pictures.
     """
 
     method: str
@@ -40,9 +74,13 @@ class Entry:
     sampling_seconds: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What tells entries apart."""
-        return self.method, self.knobs, self.pair, self.seed
+    def hmean(self) -> float:
+        """Harmonic mean on the joint prompt."""
+        return self.joint.hmean
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry as JSON-ready values."""
+        return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Entry:
@@ -51,43 +89,52 @@ class Entry:
         return cls(**{**record, **scores})
 
 
-class ScoreBook:
+Key = tuple[str, str, str, int]
+E = TypeVar("E", bound=Scored)
+
+
+def key_of(entry: Scored) -> Key:
+    """Return what tells entries apart: method, setting, pair, seed."""
+    return entry.method, entry.knobs, entry.pair, entry.seed
+
+
+class ScoreBook(Generic[E]):
     """Entries by key, kept in a file that grows by whole lines."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, from_record: Callable[[Mapping[str, Any]], E]) -> None:
         """Read what is there; a line that was cut off by the end of an earlier run is dropped.
 
         Raises:
             InvalidConfig: a line before the last is damaged.
         """
         self._path = path
-        self._entries: dict[tuple[str, str, str, int], Entry] = {}
+        self._entries: dict[Key, E] = {}
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         for number, line in enumerate(lines, start=1):
             try:
-                entry = Entry.from_record(json.loads(line))
+                entry = from_record(json.loads(line))
             except (json.JSONDecodeError, TypeError, KeyError) as error:
                 if number < len(lines):
                     raise InvalidConfig(f"line {number} of {path} is damaged; move the file away") from error
                 break
-            self._entries[entry.key] = entry
+            self._entries[key_of(entry)] = entry
         if lines:
             self._rewrite()
 
-    def __contains__(self, key: tuple[str, str, str, int]) -> bool:
+    def __contains__(self, key: Key) -> bool:
         """Say whether an entry is there."""
         return key in self._entries
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[E]:
         """Return all entries in the order they came."""
         return list(self._entries.values())
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[E]) -> None:
         """Take entries and write them at once."""
         fresh = list(entries)
         with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(entry)) + "\n" for entry in fresh)
-        self._entries.update((entry.key, entry) for entry in fresh)
+            file.writelines(json.dumps(entry.record()) + "\n" for entry in fresh)
+        self._entries.update((key_of(entry), entry) for entry in fresh)
 
     def forget(self, methods: Collection[str]) -> None:
         """Drop all entries of the given methods, to score them anew."""
@@ -98,6 +145,6 @@ class ScoreBook:
         """Write the whole file anew."""
         partial = self._path.with_suffix(".partial")
         partial.write_text(
-            "".join(json.dumps(asdict(entry)) + "\n" for entry in self._entries.values()), encoding="utf-8"
+            "".join(json.dumps(entry.record()) + "\n" for entry in self._entries.values()), encoding="utf-8"
         )
         partial.replace(self._path)

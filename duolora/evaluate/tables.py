@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from duolora.evaluate.intervals import Interval, bootstrap, paired_difference
+from duolora.evaluate.score_book import Entry, Scored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-    from duolora.evaluate.score_book import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,52 +38,57 @@ class Row:
     knobs: str
 
 
+E = TypeVar("E", bound=Scored)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Setting:
+class Setting(Generic[E]):
     """All entries of one setting of a method, complete over the pairs and seeds of a run."""
 
     method: str
     knobs: str
-    cells: Mapping[tuple[str, int], Entry]
+    cells: Mapping[tuple[str, int], E]
     pairs: Sequence[str]
     seeds: Sequence[int]
 
-    def values_PS(self, of: Callable[[Entry], float]) -> NDArray[np.float64]:
+    def values_PS(self, of: Callable[[E], float]) -> NDArray[np.float64]:
         """Return one number of every entry, pairs by seeds."""
         return np.array([[of(self.cells[pair, seed]) for seed in self.seeds] for pair in self.pairs], dtype=np.float64)
 
-    def mean(self, of: Callable[[Entry], float]) -> float:
+    def mean(self, of: Callable[[E], float]) -> float:
         """Return the mean of one number over all entries."""
         return float(self.values_PS(of).mean())
 
     @property
     def hmean_PS(self) -> NDArray[np.float64]:
-        """Harmonic means on the joint prompt."""
-        return self.values_PS(lambda entry: entry.joint.hmean)
-
-    def with_seconds(self, more: Mapping[tuple[str, int], float]) -> Setting:
-        """Return the same scores with seconds added to every entry."""
-        cells = {cell: replace(entry, seconds=entry.seconds + more[cell]) for cell, entry in self.cells.items()}
-        return replace(self, cells=cells)
-
-    def row(self) -> Row:
-        """Return the line of this setting."""
-        return Row(
-            method=self.method,
-            content=self.mean(lambda entry: entry.joint.content),
-            style=self.mean(lambda entry: entry.joint.style),
-            hmean=bootstrap(self.hmean_PS),
-            truth_distance=self.mean(lambda entry: entry.joint.truth_distance),
-            trainable=round(self.mean(lambda entry: entry.trainable)),
-            seconds=self.mean(lambda entry: entry.seconds),
-            recontext_hmean=bootstrap(self.values_PS(lambda entry: entry.recontext.hmean)),
-            knobs=self.knobs,
-        )
+        """Harmonic means, by which settings are compared."""
+        return self.values_PS(lambda entry: entry.hmean)
 
 
-def complete_settings(entries: Iterable[Entry], pairs: Sequence[str], seeds: Sequence[int]) -> list[Setting]:
+def truth_row(setting: Setting[Entry]) -> Row:
+    """Return the line of a setting of the truth suite."""
+    return Row(
+        method=setting.method,
+        content=setting.mean(lambda entry: entry.joint.content),
+        style=setting.mean(lambda entry: entry.joint.style),
+        hmean=bootstrap(setting.hmean_PS),
+        truth_distance=setting.mean(lambda entry: entry.joint.truth_distance),
+        trainable=round(setting.mean(lambda entry: entry.trainable)),
+        seconds=setting.mean(lambda entry: entry.seconds),
+        recontext_hmean=bootstrap(setting.values_PS(lambda entry: entry.recontext.hmean)),
+        knobs=setting.knobs,
+    )
+
+
+def with_seconds(setting: Setting[Entry], more: Mapping[tuple[str, int], float]) -> Setting[Entry]:
+    """Return the same scores with seconds added to every entry."""
+    cells = {cell: replace(entry, seconds=entry.seconds + more[cell]) for cell, entry in setting.cells.items()}
+    return replace(setting, cells=cells)
+
+
+def complete_settings(entries: Iterable[E], pairs: Sequence[str], seeds: Sequence[int]) -> list[Setting[E]]:
     """Group entries by method and setting, in the order they came; settings that lack a pair or a seed are left out."""
-    grouped: dict[tuple[str, str], dict[tuple[str, int], Entry]] = defaultdict(dict)
+    grouped: dict[tuple[str, str], dict[tuple[str, int], E]] = defaultdict(dict)
     for entry in entries:
         grouped[entry.method, entry.knobs][entry.pair, entry.seed] = entry
     wanted = {(pair, seed) for pair in pairs for seed in seeds}
@@ -95,16 +99,16 @@ def complete_settings(entries: Iterable[Entry], pairs: Sequence[str], seeds: Seq
     ]
 
 
-def best_settings(settings: Iterable[Setting]) -> dict[str, Setting]:
+def best_settings(settings: Iterable[Setting[E]]) -> dict[str, Setting[E]]:
     """Return each method's setting of the highest mean harmonic mean, in the order methods came."""
-    best: dict[str, Setting] = {}
+    best: dict[str, Setting[E]] = {}
     for setting in settings:
         if setting.method not in best or setting.hmean_PS.mean() > best[setting.method].hmean_PS.mean():
             best[setting.method] = setting
     return best
 
 
-def differences_to(ours: Setting, rivals: Iterable[Setting]) -> dict[str, Interval]:
+def differences_to(ours: Setting[E], rivals: Iterable[Setting[E]]) -> dict[str, Interval]:
     """Return, for every rival, the mean of ours minus the rival's harmonic mean on the same pairs and seeds."""
     return {
         rival.method: paired_difference(ours.hmean_PS, rival.hmean_PS)

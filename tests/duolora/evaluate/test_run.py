@@ -12,12 +12,12 @@ from PIL import Image
 
 from duolora.errors import InvalidConfig, TrainingDiverged
 from duolora.evaluate.host_pool import HostPool
-from duolora.evaluate.methods import METHODS, TRUTH, Kind, Method, chosen_methods, sweep
+from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_methods, sweep
 from duolora.evaluate.network import Evaluator
 from duolora.evaluate.pair_loras import Plan, make_job, merge_case, train_missing
 from duolora.evaluate.report import COLUMNS, outcome, write_reports
 from duolora.evaluate.run import run_truth_suite
-from duolora.evaluate.score_book import ScoreBook, knobs_word
+from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
 from duolora.evaluate.truth_suite import Selection, truth_pairs
 
 FEW = (
@@ -25,6 +25,7 @@ FEW = (
     replace(next(method for method in METHODS if method.name == "np-lora"), grid=sweep(mu=(0.1, 2.0))),
     replace(next(method for method in METHODS if method.name == "weighted-sum"), grid=({},)),
     replace(next(method for method in METHODS if method.name == "k-lora"), grid=({},)),
+    replace(next(method for method in METHODS if method.name == OURS), grid=({"steps": 1, "bank_size": 1},)),
     replace(next(method for method in METHODS if method.name == "joint-training"), grid=({},)),
 )
 
@@ -53,7 +54,7 @@ def plan_in(out, *, methods=FEW, tenants=2, pairs=2) -> Plan:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared_base, evaluator) -> tuple[Plan, ScoreBook]:
     plan = plan_in(tmp_path_factory.mktemp("run"))
-    book = ScoreBook(plan.out / "scores.jsonl")
+    book = ScoreBook(plan.out / "scores.jsonl", Entry.from_record)
     run_truth_suite(plan, shared_base, evaluator, book)
     return plan, book
 
@@ -62,7 +63,7 @@ def test_every_setting_is_scored_on_every_pair(finished):
     plan, book = finished
     settings = [(TRUTH, "-"), *((method.name, knobs_word(knobs)) for method in FEW for knobs in method.grid)]
     expected = {(name, knobs, pair.name, 0) for name, knobs in settings for pair in plan.pairs}
-    assert {entry.key for entry in book.entries()} == expected
+    assert {key_of(entry) for entry in book.entries()} == expected
     for entry in book.entries():
         assert 0 <= entry.joint.hmean <= 1
         assert entry.recontext.ground is not None
@@ -75,13 +76,13 @@ def test_a_finished_run_is_not_run_again(finished, shared_base, evaluator):
         raise AssertionError("called again")
 
     frozen = replace(plan, methods=tuple(replace(method, call=refuse) for method in plan.methods))
-    run_truth_suite(frozen, shared_base, evaluator, ScoreBook(plan.out / "scores.jsonl"))
-    assert len(book.entries()) == 16
+    run_truth_suite(frozen, shared_base, evaluator, ScoreBook(plan.out / "scores.jsonl", Entry.from_record))
+    assert len(book.entries()) == 18
 
 
 def test_only_what_is_missing_is_done(finished, tmp_path, shared_base, evaluator):
     plan, _ = finished
-    book = ScoreBook(plan.out / "scores.jsonl")
+    book = ScoreBook(plan.out / "scores.jsonl", Entry.from_record)
     asked = []
     original = next(method for method in FEW if method.name == "np-lora")
     book.forget([original.name])
@@ -105,7 +106,7 @@ def test_the_table_has_the_promised_columns_and_rows(finished):
         "method", "content", "style", "hmean", "hmean_lo", "hmean_hi", "truth_distance", "trainable", "seconds",
     )  # fmt: skip
     assert [row["method"] for row in rows] == [
-        "truth", "content alone", "style alone", "np-lora", "weighted-sum", "k-lora"
+        "truth", "content alone", "style alone", "np-lora", "weighted-sum", "k-lora", "duolora"
     ]  # fmt: skip
     with (plan.out / "recipes.csv").open() as file:
         whole = {row["method"]: row for row in csv.DictReader(file)}
@@ -133,12 +134,14 @@ def test_results_name_every_setting_and_score_and_the_grid_can_be_looked_at(fini
 
 def test_differences_to_ours_are_paired(finished):
     plan, book = finished
-    ours = [replace(entry, method="duolora") for entry in book.entries() if entry.method == "weighted-sum"]
-    named = replace(plan, methods=(*FEW, Method("duolora", lambda *_: [])))
-    write_reports(named, outcome(named, [*book.entries(), *ours]), book.entries(), {})
+    found = outcome(plan, book.entries())
+    write_reports(plan, found, book.entries(), {})
     differences = json.loads((plan.out / "results.json").read_text())["duolora_minus_rival"]
-    assert differences["weighted-sum"] == {"mean": 0, "low": 0, "high": 0}
-    assert differences["truth"]["mean"] < 0
+    means = {setting.method: setting.hmean_PS.mean() for setting in found.merges}
+    assert set(differences) == {*means} - {OURS}
+    for rival, difference in differences.items():
+        assert difference["mean"] == pytest.approx(means[OURS] - means[rival])
+        assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
 def test_pairs_trained_together_get_what_they_get_alone(finished, tmp_path, shared_base):
@@ -162,7 +165,7 @@ def test_a_setting_that_diverges_is_left_out_of_the_table(finished, shared_base,
 
     broken = Method("broken", diverge, sweep(rate=(1,)))
     named = replace(plan, methods=(*FEW, broken))
-    book = ScoreBook(plan.out / "scores.jsonl")
+    book = ScoreBook(plan.out / "scores.jsonl", Entry.from_record)
     run_truth_suite(named, shared_base, evaluator, book)
     assert "broken" not in {setting.method for setting in outcome(named, book.entries()).settings}
 
@@ -182,11 +185,14 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_a_damaged_one_is_not_passed_ov
     text = (plan.out / "scores.jsonl").read_text()
     cut = tmp_path / "scores.jsonl"
     cut.write_text(text[:-40])
-    assert len(ScoreBook(cut).entries()) == len(ScoreBook(plan.out / "scores.jsonl").entries()) - 1
-    assert len(ScoreBook(cut).entries()) == len(cut.read_text().splitlines())
+    assert (
+        len(ScoreBook(cut, Entry.from_record).entries())
+        == len(ScoreBook(plan.out / "scores.jsonl", Entry.from_record).entries()) - 1
+    )
+    assert len(ScoreBook(cut, Entry.from_record).entries()) == len(cut.read_text().splitlines())
     cut.write_text("{\n" + text)
     with pytest.raises(InvalidConfig, match="line 1"):
-        ScoreBook(cut)
+        ScoreBook(cut, Entry.from_record)
 
 
 def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base):
