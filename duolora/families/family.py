@@ -23,6 +23,7 @@ class Family:
         kohya_base_version: kohya's word for it (`ss_base_model_version`).
         kohya_prefixes: component of the pipeline -> prefix of a kohya key.
         prompt_width: inputs of the U-Net's cross-attention in the published models; tells families' files apart.
+        foreign_prompt_widths: such widths of other families that share the pipeline.
         published_blocks: residual blocks in each down block, by which the original release numbers its blocks through.
         added_conditions: (pooled_BP, side of the picture in pixels) -> what the U-Net is told beside the prompt.
     """
@@ -34,6 +35,7 @@ class Family:
     kohya_base_version: str
     kohya_prefixes: Mapping[str, str]
     prompt_width: int
+    foreign_prompt_widths: tuple[int, ...]
     published_blocks: int
     added_conditions: Callable[[Tensor, int], dict[str, Tensor] | None]
 

@@ -22,6 +22,7 @@ SD15 = Family(
     kohya_base_version="sd_v1",
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te"},
     prompt_width=768,
+    foreign_prompt_widths=(1024,),  # SD 2, whose LoRAs no SD 1.5 base can use
     published_blocks=2,
     added_conditions=_nothing,
 )

@@ -24,6 +24,7 @@ SDXL = Family(
     kohya_base_version="sdxl_base_v1-0",
     kohya_prefixes={"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     prompt_width=2048,
+    foreign_prompt_widths=(1280,),  # the refiner
     published_blocks=2,
     added_conditions=_text_and_time,
 )

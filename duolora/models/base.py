@@ -245,6 +245,8 @@ def _family_of(pipeline: DiffusionPipeline, location: str) -> Family:
     """Return the family of a pipeline by its class."""
     for family in FAMILIES:
         if type(pipeline).__name__ == family.pipeline:
+            if pipeline.unet.config.cross_attention_dim in family.foreign_prompt_widths:
+                raise InvalidBase(f"{location} is of a family that shares {family.title}'s pipeline, but not its files")
             return family
     known = ", ".join(family.title for family in FAMILIES)
     raise InvalidBase(f"{location} is a {type(pipeline).__name__}; known families: {known}")

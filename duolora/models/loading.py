@@ -33,7 +33,8 @@ def load_pipeline(location: str, dtype: torch.dtype) -> DiffusionPipeline:
             family = _family_of_checkpoint(Path(location))
             return getattr(diffusers, family.pipeline).from_single_file(location, dtype=dtype)
         family = _family_of_index(location)
-        return getattr(diffusers, family.pipeline).from_pretrained(location, dtype=dtype, **_without_checker(family))
+        pipeline = getattr(diffusers, family.pipeline)
+        return pipeline.from_pretrained(location, dtype=dtype, use_safetensors=True, **_without_checker(family))
     except _LOADING_ERRORS as error:
         raise InvalidBase(f"{location} cannot be loaded as a base model: {error}") from error
 
