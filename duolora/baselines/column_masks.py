@@ -25,10 +25,9 @@ class ColumnMaskedLinear(nn.Module):
     ) -> None:
         """`parts`: side -> factors of all tenants, down (J, R, I) and up (J, O, R); `starts`: side -> first mask."""
         super().__init__()
-        dtype = base.weight.dtype
         self.base = base
-        self.down_JRI = nn.Buffer(torch.cat([down for down, _ in parts.values()], dim=1).to(dtype), persistent=False)
-        self.ups = {side: up_JOR.detach().to(dtype) for side, (_, up_JOR) in parts.items()}
+        self.down_JRI = nn.Buffer(torch.cat([down for down, _ in parts.values()], dim=1), persistent=False)
+        self.ups = {side: up_JOR.detach() for side, (_, up_JOR) in parts.items()}
         self.masks = nn.ParameterDict(
             {
                 side: nn.Parameter(torch.full(up.shape[:2], starts[side], device=up.device))
@@ -39,10 +38,11 @@ class ColumnMaskedLinear(nn.Module):
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Return the base's output plus the masked changes, (B, T, O)."""
         output: Tensor = self.base(x_BTI)
-        # The mask scales the ups, which are smaller than the outputs they give.
-        up_JOR = torch.cat([self.masks[side][..., None].to(up.dtype) * up for side, up in self.ups.items()], dim=2)
+        # The mask scales the ups, which are smaller than the outputs they give, and in float32: bfloat16 has no number
+        # between 1 and 1.008, so that a mask rounded to it would stand still for many steps.
+        up_JOR = torch.cat([self.masks[side][..., None] * up_JOR for side, up_JOR in self.ups.items()], dim=2)
         rows_JXI = x_BTI.reshape(self.down_JRI.shape[0], -1, x_BTI.shape[-1])
-        change_JXO = rows_JXI @ self.down_JRI.mT @ up_JOR.mT
+        change_JXO = rows_JXI @ self.down_JRI.mT.to(x_BTI.dtype) @ up_JOR.mT.to(x_BTI.dtype)
         return output + change_JXO.view_as(output)
 
 

@@ -20,11 +20,12 @@ from torch import nn
 
 from duolora.baselines.pairing import SIDES, layer_names
 from duolora.errors import InvalidConfig, InvalidLora
-from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.lora.weights import LoraWeights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from duolora.lora.weights import LoraLayer
     from duolora.merge_case import MergeCase
     from duolora.models.sdxl import SdxlBase
 
@@ -110,7 +111,7 @@ def _merge_one(
             svd_full_matrices=False,
             density=density,
         )
-        layers = {name: _read(_place(model, names, name)) for name in names}
+        layers = {name: _read(_place(model, names, name), _first(loras, name)) for name in names}
     return LoraWeights({name: layer for name, layer in layers.items() if layer is not None})
 
 
@@ -118,11 +119,16 @@ def _holder(loras: Mapping[str, LoraWeights], names: Sequence[str]) -> nn.Module
     """Build a linear layer for each name, all weights one stretched zero."""
     holder = nn.Module()
     for index, name in enumerate(names):
-        part = next(lora.layers[name] for lora in loras.values() if name in lora.layers)
+        part = _first(loras, name)
         linear = nn.Linear(part.down_RI.shape[1], part.up_OR.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(torch.zeros(1, 1).expand(linear.weight.shape), requires_grad=False)
         holder.add_module(f"layer_{index}", linear)
     return holder
+
+
+def _first(loras: Mapping[str, LoraWeights], name: str) -> LoraLayer:
+    """Return a layer from the first side that has it."""
+    return next(lora.layers[name] for lora in loras.values() if name in lora.layers)
 
 
 def _config(lora: LoraWeights, names: Sequence[str]) -> LoraConfig:
@@ -142,11 +148,11 @@ def _place(model: LoraModel, names: Sequence[str], name: str) -> Any:  # noqa: A
     return model.model.get_submodule(f"layer_{names.index(name)}")
 
 
-def _read(place: Any) -> LoraLayer | None:  # noqa: ANN401 - peft has no types
+def _read(place: Any, like: LoraLayer) -> LoraLayer | None:  # noqa: ANN401 - peft has no types
     """Read peft's merged factors back, its scale folded in and empty ranks left out; None when nothing is left."""
     down_RI, up_OR = place.lora_A[_MERGED].weight, place.lora_B[_MERGED].weight
     kept_R = (down_RI != 0).any(dim=1) & (up_OR != 0).any(dim=0)
     if not bool(kept_R.any()):
         return None
     scaled_OR = up_OR * place.scaling[_MERGED]
-    return LoraLayer(down_RI[kept_R], scaled_OR[:, kept_R], float(kept_R.sum())).to(torch.float32)
+    return like.with_factors(down_RI[kept_R], scaled_OR[:, kept_R]).to(torch.float32)
