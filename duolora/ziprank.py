@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from duolora.lora.parts import join_sides
 from duolora.lora.weights import LoraLayer, LoraWeights
 
 if TYPE_CHECKING:
@@ -26,17 +25,7 @@ def masked_layer(layer: LoraLayer, mask_R: Tensor, prune_below: float = 0.0) -> 
     if not bool(keep_R.any()):
         return None
     scaled_OR = layer.up_OR * (layer.scale * mask_R)
-    return LoraLayer(layer.down_RI[keep_R], scaled_OR[:, keep_R], float(keep_R.sum()))
-
-
-def concatenate(parts: list[LoraLayer]) -> LoraLayer:
-    """Return the sum of several changes of one layer as one LoRA layer of the summed rank; exact, no SVD."""
-    folded = [part.folded() for part in parts]
-    return LoraLayer(
-        torch.cat([part.down_RI for part in folded], dim=0),
-        torch.cat([part.up_OR for part in folded], dim=1),
-        float(sum(part.rank for part in folded)),
-    )
+    return layer.with_factors(layer.down_RI[keep_R], scaled_OR[:, keep_R])
 
 
 def merge_by_masks(
@@ -50,17 +39,14 @@ def merge_by_masks(
         prune_below: ranks whose mask is not larger in absolute value are dropped.
 
     Returns:
-        One LoRA; a layer's rank is the number of ranks kept from all sides, and layers with none are absent.
+        One LoRA that says which ranks are whose (`duolora.lora.parts`); a layer's rank is the number of ranks kept from
+        all sides, and layers with none are absent.
     """
-    names = sorted({name for weights in sides.values() for name in weights.layers})
-    merged: dict[str, LoraLayer] = {}
-    for name in names:
-        parts = [
-            part
-            for side, weights in sides.items()
-            if name in weights.layers
-            and (part := masked_layer(weights.layers[name], masks[side][name], prune_below)) is not None
-        ]
-        if parts:
-            merged[name] = concatenate(parts)
-    return LoraWeights(merged)
+    return join_sides({side: _masked(weights, masks[side], prune_below) for side, weights in sides.items()})
+
+
+def _masked(weights: LoraWeights, masks: Mapping[str, Tensor], prune_below: float) -> LoraWeights | None:
+    """Fold the masks of one side into its layers; None when no rank is left."""
+    kept = {name: masked_layer(layer, masks[name], prune_below) for name, layer in weights.layers.items()}
+    left = {name: layer for name, layer in kept.items() if layer is not None}
+    return LoraWeights(left) if left else None

@@ -20,7 +20,7 @@ import torch
 from duolora.baselines.pairing import CONTENT, STYLE, merge_layers
 from duolora.errors import InvalidConfig
 from duolora.lora.canonical import canonical_layer
-from duolora.ziprank import concatenate
+from duolora.lora.parts import concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -24,8 +24,8 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, predict_as
 from duolora.baselines.pairing import CONTENT, SIDES, merge_layers
 from duolora.errors import InvalidConfig
+from duolora.lora.parts import concatenate
 from duolora.runtime import memory_errors
-from duolora.ziprank import concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

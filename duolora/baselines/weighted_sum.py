@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from duolora.baselines.pairing import CONTENT, STYLE, merge_layers
-from duolora.ziprank import concatenate
+from duolora.lora.parts import concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

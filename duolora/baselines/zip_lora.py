@@ -26,9 +26,9 @@ from duolora.baselines.column_masks import ColumnMaskedLinear, swapped
 from duolora.baselines.noised_cases import NoisedCases, predict_as
 from duolora.baselines.pairing import CONTENT, SIDES, STYLE, merge_layers
 from duolora.errors import TrainingDiverged
+from duolora.lora.parts import concatenate
 from duolora.losses import squared_error
 from duolora.runtime import memory_errors
-from duolora.ziprank import concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
