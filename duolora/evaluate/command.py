@@ -55,10 +55,9 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     """Run the truth suite and write its reports."""
     from duolora.evaluate.methods import chosen_methods  # noqa: PLC0415 - imports torch
     from duolora.evaluate.network import shipped_evaluator  # noqa: PLC0415
-    from duolora.evaluate.pair_loras import Plan  # noqa: PLC0415
     from duolora.evaluate.provenance import environment, identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten, outcome, print_tables, write_reports  # noqa: PLC0415
-    from duolora.evaluate.run import run_truth_suite  # noqa: PLC0415
+    from duolora.evaluate.run import Plan, run_truth_suite  # noqa: PLC0415
     from duolora.evaluate.score_book import Entry, ScoreBook  # noqa: PLC0415
     from duolora.evaluate.truth_suite import Selection, truth_pairs  # noqa: PLC0415
 

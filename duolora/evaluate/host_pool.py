@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 from safetensors.torch import load, save
 
-from duolora.evaluate.pair_loras import SIDES, read_side
+from duolora.lora.read import read_lora
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.merge_case import MergeCase
 from duolora.models.sdxl import PromptEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from duolora.evaluate.methods import Call, Knobs
@@ -47,9 +47,9 @@ class HostPool:
             self._pool = None
 
     def merge(
-        self, call: Call, knobs: Knobs, folders: Sequence[Path], seeds: Sequence[int]
+        self, call: Call, knobs: Knobs, cases: Sequence[tuple[Mapping[str, Path], int]]
     ) -> tuple[list[LoraWeights], float]:
-        """Merge the LoRAs of every folder.
+        """Merge cases, each a side's file by side and a seed.
 
         Returns:
             The merged LoRAs, and the mean seconds of one merge on one core.
@@ -57,10 +57,7 @@ class HostPool:
         if self._pool is None:
             spawning = multiprocessing.get_context("spawn")  # a fork would carry the state of CUDA along
             self._pool = ProcessPoolExecutor(self._workers, mp_context=spawning, initializer=_use_one_core)
-        futures = [
-            self._pool.submit(_merge_one, call, dict(knobs), folder, seed)
-            for folder, seed in zip(folders, seeds, strict=True)
-        ]
+        futures = [self._pool.submit(_merge_one, call, dict(knobs), dict(files), seed) for files, seed in cases]
         results = [future.result() for future in futures]
         return [_unpack(data) for data, _ in results], sum(seconds for _, seconds in results) / len(results)
 
@@ -70,10 +67,11 @@ def _use_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def _merge_one(call: Call, knobs: Knobs, folder: Path, seed: int) -> tuple[bytes, float]:
+def _merge_one(call: Call, knobs: Knobs, files: Mapping[str, Path], seed: int) -> tuple[bytes, float]:
     """Merge one case in a worker; return the result and its seconds."""
     nothing = torch.empty(0)
-    case = MergeCase({side: read_side(folder, side) for side in SIDES}, {}, PromptEmbeddings(nothing, nothing), seed)
+    loras = {side: read_lora(path) for side, path in files.items()}
+    case = MergeCase(loras, {}, PromptEmbeddings(nothing, nothing), seed)
     started = time.monotonic()
     merged: LoraWeights = call(None, [case], **knobs)[0]
     seconds = time.monotonic() - started

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from duolora.evaluate.network import weights_path
-from duolora.evaluate.pair_loras import pair_config
 from duolora.evaluate.truth_suite import suite_path
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from duolora.evaluate.pair_loras import Plan
+    from duolora.evaluate.run import Plan
     from duolora.models.sdxl import SdxlBase
 
 PACKAGES = ("duolora", "torch", "diffusers", "transformers", "peft", "numpy")
@@ -39,7 +38,7 @@ def environment(base: SdxlBase) -> dict[str, Any]:
 
 def identity(base: SdxlBase, plan: Plan) -> dict[str, Any]:
     """Return what decides a score, besides method, pair and seed; runs may share a folder if theirs are equal."""
-    config = pair_config(plan, plan.pairs[0], seed=0)
+    config = plan.config(plan.pairs[0], 0)
     return {
         "base": plan.base_name,
         "base_sha256": _digest_modules([base.unet, base.vae, base.pipeline.text_encoder, base.pipeline.text_encoder_2]),

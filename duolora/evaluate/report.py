@@ -11,9 +11,9 @@ from PIL import Image
 from rich.table import Table
 
 from duolora.evaluate.intervals import LEVEL, RESAMPLES
+from duolora.evaluate.jobs import training_seconds
 from duolora.evaluate.methods import OURS, TRUTH, Kind, Method
-from duolora.evaluate.pair_loras import Plan, training_seconds
-from duolora.evaluate.run import PICTURES, SHOWN_PAIRS, shown_pictures
+from duolora.evaluate.run import PICTURES, SHOWN_PAIRS, Plan
 from duolora.evaluate.tables import (
     Row,
     Setting,
@@ -70,7 +70,8 @@ def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome:
     references = [setting for setting in ordered if kinds[setting.method] is Kind.REFERENCE]
     merges = [setting for setting in ordered if kinds[setting.method] is Kind.MERGE]
     recipes = [setting for setting in ordered if kinds[setting.method] is Kind.RECIPE]
-    trained = training_seconds(plan.out, pairs, seeds) if recipes else {}
+    jobs = [plan.job(pair, seed) for pair in plan.pairs for seed in seeds] if recipes else []
+    trained = training_seconds(jobs)
     whole = [with_seconds(setting, trained) for setting in merges if recipes and setting.method in ALSO_RECIPES]
     return Outcome(settings, [*references, *merges], [*references, *recipes, *whole] if recipes else [])
 
@@ -185,13 +186,12 @@ def print_tables(found: Outcome, console: Console) -> None:
 def draw_grid(plan: Plan, settings: Sequence[Setting[Entry]]) -> None:
     """Draw a row for the references of either side and for each method, a column for each shown pair."""
     pairs = plan.pairs[:SHOWN_PAIRS]
-    references = plan.out / "references" / "0"
     rows = []
     for side in ("content", "style"):
-        firsts = [min((references / pair.name / side).iterdir()) for pair in pairs]
+        firsts = [min((plan.references(pair, 0) / side).iterdir()) for pair in pairs]
         rows.append(PreviewRow(f"{side} reference", "one of the pictures that were given", [_open(p) for p in firsts]))
     for setting in settings:
-        paths = [shown_pictures(plan.out, setting.method, setting.knobs, pair) for pair in pairs]
+        paths = [plan.kept_pictures(setting.method, setting.knobs, pair) for pair in pairs]
         if not all(path.is_file() for path in paths):
             continue
         note = f"hmean {setting.hmean_PS.mean():.3f}" + ("" if setting.knobs == "-" else f", {setting.knobs}")

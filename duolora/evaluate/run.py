@@ -2,15 +2,11 @@
 
 What is done is on disk (LoRAs, scores), so a run that was cut off goes on where it was. Many pairs can share the
 passes of the U-Net ("tenants"); none feels the others.
-
-J tenants, n pictures of each.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,28 +14,26 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.errors import TrainingDiverged
+from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
-from duolora.evaluate.methods import TRUTH, Kind, Knobs, Method
+from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing
+from duolora.evaluate.methods import TRUTH, Knobs, Method
 from duolora.evaluate.metrics import References, look, references, score
-from duolora.evaluate.pair_loras import Job, Plan, make_job, merge_case, recipe_case, train_missing
 from duolora.evaluate.score_book import Entry, ScoreBook, knobs_word
-from duolora.evaluate.truth_suite import JudgePictures, TruthPair, judge_pictures, picture_seed
-from duolora.generate import Attached, sample_tenants
-from duolora.lora.weights import LoraWeights
+from duolora.evaluate.truth_suite import JudgePictures, TruthPair, judge_pictures, picture_seed, write_pictures
+from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
 
+    from duolora.config import PersonalizeConfig
     from duolora.evaluate.network import Evaluator
     from duolora.events import Observer
-    from duolora.merge_case import MergeCase
     from duolora.models.sdxl import SdxlBase
-
-Made = Sequence[LoraWeights] | Attached
-"""What a method leaves: a LoRA for each job, or what samples them all."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +41,56 @@ PICTURES = 4
 """Pictures per prompt; each pair has two prompts."""
 SHOWN_PAIRS = 6
 """Pairs whose pictures are kept to be looked at, with the first seed."""
+
+# Legend: J jobs, n pictures of each (joint prompt, then recontextualised), H/W pixels.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run: pairs, seeds 0 to `seeds - 1`, methods, how many pairs share a pass, and where everything goes.
+
+    `recipe` decides how LoRAs are trained and pictures sampled, None for the base's own; `lora_steps` overrides it.
+    `workers` is the number of processes for merges that need no GPU, None for as many as there are cores.
+    """
+
+    pairs: Sequence[TruthPair]
+    seeds: int
+    methods: Sequence[Method]
+    tenants: int
+    out: Path
+    base_name: str
+    recipe: str | None = None
+    lora_steps: int | None = None
+    workers: int | None = None
+
+    def config(self, pair: TruthPair, seed: int) -> PersonalizeConfig:
+        """Return the configuration of one pair and seed.
+
+        Raises:
+            InvalidConfig: the recipe is unknown.
+        """
+        steps = self.lora_steps
+        return resolve(self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed)
+
+    def job(self, pair: TruthPair, seed: int) -> Job:
+        """Return the job of one pair and seed; its pictures are not drawn yet."""
+        references = self.references(pair, seed)
+        loras = self.out / "loras" / str(seed) / pair.name
+        return Job(
+            pair=pair.name,
+            seed=seed,
+            config=self.config(pair, seed),
+            pictures=write_pictures(pair, seed, references),
+            loras={side: loras / f"{side}.safetensors" for side in SIDES},
+        )
+
+    def references(self, pair: TruthPair, seed: int) -> Path:
+        """Return the folder of a pair's reference pictures."""
+        return self.out / "references" / str(seed) / pair.name
+
+    def kept_pictures(self, method: str, knobs: str, pair: TruthPair) -> Path:
+        """Return the file of the kept pictures of a setting and a pair, side by side in the order they were drawn."""
+        return self.out / "pictures" / method.replace(" ", "-") / knobs / f"{pair.name}.png"
 
 
 def run_truth_suite(
@@ -60,9 +104,13 @@ def run_truth_suite(
     """
     with HostPool(plan.workers) as pool:
         for seed in range(plan.seeds):
-            for start in range(0, len(plan.pairs), plan.tenants):
-                jobs = [make_job(plan, pair, seed) for pair in plan.pairs[start : start + plan.tenants]]
-                _Group(plan, base, evaluator, jobs, pool).run(book, observer)
+            for pairs in in_chunks(plan.pairs, plan.tenants):
+                group = _Group(plan, pairs, seed, evaluator, Caller(base, pool))
+                if group.is_done(book):
+                    continue
+                log.info("seed %d, %d pairs from %s", seed, len(pairs), pairs[0].name)
+                log.info("%d LoRAs trained", train_missing(base, group.jobs, plan.tenants, observer))
+                group.score_all(book)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -79,110 +127,78 @@ class _Drawn:
 
 
 class _Group:
-    """Jobs that share the passes of the U-Net."""
+    """Pairs of one seed that share the passes of the U-Net."""
 
-    def __init__(self, plan: Plan, base: SdxlBase, evaluator: Evaluator, jobs: Sequence[Job], pool: HostPool) -> None:
-        self._plan, self._base, self._evaluator, self._jobs, self._pool = plan, base, evaluator, jobs, pool
+    def __init__(self, plan: Plan, pairs: Sequence[TruthPair], seed: int, evaluator: Evaluator, caller: Caller) -> None:
+        self._plan, self._seed, self._evaluator, self._caller = plan, seed, evaluator, caller
+        self._pairs = {pair.name: pair for pair in pairs}
 
-    def run(self, book: ScoreBook[Entry], observer: Observer | None) -> None:
-        """Train, merge, draw and score what is missing."""
-        if self._is_done(book):
-            return
-        log.info("seed %d, %d pairs from %s", self._jobs[0].seed, len(self._jobs), self._jobs[0].pair.name)
-        log.info("%d pairs of LoRAs trained", train_missing(self._base, self._jobs, observer))
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The jobs of the group, their reference pictures on disk."""
+        return [self._plan.job(pair, self._seed) for pair in self._pairs.values()]
+
+    @cached_property
+    def _judges(self) -> dict[str, JudgePictures]:
+        return {name: judge_pictures(pair, self._seed, PICTURES) for name, pair in self._pairs.items()}
+
+    @cached_property
+    def _references(self) -> dict[str, References]:
+        return {name: references(self._evaluator, judges) for name, judges in self._judges.items()}
+
+    def is_done(self, book: ScoreBook[Entry]) -> bool:
+        """Say whether nothing is left to score."""
+        settings = [(TRUTH, {}), *((method.name, knobs) for method in self._plan.methods for knobs in method.grid)]
+        return all(self._has(book, name, knobs, pair) for name, knobs in settings for pair in self._pairs)
+
+    def score_all(self, book: ScoreBook[Entry]) -> None:
+        """Score the truth and every setting of every method, as far as it is missing."""
         self._score_truth(book)
         for method in self._plan.methods:
             for knobs in method.grid:
                 self._score_method(method, knobs, book)
 
-    @cached_property
-    def _judges(self) -> list[JudgePictures]:
-        return [judge_pictures(job.pair, job.seed, PICTURES) for job in self._jobs]
-
-    @cached_property
-    def _references(self) -> dict[str, References]:
-        return {
-            job.pair.name: references(self._evaluator, judges)
-            for job, judges in zip(self._jobs, self._judges, strict=True)
-        }
-
-    @cached_property
-    def _cases(self) -> dict[str, MergeCase]:
-        return {job.pair.name: merge_case(self._base, job) for job in self._jobs}
-
-    def _missing(self, method: str, knobs: Knobs, book: ScoreBook[Entry]) -> list[Job]:
-        word = knobs_word(knobs)
-        return [job for job in self._jobs if (method, word, job.pair.name, job.seed) not in book]
-
-    def _is_done(self, book: ScoreBook[Entry]) -> bool:
-        """Say whether nothing is left to score."""
-        settings = [(TRUTH, {}), *((method.name, knobs) for method in self._plan.methods for knobs in method.grid)]
-        return not any(self._missing(name, knobs, book) for name, knobs in settings)
+    def _has(self, book: ScoreBook[Entry], method: str, knobs: Knobs, pair: str) -> bool:
+        return (method, knobs_word(knobs), pair, self._seed) in book
 
     def _score_truth(self, book: ScoreBook[Entry]) -> None:
         """Score true pictures as if a method had drawn them: the ceiling of every column."""
-        jobs = self._missing(TRUTH, {}, book)
+        jobs = [job for job in self.jobs if not self._has(book, TRUTH, {}, job.pair)]
         if jobs:
-            rivals = [torch.cat([judges.rival_truth, judges.rival_grounded]) for judges in self._judges]
-            rgb_Jn3HW = torch.stack([rgb for job, rgb in zip(self._jobs, rivals, strict=True) if job in jobs])
+            judges = [self._judges[job.pair] for job in jobs]
+            rgb_Jn3HW = torch.stack([torch.cat([of.rival_truth, of.rival_grounded]) for of in judges])
             none = [0] * len(jobs)
-            self._enter(
-                _Drawn(method=TRUTH, knobs=knobs_word({}), jobs=jobs, rgb_Jn3HW=rgb_Jn3HW, trainable=none), book
-            )
+            drawn = _Drawn(method=TRUTH, knobs=knobs_word({}), jobs=jobs, rgb_Jn3HW=rgb_Jn3HW, trainable=none)
+            self._enter(drawn, book)
 
     def _score_method(self, method: Method, knobs: Knobs, book: ScoreBook[Entry]) -> None:
         """Let a method merge what is not scored yet, draw with the results and score the pictures."""
-        jobs = self._missing(method.name, knobs, book)
+        jobs = [job for job in self.jobs if not self._has(book, method.name, knobs, job.pair)]
         if not jobs:
             return
         try:
-            made, seconds = self._call(method, knobs, jobs)
+            called = self._caller.call(method, knobs, jobs)
         except TrainingDiverged as error:
             log.warning("%s with %s diverged: %s", method.name, knobs_word(knobs), error)
             return
-        started = self._clock()
+        prompts = [
+            [job.config.prompts.joint] * PICTURES + [self._pairs[job.pair].recontext_prompt] * PICTURES for job in jobs
+        ]
+        # The same noise for every method: differences between methods are paired.
+        seeds = [picture_seed(self._pairs[job.pair], self._seed, "noise", 0) for job in jobs]
+        rgb_Jn3HW, sampling_seconds = self._caller.draw(called.made, prompts, jobs[0].config.preview, seeds)
         drawn = _Drawn(
             method=method.name,
             knobs=knobs_word(knobs),
             jobs=jobs,
-            rgb_Jn3HW=self._sample(made, jobs),
-            trainable=self._trained_numbers(method, made, jobs),
-            seconds=seconds,
-            sampling_seconds=(self._clock() - started) / len(jobs),
+            rgb_Jn3HW=rgb_Jn3HW,
+            trainable=called.trainable,
+            seconds=called.seconds,
+            sampling_seconds=sampling_seconds,
         )
         entries = self._enter(drawn, book)
-        mean = sum(entry.joint.hmean for entry in entries) / len(entries)
+        mean = sum(entry.hmean for entry in entries) / len(entries)
         log.info("%s %s: %.3f over %d pairs", drawn.method, drawn.knobs, mean, len(entries))
-
-    def _call(self, method: Method, knobs: Knobs, jobs: Sequence[Job]) -> tuple[Made, float]:
-        """Run a method on jobs; return what it made and its seconds for each job.
-
-        The clock does not see pictures being encoded for a merge: every merge is given them alike.
-        """
-        if method.on_host and len(jobs) > 1:
-            folders, seeds = [job.folder for job in jobs], [job.config.merge.seed for job in jobs]
-            return self._pool.merge(method.call, knobs, folders, seeds)
-        inputs: list[object] = [
-            recipe_case(job) if method.kind is Kind.RECIPE else self._cases[job.pair.name] for job in jobs
-        ]
-        configured = (jobs[0].config,) if method.takes_config else ()
-        started = self._clock()
-        made: Made = method.call(self._base, inputs, *configured, **knobs)
-        return made, (self._clock() - started) / len(jobs)
-
-    def _trained_numbers(self, method: Method, made: Made, jobs: Sequence[Job]) -> list[int]:
-        """Count what a method trained for each job."""
-        if method.kind is Kind.RECIPE and isinstance(made, Sequence):
-            return [lora.trainable_numbers for lora in made]
-        return [method.trained_numbers(self._cases[job.pair.name]) for job in jobs]
-
-    def _sample(self, made: Made, jobs: Sequence[Job]) -> Tensor:
-        """Draw every job's joint prompt, then its recontextualised one; (J, 2 n, 3, H, W) in [0, 1]."""
-        prompts = [[job.config.prompts.joint] * PICTURES + [job.pair.recontext_prompt] * PICTURES for job in jobs]
-        # The same noise for every method: differences between methods are paired.
-        seeds = [picture_seed(job.pair, job.seed, "noise", 0) for job in jobs]
-        config = jobs[0].config.preview.model_copy(update={"images": 2 * PICTURES})
-        return (sample_tenants(self._base, made, prompts, config, seeds) / 2 + 0.5).clamp(0, 1)
 
     def _enter(self, drawn: _Drawn, book: ScoreBook[Entry]) -> list[Entry]:
         """Score pictures, write the entries, keep some pictures to be looked at."""
@@ -191,14 +207,14 @@ class _Group:
         each = 2 * PICTURES
         entries = []
         for index, job in enumerate(drawn.jobs):
-            to = self._references[job.pair.name]
+            to = self._references[job.pair]
             first, middle, end = index * each, index * each + PICTURES, (index + 1) * each
             entries.append(
                 Entry(
                     method=drawn.method,
                     knobs=drawn.knobs,
-                    pair=job.pair.name,
-                    seed=job.seed,
+                    pair=job.pair,
+                    seed=self._seed,
                     joint=score(sight[first:middle], to),
                     recontext=score(sight[middle:end], to, grounded=True),
                     trainable=drawn.trainable[index],
@@ -212,20 +228,9 @@ class _Group:
 
     def _keep_pictures(self, drawn: _Drawn) -> None:
         """Write the pictures of the pairs that the grid shows."""
-        shown = {pair.name for pair in self._plan.pairs[:SHOWN_PAIRS]}
+        shown = {pair.name: pair for pair in self._plan.pairs[:SHOWN_PAIRS]}
         for job, rgb_n3HW in zip(drawn.jobs, drawn.rgb_Jn3HW, strict=True):
-            if job.seed == 0 and job.pair.name in shown:
-                path = shown_pictures(self._plan.out, drawn.method, drawn.knobs, job.pair)
+            if self._seed == 0 and job.pair in shown:
+                path = self._plan.kept_pictures(drawn.method, drawn.knobs, shown[job.pair])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 to_image(torch.cat(list(rgb_n3HW), dim=2)).save(path)
-
-    def _clock(self) -> float:
-        """Return the time, once the device has done all it was told to."""
-        if self._base.runtime.device.type == "cuda":
-            torch.cuda.synchronize(self._base.runtime.device)
-        return time.monotonic()
-
-
-def shown_pictures(out: Path, method: str, knobs: str, pair: TruthPair) -> Path:
-    """Return where the kept pictures of a setting and a pair lie, side by side: joint prompt, then recontextualised."""
-    return out / "pictures" / method.replace(" ", "-") / knobs / f"{pair.name}.png"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from duolora.config import Prompts
+from duolora.priors import Role
 from duolora.tiny.captions import article, glyph_named, ground_phrase
 from duolora.tiny.contact_sheet import to_image
 from duolora.tiny.held_out import companion_subjects
@@ -69,14 +70,6 @@ class TruthPair:
         return f"{self.prompts.joint} {ground_phrase(self.ground)}"
 
 
-@dataclass(frozen=True, slots=True)
-class PairPictures:
-    """The reference pictures of one pair and seed, as files."""
-
-    content: tuple[Path, ...]
-    style: tuple[Path, ...]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgePictures:
     """Fresh true pictures of one pair and seed, each (N,3,H,W) in [0,1].
@@ -113,8 +106,8 @@ def picture_seed(pair: TruthPair, seed: int, role: str, index: int) -> int:
     return zlib.crc32(f"{pair.name}/{seed}/{role}/{index}".encode())
 
 
-def write_pictures(pair: TruthPair, seed: int, folder: Path) -> PairPictures:
-    """Write the reference pictures as PNG files under `folder`, as a user would bring them."""
+def write_pictures(pair: TruthPair, seed: int, folder: Path) -> dict[str, list[Path]]:
+    """Write the reference pictures as PNG files under `folder`, as a user would bring them; side -> files."""
     content = [
         _write(draw(pair.subject, seed=picture_seed(pair, seed, "content", index)), folder / f"content/{index}.png")
         for index in range(CONTENT_PICTURES)
@@ -126,7 +119,7 @@ def write_pictures(pair: TruthPair, seed: int, folder: Path) -> PairPictures:
         )
         for index, companion in enumerate(pair.companions)
     ]
-    return PairPictures(tuple(content), tuple(style))
+    return {Role.CONTENT.value: content, Role.STYLE.value: style}
 
 
 def judge_pictures(pair: TruthPair, seed: int, rivals: int) -> JudgePictures:

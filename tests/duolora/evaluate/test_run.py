@@ -12,11 +12,11 @@ from PIL import Image
 
 from duolora.errors import InvalidConfig, TrainingDiverged
 from duolora.evaluate.host_pool import HostPool
+from duolora.evaluate.jobs import merge_case, train_missing
 from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_methods, sweep
 from duolora.evaluate.network import Evaluator
-from duolora.evaluate.pair_loras import Plan, make_job, merge_case, train_missing
 from duolora.evaluate.report import COLUMNS, outcome, write_reports
-from duolora.evaluate.run import run_truth_suite
+from duolora.evaluate.run import Plan, run_truth_suite
 from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
 from duolora.evaluate.truth_suite import Selection, truth_pairs
 
@@ -146,10 +146,10 @@ def test_differences_to_ours_are_paired(finished):
 
 def test_pairs_trained_together_get_what_they_get_alone(finished, tmp_path, shared_base):
     plan, _ = finished
-    alone = make_job(replace(plan, out=tmp_path), plan.pairs[1], 0)
-    assert train_missing(shared_base, [alone]) == 1
-    assert train_missing(shared_base, [alone]) == 0
-    together = merge_case(shared_base, make_job(plan, plan.pairs[1], 0))
+    alone = replace(plan, out=tmp_path).job(plan.pairs[1], 0)
+    assert train_missing(shared_base, [alone], tenants=1) == 2
+    assert train_missing(shared_base, [alone], tenants=1) == 0
+    together = merge_case(shared_base, plan.job(plan.pairs[1], 0))
     for side, lora in merge_case(shared_base, alone).loras.items():
         for name, layer in lora.layers.items():
             torch.testing.assert_close(
@@ -198,10 +198,10 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_a_damaged_one_is_not_passed_ov
 def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base):
     plan, _ = finished
     method = next(method for method in FEW if method.name == "np-lora")
-    job = make_job(plan, plan.pairs[0], 0)
+    job = plan.job(plan.pairs[0], 0)
     here = method.call(shared_base, [merge_case(shared_base, job)], mu=0.5)[0]
     with HostPool(1) as pool:
-        (there,), seconds = pool.merge(method.call, {"mu": 0.5}, [job.folder], [0])
+        (there,), seconds = pool.merge(method.call, {"mu": 0.5}, [(job.loras, 0)])
     assert seconds > 0
     for name, layer in here.layers.items():
         torch.testing.assert_close(layer.delta_OI(), there.layers[name].delta_OI(), atol=1e-6, rtol=1e-4)

@@ -73,12 +73,12 @@ def test_prompts_call_the_pair_by_its_triggers_only():
 def test_pictures_are_those_of_the_world(tmp_path):
     pair = FULL[0]
     pictures = write_pictures(pair, 1, tmp_path)
-    assert len(pictures.content) == CONTENT_PICTURES
-    assert len(pictures.style) == 3
+    assert len(pictures["content"]) == CONTENT_PICTURES
+    assert len(pictures["style"]) == 3
     expected = to_image(draw(pair.subject, seed=picture_seed(pair, 1, "content", 2)))
-    assert np.array_equal(np.asarray(Image.open(pictures.content[2])), np.asarray(expected))
+    assert np.array_equal(np.asarray(Image.open(pictures["content"][2])), np.asarray(expected))
     styled = draw(pair.companions[1], pair.style, pair.colour, seed=picture_seed(pair, 1, "style", 1))
-    assert np.array_equal(np.asarray(Image.open(pictures.style[1])), np.asarray(to_image(styled)))
+    assert np.array_equal(np.asarray(Image.open(pictures["style"][1])), np.asarray(to_image(styled)))
 
 
 def test_a_seed_gives_pictures_of_its_own():

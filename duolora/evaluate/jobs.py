@@ -1,0 +1,126 @@
+"""Jobs of a suite: pictures and captions of a pair with a seed, and its two LoRAs, trained once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from duolora.baselines.recipe_case import RecipeCase
+from duolora.images import load_pictures
+from duolora.lora.read import read_lora
+from duolora.lora.write import write_diffusers
+from duolora.merge_case import EncodedSide, MergeCase
+from duolora.personalize import captions
+from duolora.priors import Role
+from duolora.train import LoraTask, train_tenants
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from duolora.config import PersonalizeConfig
+    from duolora.events import Observer
+    from duolora.models.sdxl import SdxlBase
+
+T = TypeVar("T")
+SIDES = (Role.CONTENT.value, Role.STYLE.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One pair with one seed: its configuration; side -> pictures; side -> the file of its LoRA."""
+
+    pair: str
+    seed: int
+    config: PersonalizeConfig
+    pictures: Mapping[str, Sequence[Path]]
+    loras: Mapping[str, Path]
+
+    def task(self, side: str) -> LoraTask:
+        """Return the training of one side, as a job of the service would do it."""
+        settings = {SIDES[0]: self.config.content, SIDES[1]: self.config.style}
+        shown = self.pictures[side]
+        return LoraTask(side, shown, captions(side, self.config.prompts, len(shown)), settings[side])
+
+    def is_trained(self, side: str) -> bool:
+        """Say whether the LoRA of a side is there, whole."""
+        return _record(self.loras[side]).is_file()
+
+
+def in_chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Split a sequence into parts of `size`, the last one perhaps shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def train_missing(base: SdxlBase, jobs: Sequence[Job], tenants: int, observer: Observer | None = None) -> int:
+    """Train the LoRAs that are not there yet, `tenants` at once; return how many.
+
+    Both sides of a job share passes where every job has LoRAs of its own; one that several share is trained once.
+    """
+    missing = {side: {job.loras[side]: job for job in jobs if not job.is_trained(side)} for side in SIDES}
+    if all(len(of_side) == len(jobs) for of_side in missing.values()):
+        for chunk in in_chunks(jobs, tenants):
+            _train(base, [[(job, side) for side in SIDES] for job in chunk], observer)
+    else:
+        for side, of_side in missing.items():
+            for chunk in in_chunks(list(of_side.values()), tenants):
+                _train(base, [[(job, side)] for job in chunk], observer)
+    return sum(len(of_side) for of_side in missing.values())
+
+
+def _train(base: SdxlBase, tenants: Sequence[Sequence[tuple[Job, str]]], observer: Observer | None) -> None:
+    """Train LoRAs in the same passes and write them, each with its share of the time."""
+    started = time.monotonic()
+    trained = train_tenants(base, [[job.task(side) for job, side in tasks] for tasks in tenants], observer)
+    together = sum(len(tasks) for tasks in tenants)
+    record = {"seconds": (time.monotonic() - started) / together, "trained_together": together}
+    for tasks, loras in zip(tenants, trained, strict=True):
+        for job, side in tasks:
+            path = job.loras[side]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_diffusers(loras[side], path)
+            _record(path).write_text(json.dumps(record) + "\n", encoding="utf-8")  # last: the LoRA is whole
+
+
+def training_seconds(jobs: Sequence[Job]) -> dict[tuple[str, int], float]:
+    """Return how long training both LoRAs took, for each (pair, seed): its share of the passes it was trained in."""
+    return {
+        (job.pair, job.seed): sum(
+            float(json.loads(_record(job.loras[side]).read_text(encoding="utf-8"))["seconds"]) for side in SIDES
+        )
+        for job in jobs
+    }
+
+
+def _record(lora: Path) -> Path:
+    """Return where the record of a LoRA's training lies."""
+    return lora.with_suffix(".json")
+
+
+def recipe_case(job: Job) -> RecipeCase:
+    """Return what a recipe that trains from pictures may look at."""
+    tasks = [job.task(side) for side in SIDES]
+    return RecipeCase(
+        {task.side: task.pictures for task in tasks},
+        {task.side: task.captions for task in tasks},
+        job.config.merge.seed,
+    )
+
+
+def merge_case(base: SdxlBase, job: Job) -> MergeCase:
+    """Read the LoRAs of a job and encode what a merge may look at."""
+    tasks = {side: job.task(side) for side in SIDES}
+    return MergeCase(
+        loras={side: read_lora(job.loras[side]) for side in SIDES},
+        encoded={
+            side: EncodedSide(
+                base.encode_pictures(load_pictures(task.pictures, task.config.resolution_px)),
+                base.encode_prompts(task.captions),
+            )
+            for side, task in tasks.items()
+        },
+        joint=base.encode_prompts([job.config.prompts.joint]),
+        seed=job.config.merge.seed,
+    )
