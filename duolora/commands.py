@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from duolora.config import Prompts
+from duolora.errors import InvalidConfig
 from duolora.evaluate import command as evaluate
 from duolora.recipes import RECIPES, resolve
 
@@ -55,11 +56,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _shared(train)
     train.set_defaults(run=_train)
 
-    merge = commands.add_parser("merge", help="merge a content LoRA and a style LoRA into one")
-    merge.add_argument("content", type=Path, help="content LoRA (diffusers or kohya keys)")
-    merge.add_argument("style", type=Path, help="style LoRA (diffusers or kohya keys)")
-    merge.add_argument("--content-images", type=Path, required=True, help="folder of the content LoRA's pictures")
-    merge.add_argument("--style-images", type=Path, required=True, help="folder of the style LoRA's pictures")
+    merge = commands.add_parser("merge", help="merge a content LoRA and a style LoRA into one, or adjust a merged one")
+    merge.add_argument("content", type=Path, help="content LoRA (diffusers or kohya keys); alone: a merged LoRA")
+    merge.add_argument("style", type=Path, nargs="?", help="style LoRA; left out, the merged LoRA is adjusted as asked")
+    merge.add_argument("--content-images", type=Path, help="folder of the content LoRA's pictures")
+    merge.add_argument("--style-images", type=Path, help="folder of the style LoRA's pictures")
+    _adjustments(merge)
     merge.add_argument("--steps", type=int, help="merge steps (default: the recipe's)")
     merge.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
     _shared(merge)
@@ -79,6 +81,18 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     inspect.set_defaults(run=_inspect)
 
     evaluate.register(commands)
+
+
+def _adjustments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change a merged LoRA without another merge."""
+    parser.add_argument("--content-strength", type=float, metavar="X", help="multiply the content side by X")
+    parser.add_argument("--style-strength", type=float, metavar="X", help="multiply the style side by X")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--target-rank", type=float, metavar="R", help="prune to R ranks per layer on the average")
+    size.add_argument("--target-size-mb", type=float, metavar="MB", help="prune until each file fits into MB megabytes")
+    parser.add_argument(
+        "--mix-parts", action="store_true", help="prune both sides as one: loses less, but their strengths are fixed"
+    )
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +173,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    """Merge two LoRAs."""
+    """Merge two LoRAs, or adjust one that was merged before."""
+    if arguments.style is None:
+        return _adjust_file(arguments)
+    if arguments.content_images is None or arguments.style_images is None:
+        raise InvalidConfig("a merge needs --content-images and --style-images, the pictures both LoRAs were made from")
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
     from duolora.lora.read import read_lora  # noqa: PLC0415
     from duolora.personalize import merge_sides  # noqa: PLC0415
@@ -174,8 +192,48 @@ def _merge(arguments: argparse.Namespace) -> int:
     loras = {"content": read_lora(arguments.content, layers), "style": read_lora(arguments.style, layers)}
     with _bar() as bar:
         result = merge_sides(base, loras, pictures, config, TerminalObserver(bar))
-    _write(result.weights, arguments.out, base.family)
+    _write(_adjusted(result.weights, arguments), arguments.out, base.family)
     return 0
+
+
+def _adjust_file(arguments: argparse.Namespace) -> int:
+    """Re-weight and prune a merged LoRA; needs no pictures and no time."""
+    from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
+
+    wishes = (arguments.content_strength, arguments.style_strength, arguments.target_rank, arguments.target_size_mb)
+    if all(wish is None for wish in wishes):
+        raise InvalidConfig(
+            "one file alone is adjusted: give --content-strength, --style-strength, --target-rank or --target-size-mb; "
+            "to merge, give the style LoRA as well"
+        )
+    base = _load(arguments)
+    merged = read_lora(arguments.content, base.layers())
+    _write(_adjusted(merged, arguments), arguments.out, base.family)
+    return 0
+
+
+def _adjusted(weights: LoraWeights, arguments: argparse.Namespace) -> LoraWeights:
+    """Re-weight the sides of a merged LoRA and prune it, as far as the options ask for it."""
+    from duolora.pruning import prune  # noqa: PLC0415 - imports torch
+    from duolora.strengths import reweight  # noqa: PLC0415
+
+    asked = {"content": arguments.content_strength, "style": arguments.style_strength}
+    strengths = {side: strength for side, strength in asked.items() if strength is not None}
+    if strengths:
+        weights = reweight(weights, strengths)
+    if arguments.target_rank is None and arguments.target_size_mb is None:
+        return weights
+    pruned = prune(
+        weights,
+        target_rank=arguments.target_rank,
+        target_bytes=None if arguments.target_size_mb is None else int(arguments.target_size_mb * 1e6),
+        keep_parts=False if arguments.mix_parts else None,
+    )
+    console.print(
+        f"{pruned.ranks_before} ranks pruned to {pruned.ranks_after}; {pruned.relative_error:.2%} of the change is "
+        f"lost, at most {pruned.worst_error:.2%} in one layer ({pruned.worst_layer})"
+    )
+    return pruned.weights
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from duolora.cli import main
+from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
-from duolora.lora.write import write_kohya
+from duolora.lora.write import write_diffusers, write_kohya
+from duolora.strengths import reweight
 from tests.duolora.pico import random_lora
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def test_train_merge_generate_and_inspect_work_together(
     merged = tmp_path / "out" / "merged.safetensors"
     assert main(["merge", *inputs, *images, "--steps", "2", "--out", str(merged), *common]) == 0
     assert set(read(merged, base).layers) == set(read(merged.with_suffix(".kohya.safetensors"), base).layers)
+    assert Parts.of(read(merged, base)).sides == ("content", "style")
 
     drawn = tmp_path / "drawn"
     prompt = "a sbu disc in szn style"
@@ -76,6 +79,91 @@ def test_train_merge_generate_and_inspect_work_together(
     assert said["layers"] == len(read(merged, base).layers)
     assert max(said["ranks"]) <= 6
     assert said["metadata"]["modelspec.trigger_phrase"] == prompt
+
+
+@pytest.fixture
+def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
+    sides = {side: random_lora(base, seed=seed, ranks=(2, 3)) for seed, side in enumerate(("content", "style"))}
+    write_diffusers(join_sides(sides), tmp_path / "merged.safetensors")
+    return tmp_path / "merged.safetensors"
+
+
+def test_strengths_of_a_merged_file_are_changed_without_a_merge(
+    base: SdxlBase, base_folder: Path, merged_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adjusted.safetensors"
+    options = ["--content-strength", ".8", "--style-strength", "1.2", "--out", str(out), "--base", str(base_folder)]
+
+    assert main(["merge", str(merged_file), *options]) == 0
+
+    before, after = read(merged_file, base), read(out, base)
+    wanted = reweight(before, {"content": 0.8, "style": 1.2})
+    for name, layer in wanted.layers.items():
+        delta_OI = layer.delta_OI()
+        assert (after.layers[name].delta_OI() - delta_OI).norm() < 1e-3 * delta_OI.norm()
+    assert read(out.with_suffix(".kohya.safetensors"), base).layers.keys() == after.layers.keys()
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_merged_file_is_pruned_and_says_what_it_cost(
+    *,
+    base: SdxlBase,
+    base_folder: Path,
+    merged_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mixes: bool,
+) -> None:
+    out = tmp_path / "small.safetensors"
+    options = ["--target-size-mb", ".05", "--out", str(out), "--base", str(base_folder)]
+
+    assert main(["merge", str(merged_file), *options, *(["--mix-parts"] if mixes else [])]) == 0
+
+    assert out.stat().st_size <= 50_000 < merged_file.stat().st_size
+    assert out.with_suffix(".kohya.safetensors").stat().st_size <= 50_000
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ranks pruned to" in said
+    assert "of the change is lost" in said
+    assert ("duolora.parts" in read(out, base).metadata) is not mixes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one file alone is adjusted"),
+        (["{file}"], "--content-images and --style-images"),
+        (["--target-rank", "0"], "target rank must be a positive number"),
+        (["--style-strength", "nan"], "finite"),
+        (["--content-strength", "0", "--style-strength", "0"], "changes nothing"),
+    ],
+)
+def test_adjustment_that_makes_no_sense_is_one_line(
+    *,
+    base_folder: Path,
+    merged_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    given = [argument.format(file=merged_file) for argument in arguments]
+    out = ["--out", str(tmp_path / "x.safetensors"), "--base", str(base_folder)]
+
+    assert main(["merge", str(merged_file), *given, *out]) == 1
+
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_unmerged_file_cannot_be_reweighted(
+    base: SdxlBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_kohya(random_lora(base), tmp_path / "lora.safetensors")
+    command = ["merge", str(tmp_path / "lora.safetensors"), "--content-strength", "2", "--base", str(base_folder)]
+
+    assert main([*command, "--out", str(tmp_path / "x.safetensors")]) == 1
+
+    assert "only a file merged by DuoLoRA" in " ".join(capsys.readouterr().err.split())
 
 
 def test_inspect_reads_kohya_keys_of_the_shipped_base(
