@@ -55,7 +55,7 @@ def merge(base: SdxlBase, cases: Sequence[MergeCase], *, ridge: float = 0.01, sa
         raise InvalidConfig(f"SSR-Merge needs a positive ridge and number of samples; got {ridge} and {samples}")
     with memory_errors(), torch.no_grad():
         moments, ranks = calibrate(base, cases, samples)
-        routers = {name: router(moments_SJRR, ranks[name], ridge) for name, moments_SJRR in moments.items()}
+        routers = {name: router(moments_SJRR, ranks[name], ridge).cpu() for name, moments_SJRR in moments.items()}
     return [
         _fold(case, {name: of_layer[j] for name, of_layer in routers.items()}, ranks) for j, case in enumerate(cases)
     ]
@@ -133,7 +133,7 @@ def _fold(case: MergeCase, routers: Mapping[str, Tensor], ranks: Mapping[str, Ma
         second = ranks[name].get(CONTENT, 0)
         starts = {side: 0 if side == CONTENT else second for side in parts}
         rows_R = torch.cat([torch.arange(part.rank) + starts[side] for side, part in parts.items()])
-        router_RR = routers[name].cpu()[rows_R][:, rows_R]
+        router_RR = routers[name][rows_R][:, rows_R]
         up_OR = (joined.up_OR.to(torch.float64) @ router_RR).to(torch.float32)
         return joined.with_factors(joined.down_RI, up_OR)
 

@@ -57,7 +57,8 @@ def merge(
         cases: the pairs to merge; they do not influence each other.
         steps: steps of Adam.
         learning_rate: of Adam.
-        similarity_weight: lambda.
+        similarity_weight: lambda; worth a sweep, since it damps both sides: Adam lowers every number that the
+            distillation does not hold.
         start: first value of all masks.
         batch_size: noised samples of each side in a step; every step has new ones.
 
@@ -91,7 +92,11 @@ def merge(
                 optimizer.step()
     if not all(bool(mask_JO.isfinite().all()) for mask_JO in masks):
         raise TrainingDiverged("ZipLoRA's merger vectors stopped being finite; try a lower learning rate")
-    return [_fold(case, students, j) for j, case in enumerate(cases)]
+    learned = {
+        name: {side: mask_JO.detach().cpu() for side, mask_JO in student.masks.items()}
+        for name, student in students.items()
+    }
+    return [_fold(case, learned, j) for j, case in enumerate(cases)]
 
 
 def distillation(base: SdxlBase, samples: NoisedCases, teacher_JSNCHW: Tensor) -> Tensor:
@@ -114,14 +119,13 @@ def similarity(students: Mapping[str, ColumnMaskedLinear]) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def _fold(case: MergeCase, students: Mapping[str, ColumnMaskedLinear], tenant: int) -> LoraWeights:
-    """Fold the masks of one case into its ups."""
+def _fold(case: MergeCase, masks: Mapping[str, Mapping[str, Tensor]], tenant: int) -> LoraWeights:
+    """Fold the masks of one case, layer -> side -> (J, O), into its ups."""
 
     def scale(name: str, parts: Mapping[str, LoraLayer]) -> LoraLayer:
-        masks = students[name].masks
         return concatenate(
             [
-                part.with_factors(part.down_RI, part.up_OR * masks[side][tenant].detach().cpu()[:, None])
+                part.with_factors(part.down_RI, part.up_OR * masks[name][side][tenant, :, None])
                 for side, part in parts.items()
             ]
         )
