@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from duolora.errors import InvalidConfig
-from duolora.lora.canonical import canonical_layer, canonicalise
+from duolora.lora.canonical import canonicalise
 from duolora.lora.parts import PARTS_KEY, join_sides, rejoin, sides_of
 from duolora.lora.weights import LoraLayer, LoraWeights
 
@@ -171,11 +171,8 @@ def _account(before: LoraWeights, after: LoraWeights) -> Pruned:
 
 
 def _norm(parts: Iterable[LoraLayer]) -> float:
-    """Frobenius norm of the sum of changes of one layer, by its singular values; no (O, I) matrix is formed."""
+    """Frobenius norm of the sum of changes of one layer, by the inner products of its factors; no (O, I) matrix."""
     folded = [part.folded() for part in parts]
-    joined = folded[0].with_factors(
-        torch.cat([part.down_RI.double() for part in folded]),
-        torch.cat([part.up_OR.double() for part in folded], dim=1),
-    )
-    canonical = canonical_layer(joined)
-    return float((canonical.up_OR.double().square().sum(0) * canonical.down_RI.double().square().sum(1)).sum().sqrt())
+    down_RI = torch.cat([part.down_RI.double() for part in folded])
+    up_OR = torch.cat([part.up_OR.double() for part in folded], dim=1)
+    return float(((up_OR.mT @ up_OR) * (down_RI @ down_RI.mT)).sum().clamp(min=0).sqrt())

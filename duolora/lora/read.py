@@ -88,7 +88,11 @@ def _find(base: BaseLayers, stem: str, tensors: Mapping[str, Tensor], downs: Map
     """Return the base's layer that a stem names, or say what the file seems to be made for."""
     name = base.find(stem)
     if name is None:
-        widths = [tensors[key].shape[-1] for other, key in downs.items() if re.search(r"attn2[._]to_[kv]$", other)]
+        widths = [
+            tensors[key].shape[1]
+            for other, key in downs.items()
+            if tensors[key].ndim > 1 and re.search(r"attn2[._]to_[kv]$", other)
+        ]
         family = made_for(downs, widths[0] if widths else None)
         if family is not None and family != base.family.title:
             raise InvalidLora(

@@ -113,7 +113,7 @@ class LoraLayer:
         """Return the same change written with another alpha; the up factor takes the difference."""
         if self.alpha == alpha:
             return self
-        return replace(self, up_OR=self.up_OR * (self.alpha / alpha), alpha=alpha)
+        return replace(self, up_OR=_single(self.up_OR) * (self.alpha / alpha), alpha=alpha)
 
     def folded(self) -> LoraLayer:
         """Return the same change with alpha = R, so that readers that ignore alpha are right as well."""
@@ -121,7 +121,19 @@ class LoraLayer:
 
     def scaled(self, strength: float) -> LoraLayer:
         """Return the change times a strength, alpha folded in; the down factor stays as it is."""
-        return self.with_factors(self.down_RI, self.up_OR * (self.scale * strength))
+        return self.with_factors(self.down_RI, _single(self.up_OR) * (self.scale * strength))
+
+    def balanced(self) -> LoraLayer:
+        """Return the same change with factors of about equal size, so that neither falls out of float16's range.
+
+        Factors are multiplied by powers of two, which rounds nothing. Trainers that use alpha 1 at high ranks leave up
+        factors of 1e-5 once alpha is folded in, where float16 has few digits left.
+        """
+        up, down = float(self.up_OR.abs().max()), float(self.down_RI.abs().max())
+        if up == 0 or down == 0:
+            return self
+        shift = 2.0 ** round((math.log2(down) - math.log2(up)) / 2)
+        return replace(self, up_OR=_single(self.up_OR) * shift, down_RI=_single(self.down_RI) / shift)
 
     def to(self, dtype: torch.dtype) -> LoraLayer:
         """Return the layer with factors of another dtype, on the CPU and contiguous."""
@@ -130,6 +142,11 @@ class LoraLayer:
             down_RI=self.down_RI.detach().to("cpu", dtype).contiguous(),
             up_OR=self.up_OR.detach().to("cpu", dtype).contiguous(),
         )
+
+
+def _single(factor: Tensor) -> Tensor:
+    """Return a factor in float32 at least: products of half precision would be rounded before they are written."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -82,7 +82,8 @@ def write_kohya(weights: LoraWeights, path: Path, dtype: torch.dtype = torch.flo
 
 def _rounded(weights: LoraWeights, dtype: torch.dtype) -> LoraWeights:
     """Return the LoRA in the dtype of a file; refuse numbers that would become infinite."""
-    rounded = weights.to(dtype)
+    balanced = {name: layer.balanced() for name, layer in weights.layers.items()}
+    rounded = LoraWeights(balanced, weights.metadata).to(dtype)
     for name, layer in rounded.layers.items():
         if not bool(layer.down_RI.isfinite().all() and layer.up_OR.isfinite().all()):
             raise InvalidLora(f"{name} holds numbers that do not fit {dtype}; write it in float32")

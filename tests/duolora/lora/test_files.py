@@ -111,6 +111,29 @@ def test_half_precision_is_the_default_and_costs_less_than_a_thousandth(tmp_path
     assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-3)
 
 
+@pytest.mark.parametrize("write", [write_diffusers, write_kohya])
+def test_alpha_1_at_a_high_rank_survives_half_precision(tmp_path: Path, write: Write) -> None:
+    """Trainers leave up factors of 1e-3; folded by 1/128 they would fall among float16's subnormal numbers."""
+    name = f"{BLOCK}.attn1.to_q"
+    layer = random_layer(8, 8, 128, alpha=1.0)
+    weights = LoraWeights({name: LoraLayer(layer.down_RI * 0.03, layer.up_OR * 1e-3, 1.0)})
+
+    write(weights, tmp_path / "lora.safetensors")
+
+    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-3)
+
+
+@pytest.mark.parametrize("write", [write_diffusers, write_kohya])
+def test_numbers_beyond_half_precision_are_refused_by_name(tmp_path: Path, write: Write) -> None:
+    weights = LoraWeights({f"{BLOCK}.attn1.to_q": random_layer(8, 8, 4, scale=1e6)})
+
+    with pytest.raises(InvalidLora, match=r"attn1\.to_q holds numbers that do not fit torch\.float16"):
+        write(weights, tmp_path / "lora.safetensors")
+
+    assert not (tmp_path / "lora.safetensors").exists()
+    write(weights, tmp_path / "lora.safetensors", torch.float32)
+
+
 def test_both_files_give_bit_equal_deltas_when_all_ranks_are_equal(tmp_path: Path) -> None:
     weights = even_lora(alpha=3.0)
     write_diffusers(weights, tmp_path / "diffusers.safetensors")

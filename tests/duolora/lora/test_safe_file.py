@@ -16,7 +16,7 @@ from safetensors.torch import save, save_file
 from duolora.errors import InvalidLora
 from duolora.families.sdxl import SDXL
 from duolora.lora.base_layers import BaseLayers
-from duolora.lora.read import read_lora
+from duolora.lora.read import from_state_dict, read_lora
 from duolora.lora.safe_file import MAX_HEADER_BYTES, MAX_TENSORS, read_tensors
 
 if TYPE_CHECKING:
@@ -192,3 +192,52 @@ def test_any_peft_configuration_is_read_or_refused(tmp_path: Path, words: str) -
     tensors = {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 2)}
     save_file(tensors, tmp_path / "peft.safetensors", metadata={"lora_adapter_metadata": words, "duolora.parts": words})
     read_or_refuse(tmp_path / "peft.safetensors", (tmp_path / "peft.safetensors").read_bytes())
+
+
+stems = st.sampled_from(
+    [
+        "unet.a",
+        "lora_unet_a",
+        "lora_unet.a",
+        "base_model.model.unet.a",
+        "a",
+        "unet.",
+        "text_encoder.a",
+        "lora_te1_a",
+        "lora_te_a",
+        "unet.input_blocks.4.1.x",
+        "lora_unet_output_blocks_2_2_conv",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",
+        "unet.a.processor.to_out",
+        "transformer.x",
+        "",
+    ]
+)
+suffixes = st.sampled_from(
+    [
+        ".lora_A.weight",
+        ".lora_B.weight",
+        ".lora_A.default.weight",
+        ".lora_down.weight",
+        ".lora_up.weight",
+        ".lora.down.weight",
+        "_lora.up.weight",
+        ".lora_linear_layer.down.weight",
+        ".alpha",
+        ".hada_w1_a",
+        ".weight",
+        "",
+    ]
+)
+tensors = st.lists(st.integers(0, 4), max_size=5).map(torch.ones)
+
+
+@given(file=st.dictionaries(st.tuples(stems, suffixes).map("".join), tensors, max_size=6), based=st.booleans())
+@settings(deadline=None, max_examples=400)
+def test_any_keys_and_shapes_are_read_or_refused(file: dict[str, torch.Tensor], *, based: bool) -> None:
+    try:
+        lora = from_state_dict(file, {}, BASE if based else None)
+    except InvalidLora:
+        return
+    assert all(layer.delta_OI().isfinite().all() for layer in lora.layers.values())
+    assert not based or {layer.weight_shape for layer in lora.layers.values()} == {(4, 3)}

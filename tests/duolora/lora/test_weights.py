@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
+from torch.nn import functional
 
 from duolora.errors import InvalidLora
 from duolora.lora.weights import LoraLayer, LoraWeights
 from tests.duolora.pico import random_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_delta_is_the_scaled_product_of_the_factors() -> None:
@@ -54,6 +60,71 @@ def test_delta_of_half_precision_factors_is_computed_in_float32() -> None:
 def test_factors_that_are_no_linear_layer_are_refused(down: tuple[int, ...], up: tuple[int, ...]) -> None:
     with pytest.raises(InvalidLora):
         LoraLayer(torch.zeros(down), torch.zeros(up), 4.0)
+
+
+@pytest.mark.parametrize("shapes", [((4, 7, 3, 3), (6, 4, 3, 3)), ((4, 7, 3, 3), (6, 4)), ((4, 7, 0, 3), (6, 4, 1, 1))])
+def test_factors_that_are_no_convolution_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(InvalidLora):
+        LoraLayer.of_convolution(torch.zeros(shapes[0]), torch.zeros(shapes[1]), 4.0)
+
+
+def test_convolution_changes_the_outputs_as_its_two_convolutions_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    down_RIHW = torch.randn(3, 4, 3, 3, generator=generator)
+    up_OR11 = torch.randn(5, 3, 1, 1, generator=generator)
+    picture_BIHW = torch.randn(2, 4, 8, 8, generator=generator)
+    layer = LoraLayer.of_convolution(down_RIHW, up_OR11, alpha=6.0)
+
+    by_delta = functional.conv2d(picture_BIHW, layer.delta_weight(), stride=2, padding=1)
+
+    in_two_steps = functional.conv2d(functional.conv2d(picture_BIHW, down_RIHW, stride=2, padding=1), up_OR11)
+    torch.testing.assert_close(by_delta, 2.0 * in_two_steps, rtol=1e-4, atol=1e-4)
+    assert layer.weight_shape == (5, 4, 3, 3)
+    assert [tuple(factor.shape) for factor in layer.file_factors()] == [(3, 4, 3, 3), (5, 3, 1, 1)]
+    assert all(torch.equal(*pair) for pair in zip(layer.file_factors(), (down_RIHW, up_OR11), strict=True))
+
+
+@pytest.mark.parametrize("change", [lambda x: x.folded(), lambda x: x.scaled(2.0), lambda x: x.to(torch.float16)])
+def test_convolution_stays_one(change: Callable[[LoraLayer], LoraLayer]) -> None:
+    layer = LoraLayer(torch.ones(2, 18), torch.ones(3, 2), 1.0, (3, 3))
+
+    assert change(layer).weight_shape == (3, 2, 3, 3)
+
+
+def test_kernel_must_divide_the_inputs() -> None:
+    with pytest.raises(InvalidLora, match="whole number"):
+        LoraLayer(torch.ones(2, 10), torch.ones(3, 2), 1.0, (3, 3))
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_alpha_must_be_finite(alpha: float) -> None:
+    with pytest.raises(InvalidLora, match="finite"):
+        random_layer(3, 3, 1, alpha=alpha)
+
+
+def test_balancing_rounds_nothing_and_brings_the_factors_together() -> None:
+    layer = random_layer(6, 7, 3, scale=0.1)
+    tiny = LoraLayer(layer.down_RI, layer.up_OR * 2.0**-20, 3.0)
+
+    balanced = tiny.balanced()
+
+    assert torch.equal(balanced.delta_OI(), tiny.delta_OI())
+    assert 0.25 < balanced.up_OR.abs().max() / balanced.down_RI.abs().max() < 4
+
+
+def test_change_of_nothing_cannot_be_balanced_and_stays() -> None:
+    nothing = LoraLayer(torch.ones(2, 3), torch.zeros(4, 2), 2.0)
+
+    assert nothing.balanced() is nothing
+
+
+@pytest.mark.parametrize("rewrite", [lambda x: x.folded(), lambda x: x.scaled(1.0), lambda x: x.with_alpha(64.0)])
+def test_small_factors_of_half_precision_are_not_rounded_away(rewrite: Callable[[LoraLayer], LoraLayer]) -> None:
+    layer = random_layer(6, 7, 64, scale=1e-3, alpha=0.01).to(torch.float16)
+
+    delta_OI = layer.delta_OI()
+
+    assert (rewrite(layer).delta_OI() - delta_OI).norm() <= 1e-6 * delta_OI.norm()
 
 
 def test_lora_without_layers_is_refused() -> None:
