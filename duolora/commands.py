@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
     from duolora.events import Progress
     from duolora.families.family import Family
+    from duolora.lora.base_layers import BaseLayers
     from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
@@ -141,6 +143,14 @@ def _load(arguments: argparse.Namespace) -> SdxlBase:
         return load_base(arguments.base, choose_runtime(getattr(arguments, "device", "auto")))
 
 
+def _layers(arguments: argparse.Namespace) -> BaseLayers:
+    """Read which layers the base has, without loading it."""
+    from duolora.models.registry import base_layers  # noqa: PLC0415 - imports torch
+    from duolora.runtime import choose_runtime  # noqa: PLC0415
+
+    return base_layers(arguments.base, choose_runtime("cpu"))
+
+
 def _bar() -> Bar:
     """Return a progress bar on standard error."""
     return Bar(
@@ -206,9 +216,9 @@ def _adjust_file(arguments: argparse.Namespace) -> int:
             "one file alone is adjusted: give --content-strength, --style-strength, --target-rank or --target-size-mb; "
             "to merge, give the style LoRA as well"
         )
-    base = _load(arguments)
-    merged = read_lora(arguments.content, base.layers())
-    _write(_adjusted(merged, arguments), arguments.out, base.family)
+    layers = _layers(arguments)
+    merged = read_lora(arguments.content, layers)
+    _write(_adjusted(merged, arguments), arguments.out, layers.family)
     return 0
 
 
@@ -259,11 +269,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
     """Print a LoRA's layers, ranks and metadata as JSON."""
     from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
 
-    lora = read_lora(arguments.file, _load(arguments).layers())
+    layers = _layers(arguments)
+    lora = read_lora(arguments.file, layers)
     print(
         json.dumps(
             {
+                "family": layers.family.title,
                 "layers": len(lora.layers),
+                "components": Counter(name.partition(".")[0] for name in lora.layers),
+                "convolutions": sum(layer.kernel is not None for layer in lora.layers.values()),
                 "ranks": sorted({layer.rank for layer in lora.layers.values()}),
                 "numbers": lora.trainable_numbers,
                 "metadata": dict(lora.metadata),

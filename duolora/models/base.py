@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.families.index import FAMILIES
-from duolora.lora.base_layers import BaseLayers
+from duolora.models.layers import TEXT_LEVEL, layers_of
 from duolora.models.loading import load_pipeline
 from duolora.noise_schedule import NoiseSchedule
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from duolora.families.family import Family
+    from duolora.lora.base_layers import BaseLayers
     from duolora.runtime import Runtime
 
 _ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
@@ -37,9 +38,6 @@ TARGET_PATTERNS = {
     TargetLayers.TRANSFORMER: re.compile(rf"({_ATTENTION}|{_FEED_FORWARD})$"),
 }
 """Which linear layers each choice of targets stands for."""
-
-TEXT_LEVEL = "text_model."
-"""Level of CLIP's text encoders that layer names always have and the modules of transformers 5 sometimes have not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,14 +180,7 @@ class DiffusionBase:
 
     def layers(self) -> BaseLayers:
         """Return all layers that a LoRA may change: linear layers and convolutions of U-Net and text encoders."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for component in self.family.components:
-            level = "" if component == "unet" else TEXT_LEVEL
-            for path, module in self.component(component).named_modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    in_level = path == "text_projection" or path.startswith(level)
-                    shapes[f"{component}.{'' if in_level else level}{path}"] = tuple(module.weight.shape)
-        return BaseLayers(self.family, shapes)
+        return layers_of(self.family, {name: self.component(name) for name in self.family.components})
 
     def layer_names(self) -> list[str]:
         """Return the names of all linear layers of the U-Net."""

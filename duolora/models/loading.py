@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from duolora.families.family import Family
 
-# What diffusers and transformers raise for missing, cut or contradicting files.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""What diffusers and transformers raise for missing, cut or contradicting files."""
 
 
 def load_pipeline(location: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -32,10 +32,10 @@ def load_pipeline(location: str, dtype: torch.dtype) -> DiffusionPipeline:
         if Path(location).is_file():
             family = _family_of_checkpoint(Path(location))
             return getattr(diffusers, family.pipeline).from_single_file(location, dtype=dtype)
-        family = _family_of_index(location)
+        family = family_of_index(location)
         pipeline = getattr(diffusers, family.pipeline)
         return pipeline.from_pretrained(location, dtype=dtype, use_safetensors=True, **_without_checker(family))
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise InvalidBase(f"{location} cannot be loaded as a base model: {error}") from error
 
 
@@ -56,7 +56,7 @@ def _family_of_checkpoint(path: Path) -> Family:
     raise ValueError(f"its keys are of no known family ({', '.join(family.title for family in FAMILIES)})")
 
 
-def _family_of_index(location: str) -> Family:
+def family_of_index(location: str) -> Family:
     """Tell the family of a folder or a hub id by the pipeline that its index names.
 
     Raises:

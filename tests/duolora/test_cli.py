@@ -176,6 +176,7 @@ def test_inspect_reads_kohya_keys_of_the_shipped_base(
 
     said = json.loads(capsys.readouterr().out)
     assert (said["layers"], said["ranks"], said["numbers"]) == (88, [1, 2], lora.trainable_numbers)
+    assert (said["family"], said["components"], said["convolutions"]) == ("SDXL", {"unet": 88}, 0)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_argument_that_is_none_ends_with_status_2(tmp_path: Path, argument: list
     [
         (["train", "content", "{empty}", "--out", "{empty}/x.safetensors"], "holds no pictures"),
         (["inspect", "{empty}/absent.safetensors", "--base", "{base}"], "absent.safetensors"),
-        (["inspect", "{empty}/absent.safetensors", "--base", "{empty}"], "cannot be loaded as a base model"),
+        (["inspect", "{empty}/absent.safetensors", "--base", "{empty}"], "cannot be read as a base model"),
     ],
 )
 def test_error_of_the_engine_is_one_line_and_status_1(

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from duolora.errors import InvalidBase
 from duolora.models.base import DiffusionBase
 from duolora.models.loading import load_pipeline
-from duolora.models.registry import load_base
+from duolora.models.registry import base_layers, load_base
+from duolora.tiny.base import base_path
 from tests.duolora.pico import CPU, pico_pipeline, pico_sd15_pipeline, pico_unet
 
 if TYPE_CHECKING:
@@ -115,3 +116,34 @@ def test_missing_part_is_refused_by_name() -> None:
 
     with pytest.raises(InvalidBase, match="has no text_encoder"):
         DiffusionBase(pipeline, "half", CPU)
+
+
+@pytest.mark.parametrize("family", ["SDXL", "SD 1.5", "tiny"])
+def test_layers_of_a_folder_are_known_without_its_weights(
+    base_folder: Path, sd15_folder: Path, tmp_path: Path, family: str
+) -> None:
+    folder = {"SDXL": base_folder, "SD 1.5": sd15_folder, "tiny": base_path()}[family]
+    loaded = load_base(str(folder), CPU).layers()
+    shutil.copytree(folder, tmp_path / "base")
+    for weights in (tmp_path / "base").rglob("*.safetensors"):
+        weights.unlink()
+
+    bare = base_layers(str(tmp_path / "base"), CPU)
+
+    assert bare.shapes == loaded.shapes
+    assert bare.family is loaded.family
+
+
+@pytest.mark.parametrize("damage", ["no unet", "unknown encoder", "no index"])
+def test_folder_without_usable_configuration_has_no_layers(sd15_folder: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(sd15_folder, tmp_path / "base")
+    index = tmp_path / "base/model_index.json"
+    if damage == "no unet":
+        shutil.rmtree(tmp_path / "base/unet")
+    if damage == "unknown encoder":
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder": ["os", "system"]}))
+    if damage == "no index":
+        index.unlink()
+
+    with pytest.raises(InvalidBase, match=str(tmp_path / "base")):
+        base_layers(str(tmp_path / "base"), CPU)
