@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from duolora.errors import InvalidLora
 from duolora.lora.parts import PARTS_KEY, Parts, join_sides
 from duolora.lora.weights import LoraWeights
 
@@ -32,6 +33,26 @@ def split(lora: LoraWeights) -> SplitLora:
         name for name, layer in lora.layers.items() if layer.kernel is None and _IN_TRANSFORMER.search(name) is not None
     }
     return SplitLora(lora.only(by_masks), lora.only(lora.layers.keys() - by_masks))
+
+
+def split_sides(
+    loras: Mapping[str, LoraWeights],
+) -> tuple[dict[str, LoraWeights], dict[str, LoraWeights | None]]:
+    """Split the LoRAs of a merge: side -> what masks decide, side -> what is carried through.
+
+    Raises:
+        InvalidLora: a side has no layer that masks could decide.
+    """
+    halves = {side: split(lora) for side, lora in loras.items()}
+    by_masks: dict[str, LoraWeights] = {}
+    for side, half in halves.items():
+        if half.by_masks is None:
+            raise InvalidLora(
+                f"the {side} LoRA changes no linear layer of the U-Net's transformers, so there is nothing to merge by "
+                "ranks; train it on the U-Net's attention"
+            )
+        by_masks[side] = half.by_masks
+    return by_masks, {side: half.carried for side, half in halves.items()}
 
 
 def merge_carried(

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from duolora.lora.carry import merge_carried, split, unite
+from duolora.errors import InvalidLora
+from duolora.lora.carry import merge_carried, split, split_sides, unite
 from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
@@ -43,6 +44,23 @@ def test_split_gives_masks_the_linear_layers_of_the_transformers(base: SdxlBase)
 @pytest.mark.parametrize(("ends", "absent"), [(BY_MASKS, "carried"), (CARRIED, "by_masks")])
 def test_half_of_which_there_is_nothing_is_none(base: SdxlBase, ends: list[str], absent: str) -> None:
     assert getattr(split(whole_lora(base, 1, ends)), absent) is None
+
+
+def test_sides_of_a_merge_are_split_by_name(base: SdxlBase) -> None:
+    whole, lean = whole_lora(base, 1, BY_MASKS + CARRIED), whole_lora(base, 2, BY_MASKS)
+
+    by_masks, carried = split_sides({"content": whole, "style": lean})
+
+    assert by_masks["content"].layers.keys() == by_masks["style"].layers.keys() == lean.layers.keys()
+    assert carried["content"] is not None
+    assert carried["style"] is None
+
+
+def test_side_without_transformer_layers_cannot_be_merged(base: SdxlBase) -> None:
+    loras = {"content": whole_lora(base, 1, BY_MASKS), "style": whole_lora(base, 2, CARRIED)}
+
+    with pytest.raises(InvalidLora, match="the style LoRA changes no linear layer"):
+        split_sides(loras)
 
 
 def test_one_by_one_convolution_inside_a_transformer_is_carried(sd15_base: SdxlBase) -> None:
