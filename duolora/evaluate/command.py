@@ -14,16 +14,29 @@ from duolora.errors import InvalidConfig
 if TYPE_CHECKING:
     import argparse
 
+    from duolora.config import PersonalizeConfig
     from duolora.models.sdxl import SdxlBase
 
 SUITES = ("truth", "folders")
 TENANTS_ON_GPU = 48
+EMBEDDED = "tiny"
+MOST_PICTURES = 16
+TABLE_WIDTH = 150
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("evaluate", help="compare merge methods: one table, with intervals")
-    parser.add_argument("--suite", choices=SUITES, default="truth", help="truth: the embedded world (default)")
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        default="truth",
+        help="truth: the embedded world, whose right answers are known (default); folders: your pictures in PATH, "
+        "by the paper's protocol",
+    )
+    parser.add_argument(
+        "path", type=Path, nargs="?", metavar="PATH", help="for folders: has subjects/NAME/*.png and styles/NAME/*.png"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="8 pairs instead of 48")
     which.add_argument("--development", action="store_true", help="the pairs that settings are chosen on")
@@ -32,12 +45,19 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for tables, pictures and LoRAs; runs go on in it"
     )
-    parser.add_argument("--tenants", type=int, help=f"pairs per pass (default: 1 on a CPU, {TENANTS_ON_GPU} on a GPU)")
+    parser.add_argument(
+        "--tenants", type=int, help=f"pairs per pass (default: {TENANTS_ON_GPU} for tiny on a GPU, else 1)"
+    )
     parser.add_argument("--again", action="store_true", help="score the named methods anew; LoRAs are kept")
     parser.add_argument("--base", default="tiny", help="tiny, or another base that draws the embedded world")
     parser.add_argument("--recipe", help="named settings of the trainings (default: by the base)")
     parser.add_argument("--lora-steps", type=int, help="steps of each LoRA's training (default: the recipe's)")
     parser.add_argument("--device", default="auto")
+    folders = parser.add_argument_group("networks that folders are judged by: a folder, or an id on the model hub")
+    folders.add_argument("--dino", default="facebook/dino-vits16", help="likeness of subjects (default: %(default)s)")
+    folders.add_argument("--clip", default="openai/clip-vit-base-patch32", help="CLIP-I, CLIP-T (default: %(default)s)")
+    folders.add_argument("--csd", default="yuxi-liu-wired/CSD", help="likeness of styles (default: %(default)s)")
+    folders.add_argument("--pictures", type=int, default=4, help="pictures drawn for each prompt (default: 4)")
     parser.set_defaults(run=run)
 
 
@@ -45,54 +65,135 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the suite that was asked for."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("duolora.evaluate").setLevel(logging.INFO)
+    _check(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return _run_truth(arguments) if arguments.suite == "truth" else _run_folders(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        InvalidConfig: always says which.
+    """
     if arguments.seeds < 1 or (arguments.tenants is not None and arguments.tenants < 1):
         raise InvalidConfig("--seeds and --tenants must be at least 1")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    return _run_truth(arguments)
+    if not 1 <= arguments.pictures <= MOST_PICTURES:
+        raise InvalidConfig(f"--pictures must lie between 1 and {MOST_PICTURES}")
+    if (arguments.suite == "folders") != (arguments.path is not None):
+        raise InvalidConfig("--suite folders needs the PATH of the folders, and no other suite takes one")
+    if arguments.suite == "folders" and (arguments.quick or arguments.development):
+        raise InvalidConfig("--quick and --development choose pairs of the truth suite; folders are run whole")
 
 
 def _run_truth(arguments: argparse.Namespace) -> int:
     """Run the truth suite and write its reports."""
     from duolora.evaluate.methods import chosen_methods  # noqa: PLC0415 - imports torch
     from duolora.evaluate.network import shipped_evaluator  # noqa: PLC0415
-    from duolora.evaluate.provenance import environment, identity  # noqa: PLC0415
+    from duolora.evaluate.provenance import truth_identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten, outcome, print_tables, write_reports  # noqa: PLC0415
     from duolora.evaluate.run import Plan, run_truth_suite  # noqa: PLC0415
     from duolora.evaluate.score_book import Entry, ScoreBook  # noqa: PLC0415
     from duolora.evaluate.truth_suite import Selection, truth_pairs  # noqa: PLC0415
 
     methods = chosen_methods(arguments.methods)
-    selection = Selection.QUICK if arguments.quick else Selection.FULL
-    pairs = truth_pairs(Selection.DEVELOPMENT if arguments.development else selection)
+    quick = Selection.QUICK if arguments.quick else Selection.FULL
+    selection = Selection.DEVELOPMENT if arguments.development else quick
     base = _load(arguments)
-    on_gpu = base.runtime.device.type == "cuda"
     plan = Plan(
-        pairs=pairs,
+        pairs=truth_pairs(selection),
         seeds=arguments.seeds,
         methods=methods,
-        tenants=arguments.tenants or (TENANTS_ON_GPU if on_gpu else 1),
+        tenants=_tenants(arguments, base),
         out=arguments.out,
         base_name=arguments.base,
         recipe=arguments.recipe,
         lora_steps=arguments.lora_steps,
     )
-    decides = identity(base, plan)
-    _require_same(arguments.out / "identity.json", decides)
+    provenance = _begin(arguments, base, plan.config(plan.pairs[0], 0), truth_identity()) | {"selection": selection}
     book = ScoreBook(arguments.out / "scores.jsonl", Entry.from_record)
     if arguments.again:
         book.forget(forgotten(methods))
     run_truth_suite(plan, base, shipped_evaluator(base.runtime.device), book)
-    provenance = {
-        **decides,
-        **environment(base),
-        "selection": "development" if arguments.development else selection.value,
-        "seeds": list(range(plan.seeds)),
-        "tenants": plan.tenants,
-    }
     found = outcome(plan, book.entries())
     write_reports(plan, found, book.entries(), provenance)
-    print_tables(found, Console())
+    print_tables(found, wide_console())
     return 0
+
+
+def _run_folders(arguments: argparse.Namespace) -> int:
+    """Run the paper's protocol on a user's folders and write its table."""
+    from duolora.evaluate.folder_run import (  # noqa: PLC0415 - imports torch
+        FolderEntry,
+        FolderPlan,
+        Judges,
+        folder_table,
+        run_folder_suite,
+        write_folder_reports,
+    )
+    from duolora.evaluate.folder_suite import read_suite  # noqa: PLC0415
+    from duolora.evaluate.methods import chosen_methods  # noqa: PLC0415
+    from duolora.evaluate.perceptual import Clip, Csd, Dino  # noqa: PLC0415
+    from duolora.evaluate.provenance import folders_identity  # noqa: PLC0415
+    from duolora.evaluate.report import forgotten  # noqa: PLC0415
+    from duolora.evaluate.score_book import ScoreBook  # noqa: PLC0415
+    from duolora.runtime import choose_runtime  # noqa: PLC0415
+
+    methods, suite = chosen_methods(arguments.methods), read_suite(arguments.path)
+    device = choose_runtime(arguments.device).device
+    judges = Judges(Dino(arguments.dino, device), Clip(arguments.clip, device), Csd(arguments.csd, device))
+    base = _load(arguments)
+    plan = FolderPlan(
+        suite=suite,
+        seeds=arguments.seeds,
+        methods=methods,
+        tenants=_tenants(arguments, base),
+        out=arguments.out,
+        base_name=arguments.base,
+        recipe=arguments.recipe,
+        lora_steps=arguments.lora_steps,
+        pictures=arguments.pictures,
+    )
+    networks = {name: getattr(arguments, name) for name in ("dino", "clip", "csd")}
+    config = plan.job(suite.pairs[0], 0).config
+    provenance = _begin(arguments, base, config, folders_identity(suite, networks))
+    book = ScoreBook(arguments.out / "scores.jsonl", FolderEntry.from_record)
+    if arguments.again:
+        book.forget(forgotten(methods))
+    run_folder_suite(plan, base, judges, book)
+    wide_console().print(folder_table(write_folder_reports(plan, book.entries(), provenance)))
+    return 0
+
+
+def _begin(
+    arguments: argparse.Namespace, base: SdxlBase, config: PersonalizeConfig, suite: dict[str, str]
+) -> dict[str, Any]:
+    """Make sure that a folder's scores belong together, and return the provenance of the run."""
+    from duolora.evaluate.provenance import environment, identity  # noqa: PLC0415 - imports torch
+
+    decides = identity(base, config, suite)
+    _require_same(arguments.out / "identity.json", decides)
+    return {
+        **decides,
+        **environment(base),
+        "suite": arguments.suite,
+        "seeds": list(range(arguments.seeds)),
+        "tenants": _tenants(arguments, base),
+    }
+
+
+def _tenants(arguments: argparse.Namespace, base: SdxlBase) -> int:
+    """Return how many pairs share a pass: one where a pass fills the machine already."""
+    if arguments.tenants is not None:
+        return int(arguments.tenants)
+    small = arguments.base == EMBEDDED and base.runtime.device.type == "cuda"
+    return TENANTS_ON_GPU if small else 1
+
+
+def wide_console() -> Console:
+    """Return a console on standard output that does not cut tables off where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def _load(arguments: argparse.Namespace) -> SdxlBase:

@@ -189,7 +189,8 @@ def chosen_methods(names: str) -> tuple[Method, ...]:
     rivals = [method.name for method in METHODS if method.kind is not Kind.REFERENCE]
     unknown = wanted - {"all"} - set(rivals)
     if unknown or not wanted:
-        raise InvalidConfig(f"unknown methods {', '.join(sorted(unknown)) or names!r}; known: all, {', '.join(rivals)}")
+        named = ", ".join(sorted(unknown)) or "none was named"
+        raise InvalidConfig(f"unknown methods: {named}; known: all, {', '.join(rivals)}")
     return tuple(
         method for method in METHODS if method.kind is Kind.REFERENCE or "all" in wanted or method.name in wanted
     )

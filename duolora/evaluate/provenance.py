@@ -13,11 +13,13 @@ from duolora.evaluate.network import weights_path
 from duolora.evaluate.truth_suite import suite_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
-    from duolora.evaluate.run import Plan
+    from duolora.config import PersonalizeConfig
+    from duolora.evaluate.folder_suite import FolderSuite
     from duolora.models.sdxl import SdxlBase
 
 PACKAGES = ("duolora", "torch", "diffusers", "transformers", "peft", "numpy")
@@ -36,19 +38,44 @@ def environment(base: SdxlBase) -> dict[str, Any]:
     }
 
 
-def identity(base: SdxlBase, plan: Plan) -> dict[str, Any]:
-    """Return what decides a score, besides method, pair and seed; runs may share a folder if theirs are equal."""
-    config = plan.config(plan.pairs[0], 0)
+def identity(base: SdxlBase, config: PersonalizeConfig, suite: Mapping[str, str]) -> dict[str, Any]:
+    """Return what decides a score, besides method, pair and seed; runs may share a folder if theirs are equal.
+
+    `suite` says the same of the suite and of the networks it measures with.
+    """
     return {
-        "base": plan.base_name,
+        "base": config.base_model,
         "base_sha256": _digest_modules([base.unet, base.vae, base.pipeline.text_encoder, base.pipeline.text_encoder_2]),
-        "evaluator_sha256": hashlib.sha256(weights_path().read_bytes()).hexdigest(),
-        "suite_sha256": hashlib.sha256(suite_path().read_bytes()).hexdigest(),
+        **suite,
         "recipe": config.recipe,
         "content": config.content.model_dump(mode="json"),
         "style": config.style.model_dump(mode="json"),
         "sampling": config.preview.model_dump(mode="json"),
     }
+
+
+def truth_identity() -> dict[str, str]:
+    """Digest the truth suite: its lists and its evaluator."""
+    return {"evaluator_sha256": digest_files([weights_path()]), "suite_sha256": digest_files([suite_path()])}
+
+
+def folders_identity(suite: FolderSuite, judges: Mapping[str, str]) -> dict[str, str]:
+    """Digest a suite of folders: its pictures, captions and prompts; and where its networks come from."""
+    pictures = {path for pair in suite.pairs for path in (*pair.subject.pictures, *pair.style.pictures)}
+    words = "\n".join([*suite.templates, *(repr(pair.prompts) for pair in suite.pairs)])
+    return {
+        "pictures_sha256": digest_files(sorted(pictures)),
+        "words_sha256": hashlib.sha256(words.encode()).hexdigest(),
+        **judges,
+    }
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Digest the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _digest_modules(modules: Sequence[nn.Module]) -> str:

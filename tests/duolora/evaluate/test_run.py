@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from duolora.cli import main
 from duolora.errors import InvalidConfig, TrainingDiverged
 from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.jobs import merge_case, train_missing
@@ -205,3 +206,30 @@ def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base
     assert seconds > 0
     for name, layer in here.layers.items():
         torch.testing.assert_close(layer.delta_OI(), there.layers[name].delta_OI(), atol=1e-6, rtol=1e-4)
+
+
+def test_the_command_prints_and_writes_the_quick_table(base_folder, tmp_path, capsys):
+    arguments = ["evaluate", "--quick", "--methods", "peft-svd", "--seeds", "1", "--lora-steps", "1"]
+    where = [
+        "--base",
+        str(base_folder),
+        "--recipe",
+        "tiny",
+        "--device",
+        "cpu",
+        "--tenants",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*arguments, *where]) == 0
+    assert "peft-svd" in capsys.readouterr().out
+    with (tmp_path / "table.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["truth", "content alone", "style alone", "peft-svd"]
+    assert float(rows["truth"]["hmean"]) > 0.8
+    assert float(rows["peft-svd"]["hmean"]) < 0.3  # an untrained base knows nothing
+    provenance = json.loads((tmp_path / "results.json").read_text())["provenance"]
+    assert provenance["selection"] == "quick"
+    assert provenance["seeds"] == [0]
+    assert len(provenance["base_sha256"]) == 64

@@ -1,0 +1,310 @@
+"""Runs the paper's protocol on a user's folders and writes its table: DINO, CLIP-I, CLIP-T and CSD for every method.
+
+Each subject's LoRA and each style's is trained once for a seed and meets all its counterparts.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from rich.table import Table
+
+from duolora.errors import TrainingDiverged
+from duolora.evaluate.calling import Caller
+from duolora.evaluate.host_pool import HostPool
+from duolora.evaluate.intervals import bootstrap
+from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing
+from duolora.evaluate.methods import OURS, Knobs, Method
+from duolora.evaluate.metrics import harmonic_mean
+from duolora.evaluate.score_book import ScoreBook, knobs_word
+from duolora.evaluate.tables import Setting, best_settings, complete_settings, differences_to
+from duolora.recipes import resolve
+from duolora.tiny.contact_sheet import to_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from duolora.evaluate.folder_suite import FolderPair, FolderSuite
+    from duolora.evaluate.perceptual import Clip, Csd, Dino, PictureEmbedder
+    from duolora.events import Observer
+    from duolora.models.sdxl import SdxlBase
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "method",
+    "dino",
+    "clip_i",
+    "clip_t",
+    "csd",
+    "hmean",
+    "hmean_lo",
+    "hmean_hi",
+    "trainable",
+    "seconds",
+    "knobs",
+)
+
+# Legend: J jobs, n pictures of each, N embedded pictures, E width of an embedding, H/W pixels.
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEntry:
+    """What one setting of one method reached on one pair and seed, means over prompts and pictures.
+
+    `dino` and `clip_i` are mean cosines with the subject's pictures, `csd` with the style's, `clip_t` with the prompt.
+    """
+
+    method: str
+    knobs: str
+    pair: str
+    seed: int
+    dino: float
+    clip_i: float
+    clip_t: float
+    csd: float
+    trainable: int
+    seconds: float
+
+    @property
+    def hmean(self) -> float:
+        """Harmonic mean of both axes, DINO for the subject and CSD for the style; 0 if one is not above 0."""
+        return harmonic_mean([self.dino, self.csd])
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> FolderEntry:
+        """Build an entry from its JSON."""
+        return cls(**record)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judges:
+    """The networks that the paper measures with."""
+
+    dino: Dino
+    clip: Clip
+    csd: Csd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderPlan:
+    """What to run; as the truth suite's plan, with pairs and prompts from folders and `pictures` for each prompt."""
+
+    suite: FolderSuite
+    seeds: int
+    methods: Sequence[Method]
+    tenants: int
+    out: Path
+    base_name: str
+    recipe: str | None = None
+    lora_steps: int | None = None
+    workers: int | None = None
+    pictures: int = 4
+
+    def job(self, pair: FolderPair, seed: int) -> Job:
+        """Return the job of one pair and seed; its LoRAs are those of all pairs with the subject or the style."""
+        steps = self.lora_steps
+        loras = self.out / "loras" / str(seed)
+        return Job(
+            pair=pair.name,
+            seed=seed,
+            config=resolve(
+                self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed
+            ),
+            pictures={SIDES[0]: pair.subject.pictures, SIDES[1]: pair.style.pictures},
+            loras={
+                SIDES[0]: loras / "subjects" / f"{pair.subject.name}.safetensors",
+                SIDES[1]: loras / "styles" / f"{pair.style.name}.safetensors",
+            },
+        )
+
+    def pictures_folder(self, method: str, knobs: str, pair: FolderPair, seed: int) -> Path:
+        """Return where the drawn pictures of a setting, a pair and a seed lie."""
+        return self.out / "pictures" / method.replace(" ", "-") / knobs / pair.name.replace(" ", "-") / str(seed)
+
+
+def run_folder_suite(
+    plan: FolderPlan,
+    base: SdxlBase,
+    judges: Judges,
+    book: ScoreBook[FolderEntry],
+    observer: Observer | None = None,
+) -> None:
+    """Fill the book with every method's scores on every pair and seed; what is there already is not done again.
+
+    Raises:
+        InvalidImage: a picture cannot be read.
+        Cancelled, OutOfMemory: as in training. A setting that diverges is logged and left out of the table.
+    """
+    scorer = _Scorer(judges)
+    with HostPool(plan.workers) as pool:
+        for seed in range(plan.seeds):
+            jobs = {pair.name: plan.job(pair, seed) for pair in plan.suite.pairs}
+            log.info(
+                "seed %d: %d LoRAs trained", seed, train_missing(base, list(jobs.values()), plan.tenants, observer)
+            )
+            for pairs in in_chunks(plan.suite.pairs, plan.tenants):
+                caller = Caller(base, pool)
+                for method in plan.methods:
+                    for knobs in method.grid:
+                        missing = [
+                            pair for pair in pairs if (method.name, knobs_word(knobs), pair.name, seed) not in book
+                        ]
+                        if missing:
+                            of_pairs = [(pair, jobs[pair.name]) for pair in missing]
+                            book.add(_score_setting(plan, caller, scorer, (method, knobs), of_pairs))
+
+
+def _score_setting(
+    plan: FolderPlan,
+    caller: Caller,
+    scorer: _Scorer,
+    setting: tuple[Method, Knobs],
+    of_pairs: Sequence[tuple[FolderPair, Job]],
+) -> list[FolderEntry]:
+    """Let one setting of a method merge some pairs, draw every prompt, keep the pictures and score them."""
+    method, knobs = setting
+    jobs = [job for _, job in of_pairs]
+    try:
+        called = caller.call(method, knobs, jobs)
+    except TrainingDiverged as error:
+        log.warning("%s with %s diverged: %s", method.name, knobs_word(knobs), error)
+        return []
+    drawn: list[list[tuple[str, Image.Image]]] = [[] for _ in jobs]
+    for number, template in enumerate(plan.suite.templates):
+        prompts = [[pair.prompt(template)] * plan.pictures for pair, _ in of_pairs]
+        seeds = [1000 * job.seed + number for job in jobs]
+        rgb_Jn3HW, _ = caller.draw(called.made, prompts, jobs[0].config.preview, seeds)
+        for of_job, rgb_n3HW in zip(drawn, rgb_Jn3HW, strict=True):
+            of_job.extend((template, to_image(rgb_3HW)) for rgb_3HW in rgb_n3HW)
+    entries = []
+    for index, (pair, job) in enumerate(of_pairs):
+        folder = plan.pictures_folder(method.name, knobs_word(knobs), pair, job.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (_, picture) in enumerate(drawn[index]):
+            picture.save(folder / f"{number:03d}.png")
+        entries.append(
+            FolderEntry(
+                method=method.name,
+                knobs=knobs_word(knobs),
+                pair=pair.name,
+                seed=job.seed,
+                **scorer.score(pair, drawn[index]),
+                trainable=called.trainable[index],
+                seconds=called.seconds,
+            )
+        )
+    return entries
+
+
+class _Scorer:
+    """Compares pictures with those of a pair's subject and style; the folders are looked at once."""
+
+    def __init__(self, judges: Judges) -> None:
+        self._judges = judges
+        self._known: dict[tuple[str, Sequence[Path]], torch.Tensor] = {}
+
+    def score(self, pair: FolderPair, drawn: Sequence[tuple[str, Image.Image]]) -> dict[str, float]:
+        """Return the mean cosine over all pairs of a drawn picture and a given one, and of pictures and prompts."""
+        pictures = [picture for _, picture in drawn]
+        clip_NE = self._judges.clip.pictures(pictures)
+        text_NE = self._judges.clip.texts([pair.plain_text(template) for template, _ in drawn])
+        subject, style = pair.subject.pictures, pair.style.pictures
+        return {
+            "dino": _mean_cosine(self._judges.dino.pictures(pictures), self._of_files("dino", subject)),
+            "clip_i": _mean_cosine(clip_NE, self._of_files("clip", subject)),
+            "clip_t": float((clip_NE * text_NE).sum(dim=1).mean()),
+            "csd": _mean_cosine(self._judges.csd.pictures(pictures), self._of_files("csd", style)),
+        }
+
+    def _of_files(self, judge: str, paths: Sequence[Path]) -> torch.Tensor:
+        """Embed given pictures, once."""
+        if (judge, paths) not in self._known:
+            embedders: dict[str, PictureEmbedder] = {
+                "dino": self._judges.dino,
+                "clip": self._judges.clip,
+                "csd": self._judges.csd,
+            }
+            embedder = embedders[judge]
+            self._known[judge, paths] = embedder.pictures([_open(path) for path in paths])
+        return self._known[judge, paths]
+
+
+def _mean_cosine(drawn_NE: torch.Tensor, given_NE: torch.Tensor) -> float:
+    """Return the mean over all pairs of rows."""
+    return float((drawn_NE @ given_NE.T).mean())
+
+
+def _open(path: Path) -> Image.Image:
+    """Read a picture."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def write_folder_reports(
+    plan: FolderPlan, entries: Sequence[FolderEntry], provenance: Mapping[str, Any]
+) -> list[list[str]]:
+    """Write table.csv and results.json; return the table's cells, a row for each method by its best setting."""
+    pairs, seeds = [pair.name for pair in plan.suite.pairs], list(range(plan.seeds))
+    names = [method.name for method in plan.methods]
+    settings = [setting for setting in complete_settings(entries, pairs, seeds) if setting.method in names]
+    best = best_settings(settings)
+    ordered = [best[name] for name in names if name in best]
+    rows = [_cells(setting) for setting in ordered]
+    with (plan.out / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    differences = differences_to(best[OURS], ordered) if OURS in best else {}
+    results = {
+        "provenance": dict(provenance),
+        "duolora_minus_rival": {rival: asdict(interval) for rival, interval in differences.items()},
+        "scores": [entry.record() for entry in entries],
+    }
+    (plan.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def folder_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return the table to print."""
+    table = Table(title="Subjects in styles, from folders")
+    for column in COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("method", "knobs") else "right", no_wrap=column != "knobs"
+        )
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] == OURS else None)
+    return table
+
+
+def _cells(setting: Setting[FolderEntry]) -> list[str]:
+    """Return a setting's cells in the order of `COLUMNS`."""
+    interval = bootstrap(setting.hmean_PS)
+    means = [
+        setting.mean(lambda entry: entry.dino),
+        setting.mean(lambda entry: entry.clip_i),
+        setting.mean(lambda entry: entry.clip_t),
+        setting.mean(lambda entry: entry.csd),
+        interval.mean,
+        interval.low,
+        interval.high,
+    ]
+    return [
+        setting.method,
+        *(f"{mean:.4f}" for mean in means),
+        str(round(setting.mean(lambda entry: entry.trainable))),
+        f"{setting.mean(lambda entry: entry.seconds):.3f}",
+        setting.knobs,
+    ]
