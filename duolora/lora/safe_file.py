@@ -21,6 +21,9 @@ nothing."""
 MAX_TENSORS = 20_000
 """A LoRA on every layer of SDXL and both text encoders has 7,000."""
 
+MAX_KEY_LENGTH = 512
+"""The longest key of SDXL has 110 characters; keys stand in messages, which should stay readable."""
+
 NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
 """What the factors of a LoRA may be stored as, in the words of safetensors."""
 
@@ -44,6 +47,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             tensors = {}
             for key in keys:
+                if len(key) > MAX_KEY_LENGTH or not key.isprintable():
+                    raise InvalidLora(f"{path.name} has a key that no LoRA has: {key[:60]!r}")
                 kind = file.get_slice(key).get_dtype()
                 if kind not in NUMBER_TYPES:
                     raise InvalidLora(f"{key} is stored as {kind}; a LoRA's numbers are one of {NUMBER_TYPES}")

@@ -99,6 +99,15 @@ def test_as_many_keys_as_a_header_holds_cost_little(tmp_path: Path) -> None:
     assert f"holds {count} tensors" in refused(tmp_path, with_header(words.encode()))
 
 
+@pytest.mark.parametrize("key", ["a" * 1_000_000, "unet.a\nduolora: all is well", "unet.a\x1b[2J"])
+def test_keys_that_would_spoil_messages_are_refused_in_short(tmp_path: Path, key: str) -> None:
+    message = refused(tmp_path, save({key: torch.ones(2, 3)}))
+
+    assert "a key that no LoRA has" in message
+    assert len(message) < 200
+    assert message.isprintable()
+
+
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95"])
 def test_pickles_are_named_so(tmp_path: Path, start: bytes) -> None:
     message = refused(tmp_path, start + b"\0" * 100)
