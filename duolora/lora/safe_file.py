@@ -27,6 +27,9 @@ MAX_KEY_LENGTH = 512
 NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
 """What the factors of a LoRA may be stored as, in the words of safetensors."""
 
+ALPHA_TYPES = (*NUMBER_TYPES, "I64", "I32", "I16", "U8")
+"""diffusers' own export to kohya keys writes alphas as integers."""
+
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """torch.save's zip archive, and pickles of any protocol in use."""
 
@@ -50,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 if len(key) > MAX_KEY_LENGTH or not key.isprintable():
                     raise InvalidLora(f"{path.name} has a key that no LoRA has: {key[:60]!r}")
                 kind = file.get_slice(key).get_dtype()
-                if kind not in NUMBER_TYPES:
+                if kind not in (ALPHA_TYPES if key.endswith(".alpha") else NUMBER_TYPES):
                     raise InvalidLora(f"{key} is stored as {kind}; a LoRA's numbers are one of {NUMBER_TYPES}")
                 tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:

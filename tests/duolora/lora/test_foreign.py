@@ -161,11 +161,17 @@ def test_alpha_must_be_one_number(tmp_path: Path, shape: tuple[int, ...]) -> Non
     assert f"{KOHYA}.alpha must be one number" in refused(tmp_path, FACTORS | {f"{KOHYA}.alpha": torch.ones(shape)})
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool])
-def test_numbers_that_are_not_of_floating_point_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
-    message = refused(tmp_path, FACTORS | {f"{KOHYA}.alpha": torch.tensor(1).to(dtype)})
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_factors_that_are_not_of_floating_point_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    message = refused(tmp_path, {key: tensor.to(dtype) for key, tensor in FACTORS.items()})
 
-    assert f"{KOHYA}.alpha is stored as" in message
+    assert f"{KOHYA}.lora_down.weight is stored as" in message
+
+
+def test_alpha_that_is_neither_float_nor_integer_is_refused(tmp_path: Path) -> None:
+    message = refused(tmp_path, FACTORS | {f"{KOHYA}.alpha": torch.tensor(1).to(torch.bool)})
+
+    assert f"{KOHYA}.alpha is stored as BOOL" in message
 
 
 def test_two_names_of_one_layer_are_refused(tmp_path: Path) -> None:

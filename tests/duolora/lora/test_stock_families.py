@@ -6,12 +6,13 @@ float16 at another place, 2^-11 of each delta's norm. Pictures: as in test_stock
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from duolora.models.carried import applied
 from tests.duolora.pico import pico_base, pico_sd15_base, random_lora_on
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
@@ -186,6 +188,22 @@ def test_file_of_stock_diffusers_is_read(family_base: DiffusionBase, folder: Pat
     assert theirs.layers.keys() == lora.layers.keys()
     for name, layer in lora.layers.items():
         torch.testing.assert_close(theirs.layers[name].delta_weight(), layer.delta_weight())
+
+
+@pytest.mark.parametrize("convert", [convert_state_dict_to_diffusers, convert_state_dict_to_kohya])
+def test_files_that_stock_diffusers_converts_are_read(tmp_path: Path, convert: Callable[..., Any]) -> None:
+    """Its older keys (`.lora.down`, `.lora_linear_layer.down`) and its kohya keys, whose alphas are integers."""
+    base = pico_base()
+    names = [name for name in base.layers().shapes if name.endswith(("attn1.to_q", "to_out.0", "q_proj", "out_proj"))]
+    lora = random_lora_on(base, names)
+    write_diffusers(lora, tmp_path / "ours.safetensors", torch.float32)
+    save_file(convert(load_file(tmp_path / "ours.safetensors")), tmp_path / "theirs.safetensors")
+
+    found = read_lora(tmp_path / "theirs.safetensors", base.layers())
+
+    assert found.layers.keys() == lora.layers.keys()
+    for name, layer in lora.layers.items():
+        torch.testing.assert_close(found.layers[name].delta_weight(), layer.delta_weight())
 
 
 def test_headers_name_the_family(family_base: DiffusionBase, tmp_path: Path) -> None:
