@@ -89,6 +89,9 @@ def _adjustments(parser: argparse.ArgumentParser) -> None:
     """Add the options that change a merged LoRA without another merge."""
     parser.add_argument("--content-strength", type=float, metavar="X", help="multiply the content side by X")
     parser.add_argument("--style-strength", type=float, metavar="X", help="multiply the style side by X")
+    parser.add_argument(
+        "--strength", action="append", default=[], metavar="SIDE=X", help="multiply any side by X; for merges of many"
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--target-rank", type=float, metavar="R", help="prune to R ranks per layer on the average")
     size.add_argument("--target-size-mb", type=float, metavar="MB", help="prune until each file fits into MB megabytes")
@@ -210,8 +213,7 @@ def _adjust_file(arguments: argparse.Namespace) -> int:
     """Re-weight and prune a merged LoRA; needs no pictures and no time."""
     from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
 
-    wishes = (arguments.content_strength, arguments.style_strength, arguments.target_rank, arguments.target_size_mb)
-    if all(wish is None for wish in wishes):
+    if not _strengths(arguments) and arguments.target_rank is None and arguments.target_size_mb is None:
         raise InvalidConfig(
             "one file alone is adjusted: give --content-strength, --style-strength, --target-rank or --target-size-mb; "
             "to merge, give the style LoRA as well"
@@ -222,13 +224,25 @@ def _adjust_file(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _strengths(arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the strengths that were asked for, by side."""
+    asked = {"content": arguments.content_strength, "style": arguments.style_strength}
+    strengths = {side: strength for side, strength in asked.items() if strength is not None}
+    for words in arguments.strength:
+        side, _, number = words.rpartition("=")
+        try:
+            strengths[side] = float(number)
+        except ValueError as error:
+            raise InvalidConfig(f"--strength must be SIDE=X, for example style=1.2, not {words!r}") from error
+    return strengths
+
+
 def _adjusted(weights: LoraWeights, arguments: argparse.Namespace) -> LoraWeights:
     """Re-weight the sides of a merged LoRA and prune it, as far as the options ask for it."""
     from duolora.pruning import prune  # noqa: PLC0415 - imports torch
     from duolora.strengths import reweight  # noqa: PLC0415
 
-    asked = {"content": arguments.content_strength, "style": arguments.style_strength}
-    strengths = {side: strength for side, strength in asked.items() if strength is not None}
+    strengths = _strengths(arguments)
     if strengths:
         weights = reweight(weights, strengths)
     if arguments.target_rank is None and arguments.target_size_mb is None:

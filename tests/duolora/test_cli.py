@@ -88,11 +88,15 @@ def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
     return tmp_path / "merged.safetensors"
 
 
+@pytest.mark.parametrize(
+    "strengths",
+    [["--content-strength", ".8", "--style-strength", "1.2"], ["--strength", "content=.8", "--strength", "style=1.2"]],
+)
 def test_strengths_of_a_merged_file_are_changed_without_a_merge(
-    base: SdxlBase, base_folder: Path, merged_file: Path, tmp_path: Path
+    *, base: SdxlBase, base_folder: Path, merged_file: Path, tmp_path: Path, strengths: list[str]
 ) -> None:
     out = tmp_path / "adjusted.safetensors"
-    options = ["--content-strength", ".8", "--style-strength", "1.2", "--out", str(out), "--base", str(base_folder)]
+    options = [*strengths, "--out", str(out), "--base", str(base_folder)]
 
     assert main(["merge", str(merged_file), *options]) == 0
 
@@ -132,6 +136,8 @@ def test_merged_file_is_pruned_and_says_what_it_cost(
     [
         ([], "one file alone is adjusted"),
         (["{file}"], "--content-images and --style-images"),
+        (["--strength", "content"], "must be SIDE=X"),
+        (["--strength", "subject=1"], "no side 'subject'"),
         (["--target-rank", "0"], "target rank must be a positive number"),
         (["--style-strength", "nan"], "finite"),
         (["--content-strength", "0", "--style-strength", "0"], "changes nothing"),
