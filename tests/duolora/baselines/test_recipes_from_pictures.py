@@ -68,6 +68,28 @@ def test_b_lora_takes_each_block_from_its_sides_training(base: SdxlBase, picture
         assert same == name.startswith(blocks["content"]), name
 
 
+def test_b_lora_trains_nothing_but_its_two_blocks(
+    base: SdxlBase, pictured: RecipeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as a plain training on a base whose only layers are the blocks'."""
+    found = b_lora.train(base, [pictured], CONFIG)[0]
+
+    blocks = [
+        path
+        for path in base.target_layers(CONFIG.targets)
+        if path.startswith(("up_blocks.0.attentions.0.", "up_blocks.0.attentions.1."))
+    ]
+    monkeypatch.setattr(base, "target_layers", lambda _targets: blocks, raising=True)
+    tasks = [
+        LoraTask(side, pictured.pictures[side], pictured.captions[side], CONFIG.model_copy(update={"seed": 5}))
+        for side in ("content", "style")
+    ]
+    plain = train_loras(base, tasks)
+    for name, layer in found.layers.items():
+        expected = dense(plain["content" if ".attentions.0." in name else "style"].layers[name])
+        assert (dense(layer) - expected).norm() <= 1e-4 * expected.norm(), name
+
+
 def test_b_lora_trains_both_blocks_together_on_either_side(base: SdxlBase, pictured: RecipeCase) -> None:
     """Which half of a training is kept must not change what the training finds."""
     one, other = "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"
