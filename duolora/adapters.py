@@ -12,7 +12,7 @@ B batch, T tokens, I inputs, O outputs, R joined rank, N roles, J tenants; B = J
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class RoleRows:
-    """The role of every sample in the next pass, shared by all layers of one adapter."""
+    """The role of every sample in the next pass, shared by all layers of one adapter.
+
+    Rows of one length always stand in the same memory, so that a recorded pass finds the present ones there.
+    """
 
     rows_B: Tensor | None = None
+    held: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
+
+    def assign(self, rows_B: Tensor) -> None:
+        """Take over rows (B,) int64."""
+        place = self.held.setdefault((len(rows_B), rows_B.device), torch.empty_like(rows_B))
+        place.copy_(rows_B)
+        self.rows_B = place
 
 
 class RankSpaceLinear(nn.Module):
@@ -169,7 +179,7 @@ class RankSpaceAdapter:
 
     def assign(self, rows_B: Tensor) -> None:
         """Choose the role of every sample of the next passes; rows_B (B,) int64."""
-        self._roles.rows_B = rows_B
+        self._roles.assign(rows_B)
 
     def assign_all(self, role: int, batch: int, device: torch.device) -> None:
         """Give all samples of the next passes one role."""

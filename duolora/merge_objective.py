@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.adapters import role_rows
+from duolora.capture import CapturedPredictor
 from duolora.constyle import CycleNoise, cycle_loss
 from duolora.losses import squared_error
 from duolora.models.sdxl import PromptEmbeddings
@@ -172,6 +173,7 @@ class MergeObjective:
         self._bank = bank
         self._cycles = cycles
         self._roles = roles
+        self._predict = CapturedPredictor(base)
 
     def evaluate(self, step: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return the terms of one step by name and their weighted sum `total`, (J,) each."""
@@ -190,7 +192,7 @@ class MergeObjective:
         """Distance of the merged model from each side's own LoRA on that side's pictures (ZipLoRA, equation 3)."""
         rows_Jn = self._bank.draw(self._config.batch_size, generators)
         self._adapter.assign_all(self._adapter.merged, rows_Jn.numel(), self._base.runtime.device)
-        student_BCHW = self._base.predict_noise(*self._bank.samples(rows_Jn))
+        student_BCHW = self._predict(*self._bank.samples(rows_Jn))
         return squared_error(student_BCHW, self._bank.teachers(rows_Jn)).view(rows_Jn.shape).mean(dim=1)
 
     def _prior(self) -> Tensor:

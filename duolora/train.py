@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.adapters import RankSpaceAdapter, fresh_lora, role_rows
+from duolora.capture import CapturedPredictor
 from duolora.errors import InvalidConfig, InvalidImage, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
@@ -164,8 +165,9 @@ def train_tenants(
                 [{"params": adapter.train_factors(task.side), "lr": task.config.learning_rate} for task in tasks],
                 weight_decay=0.0,
             )
+            lesson = _Lesson(base, adapter, optimizer, cached)
             for step in range(total):
-                loss = _train_step(base, adapter, optimizer, cached, step)
+                loss = lesson.step(step)
                 advance(observer, Progress(step=step + 1, total=total, loss=loss, note="training"))
             return [{task.side: adapter.export(task.side, tenant) for task in tasks} for tenant in range(len(tenants))]
 
@@ -187,41 +189,54 @@ def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
     return fresh_lora(base.unet, base.target_layers(config.targets), config.rank, generator)
 
 
-def _train_step(
-    base: SdxlBase,
-    adapter: RankSpaceAdapter,
-    optimizer: torch.optim.Optimizer,
-    tenants: Sequence[Sequence[CachedTask]],
-    step: int,
-) -> float:
-    """Take one optimiser step for every task that is not finished; return the mean loss."""
-    active = [(role, task) for role, task in enumerate(tenants[0]) if step < task.config.steps]
-    counts = [task.config.batch_size for _, task in active]
-    rows_n = role_rows([(role, n) for (role, _), n in zip(active, counts, strict=True)], base.runtime.device)
-    adapter.assign(rows_n.repeat(len(tenants)))
-    batch = Batch.gather(base, [tasks[role] for tasks in tenants for role, _ in active])
-    predicted_BCHW = base.predict_noise(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
-    snr_Jn = base.schedule.snr(batch.timesteps_B).view(len(tenants), -1)
-    errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(tenants), -1)
-    # A sum over tasks of each task's own mean: under Adam no task feels what is trained beside it.
-    losses = [
-        (min_snr_weight(snr_JB, task.config.snr_gamma) * error_JB).mean(dim=1).sum()
-        for (_, task), snr_JB, error_JB in zip(
-            active, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
-        )
-    ]
-    loss = torch.stack(losses).sum()
-    for group, task in zip(optimizer.param_groups, tenants[0], strict=True):
-        group["lr"] = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    running = {role for role, _ in active}
-    for role, group in enumerate(optimizer.param_groups):
-        if role not in running:  # its gradient is zero, and a zero gradient still moves by AdamW's momentum
-            for parameter in group["params"]:
-                parameter.grad = None
-    optimizer.step()
-    value = loss.item() / (len(losses) * len(tenants))
-    if not math.isfinite(value):
-        raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
-    return value
+class _Lesson:
+    """The training of all tenants' tasks, step by step."""
+
+    def __init__(
+        self,
+        base: SdxlBase,
+        adapter: RankSpaceAdapter,
+        optimizer: torch.optim.Optimizer,
+        tenants: Sequence[Sequence[CachedTask]],
+    ) -> None:
+        self._base = base
+        self._adapter = adapter
+        self._optimizer = optimizer
+        self._tenants = tenants
+        self._predict = CapturedPredictor(base)
+
+    def step(self, step: int) -> float:
+        """Take one optimiser step for every task that is not finished; return the mean loss."""
+        active = [role for role, task in enumerate(self._tenants[0]) if step < task.config.steps]
+        loss = self._loss(active)
+        for group, task in zip(self._optimizer.param_groups, self._tenants[0], strict=True):
+            group["lr"] = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for role, group in enumerate(self._optimizer.param_groups):
+            if role not in active:  # its gradient is zero, and a zero gradient still moves by AdamW's momentum
+                for parameter in group["params"]:
+                    parameter.grad = None
+        self._optimizer.step()
+        value = loss.item() / (len(active) * len(self._tenants))
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
+        return value
+
+    def _loss(self, active: Sequence[int]) -> Tensor:
+        """Draw for the active roles and sum each task's own mean loss: under Adam no task feels the others."""
+        configs = [self._tenants[0][role].config for role in active]
+        counts = [config.batch_size for config in configs]
+        rows_n = role_rows(list(zip(active, counts, strict=True)), self._base.runtime.device)
+        self._adapter.assign(rows_n.repeat(len(self._tenants)))
+        batch = Batch.gather(self._base, [tasks[role] for tasks in self._tenants for role in active])
+        predicted_BCHW = self._predict(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
+        snr_Jn = self._base.schedule.snr(batch.timesteps_B).view(len(self._tenants), -1)
+        errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(self._tenants), -1)
+        losses = [
+            (min_snr_weight(snr_JB, config.snr_gamma) * error_JB).mean(dim=1).sum()
+            for config, snr_JB, error_JB in zip(
+                configs, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
+            )
+        ]
+        return torch.stack(losses).sum()
