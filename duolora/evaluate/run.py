@@ -73,7 +73,7 @@ class Plan:
         return resolve(self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed)
 
     def job(self, pair: TruthPair, seed: int) -> Job:
-        """Return the job of one pair and seed; its pictures are not drawn yet."""
+        """Draw the reference pictures of one pair and seed and return its job; its LoRAs may not be there yet."""
         references = self.references(pair, seed)
         loras = self.out / "loras" / str(seed) / pair.name
         return Job(

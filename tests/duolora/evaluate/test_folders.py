@@ -15,6 +15,8 @@ from duolora.evaluate.folder_suite import PAPER_PROMPTS, read_suite
 from duolora.evaluate.perceptual import Clip, Csd, Dino
 from tests.duolora.pico import draw_pictures
 
+pytestmark = pytest.mark.xdist_group("folders suite")
+
 CPU = torch.device("cpu")
 COLOURS = ((230, 40, 40), (40, 200, 60), (40, 40, 230), (240, 220, 40))
 

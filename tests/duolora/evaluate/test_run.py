@@ -21,6 +21,8 @@ from duolora.evaluate.run import Plan, run_truth_suite
 from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
 from duolora.evaluate.truth_suite import Selection, truth_pairs
 
+pytestmark = pytest.mark.xdist_group("truth suite")  # one process makes the run that most tests look at
+
 FEW = (
     *(method for method in METHODS if method.kind is Kind.REFERENCE),
     replace(next(method for method in METHODS if method.name == "np-lora"), grid=sweep(mu=(0.1, 2.0))),
