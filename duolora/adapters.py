@@ -31,17 +31,15 @@ if TYPE_CHECKING:
 class RoleRows:
     """The role of every sample in the next pass, shared by all layers of one adapter.
 
-    Rows of one length always stand in the same memory, so that a recorded pass finds the present ones there.
+    Equal rows are always the same tensor, so that a recorded pass finds its own in place whatever came between.
     """
 
     rows_B: Tensor | None = None
-    held: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
+    known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def assign(self, rows_B: Tensor) -> None:
         """Take over rows (B,) int64."""
-        place = self.held.setdefault((len(rows_B), rows_B.device), torch.empty_like(rows_B))
-        place.copy_(rows_B)
-        self.rows_B = place
+        self.rows_B = self.known.setdefault(tuple(rows_B.tolist()), rows_B)
 
 
 class RankSpaceLinear(nn.Module):

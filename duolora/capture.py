@@ -7,7 +7,7 @@ is an ordinary one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ class CapturedPredictor:
     """Predicts noise as `DiffusionBase.predict_noise` does, by replaying recorded passes where there is a GPU.
 
     One prediction may be under way at a time: its backward pass must be done before the next pass of the same shapes,
-    since both use the same memory. Inputs get no gradient. Recordings last as long as the object; make it after the
-    adapter is attached, and drop it before the adapter goes.
+    since both use the same memory. Inputs get no gradient, and passes of one shape have one assignment of roles.
+    Recordings last as long as the object; make it after the adapter is attached, and drop it before the adapter goes.
     """
 
     def __init__(self, base: DiffusionBase) -> None:
@@ -62,10 +62,10 @@ class CapturedPredictor:
 def _record_learning(unet_pass: _UnetPass, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
     """Record a forward pass and its backward pass."""
     samples = tuple(tensor.detach().clone() for tensor in inputs)
-    recorded: Callable[..., Tensor] = torch.cuda.make_graphed_callables(
-        unet_pass, samples, num_warmup_iters=WARM_UPS, allow_unused_input=True
+    return cast(
+        "Callable[..., Tensor]",
+        torch.cuda.make_graphed_callables(unet_pass, samples, num_warmup_iters=WARM_UPS, allow_unused_input=True),
     )
-    return recorded
 
 
 def _record(unet_pass: _UnetPass, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
@@ -85,6 +85,7 @@ def _record(unet_pass: _UnetPass, inputs: tuple[Tensor, ...]) -> Callable[..., T
         for place, tensor in zip(held, fresh, strict=True):
             place.copy_(tensor)
         graph.replay()
-        return output.clone()
+        fresh_output: Tensor = output.clone()
+        return fresh_output
 
     return replay

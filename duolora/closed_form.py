@@ -60,4 +60,5 @@ def solve_masks(
         target_JR = target_JR + wanted_JR / energy_J[:, None]
     held_J = ridge * normal_JRR.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=tiny)
     system_JRR = normal_JRR + held_J[:, None, None] * identity
-    return torch.linalg.solve(system_JRR, target_JR + toward * held_J[:, None]).to(torch.float32)
+    masks_JR: Tensor = torch.linalg.solve(system_JRR, target_JR + toward * held_J[:, None])
+    return masks_JR.to(torch.float32)
