@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,14 +37,15 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, assign_sides, predict_as
 from duolora.baselines.pairing import CONTENT, SIDES, STYLE
+from duolora.baselines.zip_lora import distillation
+from duolora.capture import CapturedPredictor
 from duolora.errors import InvalidLora, TrainingDiverged
-from duolora.losses import squared_error
 from duolora.models.sdxl import PromptEmbeddings
 from duolora.runtime import memory_errors
 from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -96,20 +98,19 @@ def merge(
             target_JSNCHW = distillation_target(base, adapter, noised, joint, constyle_weight)
             shared = SharedMasks.over(adapter, prior_blocks)
             optimizer = torch.optim.Adam(shared.leaves, lr=learning_rate)
+            predict = CapturedPredictor(base)
+            assign_sides(adapter, noised.span(slice(0, batch_size)), [adapter.merged] * len(SIDES))
             for step in range(steps):
                 samples = slice(step * batch_size, (step + 1) * batch_size)
-                adapter.set_masks(shared.by_layer())
-                error = _distillation(base, adapter, noised.span(samples), target_JSNCHW[:, :, samples])
-                # cc and csc both pull: (1 + w) times the distance from their weighted mean, up to a constant.
-                loss = (1 + constyle_weight) * error + prior_weight * shared.prior_J().sum()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                with shared.spread():
+                    error = distillation(predict, noised.span(samples), target_JSNCHW[:, :, samples])
+                    # cc and csc both pull: (1 + w) times the distance from their weighted mean, up to a constant.
+                    loss = (1 + constyle_weight) * error + prior_weight * shared.prior_J().sum()
+                    loss.backward()
                 for _ in range(REPEATED_STEPS):
                     optimizer.step()
-            masks = {
-                side: {name: mask_JR.detach().cpu() for name, mask_JR in of_side.items()}
-                for side, of_side in shared.by_layer().items()
-            }
+            masks = shared.by_layer()
     if not all(bool(mask_JR.isfinite().all()) for of_side in masks.values() for mask_JR in of_side.values()):
         raise TrainingDiverged("the release's masks stopped being finite; try a lower learning rate")
     return [_fold(case, masks, j) for j, case in enumerate(cases)]
@@ -140,13 +141,6 @@ def distillation_target(
     return (direct_JSNCHW + constyle_weight * cycled_JSNCHW) / (1 + constyle_weight)
 
 
-def _distillation(base: SdxlBase, adapter: RankSpaceAdapter, samples: NoisedCases, target_JSNCHW: Tensor) -> Tensor:
-    """Sum, over cases and sides, the mean distance of the merged model from its target; scalar."""
-    assign_sides(adapter, samples, [adapter.merged] * len(SIDES))
-    errors_B = squared_error(samples.predict(base).flatten(0, 2), target_JSNCHW.flatten(0, 2))
-    return errors_B.view_as(samples.timesteps_JSN).mean(dim=2).sum()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedMasks:
     """The release's masks: one per side and attention module, seen by all its projections."""
@@ -155,6 +149,8 @@ class SharedMasks:
     """Side -> module -> (J, R)."""
     layers: Mapping[str, Mapping[str, str]]
     """Side -> layer -> its module."""
+    copies: Mapping[str, nn.Parameter]
+    """Layer -> the adapter's own mask, (J, R of both sides), which holds a copy: it must stay where it is in memory."""
     prior_layers: Sequence[tuple[str, str, float]]
     """Modules with a prior that both sides change: (module, dominant side, its share of all layers with a prior)."""
 
@@ -183,19 +179,38 @@ class SharedMasks:
             dominant = _dominant(name, prior_blocks)
             if dominant is not None and set(layer.ranks) == set(SIDES):
                 members[module, dominant] += 1
+        copies = dict(zip(adapter.layers, adapter.learn_masks(_per_layer(by_module, layers)), strict=True))
         total = max(1, sum(members.values()))
-        return cls(by_module, layers, [(module, side, count / total) for (module, side), count in members.items()])
+        shares = [(module, side, count / total) for (module, side), count in members.items()]
+        return cls(by_module, layers, copies, shares)
 
     @property
     def leaves(self) -> list[nn.Parameter]:
         """All masks that learn."""
         return [mask_JR for of_side in self.by_module.values() for mask_JR in of_side.values()]
 
+    @contextmanager
+    def spread(self) -> Iterator[None]:
+        """Lend the masks to their layers, and gather the layers' gradients when the context is left."""
+        joined = [
+            torch.cat(
+                [self.by_module[side][of_side[name]] for side, of_side in self.layers.items() if name in of_side], 1
+            )
+            for name in self.copies
+        ]
+        copies = list(self.copies.values())
+        with torch.no_grad():
+            torch._foreach_copy_([*copies], joined)
+        yield
+        torch.autograd.backward(joined, [copy_JR.grad for copy_JR in copies])
+        for copy_JR in copies:
+            copy_JR.grad = None
+
     def by_layer(self) -> dict[str, dict[str, Tensor]]:
-        """Return side -> layer -> (J, R); gradients of the layers of a module meet in its mask."""
+        """Return the present masks, side -> layer -> (J, R), on the CPU."""
         return {
-            side: {name: self.by_module[side][module] for name, module in of_side.items()}
-            for side, of_side in self.layers.items()
+            side: {name: mask_JR.detach().cpu() for name, mask_JR in of_side.items()}
+            for side, of_side in _per_layer(self.by_module, self.layers).items()
         }
 
     def prior_J(self) -> Tensor:
@@ -206,6 +221,15 @@ class SharedMasks:
             for module, dominant, share in self.prior_layers
         ]
         return torch.stack(terms).sum(dim=0) if terms else torch.zeros(1)
+
+
+def _per_layer(
+    by_module: Mapping[str, Mapping[str, nn.Parameter]], layers: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Tensor]]:
+    """Look up the mask of every layer in its module, side -> layer -> (J, R)."""
+    return {
+        side: {name: by_module[side][module] for name, module in of_side.items()} for side, of_side in layers.items()
+    }
 
 
 def release_prior(dominant_JR: Tensor, minor_JR: Tensor) -> Tensor:

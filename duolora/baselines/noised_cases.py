@@ -15,7 +15,7 @@ from duolora.baselines.pairing import SIDES
 from duolora.models.sdxl import PromptEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -93,9 +93,9 @@ class NoisedCases:
         rows_J = torch.arange(cases, device=self.captions_JSN.device)
         return replace(self, prompts=joint, captions_JSN=rows_J[:, None, None].expand_as(self.captions_JSN))
 
-    def predict(self, base: SdxlBase) -> Tensor:
-        """Run the base, with whatever is attached to it, on all samples in one pass; (J, S, N, C, H, W)."""
-        prediction_BCHW = base.predict_noise(
+    def predict(self, predict_noise: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor]) -> Tensor:
+        """Run a base, with whatever is attached to it, on all samples in one pass; (J, S, N, C, H, W)."""
+        prediction_BCHW = predict_noise(
             self.noisy_JSNCHW.flatten(0, 2), self.timesteps_JSN.flatten(), self.prompts[self.captions_JSN.flatten()]
         )
         return prediction_BCHW.view_as(self.noisy_JSNCHW)
@@ -113,5 +113,5 @@ def predict_as(base: SdxlBase, adapter: RankSpaceAdapter, samples: NoisedCases, 
     predictions = []
     for span in samples.spans():
         assign_sides(adapter, span, roles_S)
-        predictions.append(span.predict(base))
+        predictions.append(span.predict(base.predict_noise))
     return torch.cat(predictions, dim=2)

@@ -25,6 +25,7 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.column_masks import ColumnMaskedLinear, swapped
 from duolora.baselines.noised_cases import NoisedCases, predict_as
 from duolora.baselines.pairing import CONTENT, SIDES, STYLE, merge_layers
+from duolora.capture import CapturedPredictor
 from duolora.errors import TrainingDiverged
 from duolora.lora.parts import concatenate
 from duolora.losses import squared_error
@@ -83,9 +84,10 @@ def merge(
         masks = [mask_JO for student in students.values() for mask_JO in student.masks.values()]
         optimizer = torch.optim.Adam(masks, lr=learning_rate)
         with swapped(base.unet, {name.removeprefix("unet."): student for name, student in students.items()}):
+            predict = CapturedPredictor(base)
             for step in range(steps):
                 samples = slice(step * batch_size, (step + 1) * batch_size)
-                loss = distillation(base, noised.span(samples), teacher_JSNCHW[:, :, samples])
+                loss = distillation(predict, noised.span(samples), teacher_JSNCHW[:, :, samples])
                 loss = loss + similarity_weight * similarity(students)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -99,12 +101,12 @@ def merge(
     return [_fold(case, learned, j) for j, case in enumerate(cases)]
 
 
-def distillation(base: SdxlBase, samples: NoisedCases, teacher_JSNCHW: Tensor) -> Tensor:
+def distillation(predict: CapturedPredictor, samples: NoisedCases, teacher_JSNCHW: Tensor) -> Tensor:
     """Sum, over cases and sides, the mean distance of what is attached from each side's own LoRA; scalar.
 
     A sum, so that under Adam no case feels the cases beside it.
     """
-    student_JSNCHW = samples.predict(base)
+    student_JSNCHW = samples.predict(predict)
     errors_B = squared_error(student_JSNCHW.flatten(0, 2), teacher_JSNCHW.flatten(0, 2))
     return errors_B.view_as(samples.timesteps_JSN).mean(dim=2).sum()
 
