@@ -40,6 +40,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="8 pairs instead of 48")
     which.add_argument("--development", action="store_true", help="the pairs that settings are chosen on")
+    parser.add_argument("--pairs", type=int, help="only so many pairs from the start of the list, to see it run")
     parser.add_argument("--methods", default="all", help="all, or names with commas between")
     parser.add_argument("--seeds", type=int, default=3, help="trainings and samplings of each pair (default: 3)")
     parser.add_argument(
@@ -76,14 +77,14 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         InvalidConfig: always says which.
     """
-    if arguments.seeds < 1 or (arguments.tenants is not None and arguments.tenants < 1):
-        raise InvalidConfig("--seeds and --tenants must be at least 1")
+    if min(number for number in (arguments.seeds, arguments.tenants, arguments.pairs) if number is not None) < 1:
+        raise InvalidConfig("--seeds, --tenants and --pairs must be at least 1")
     if not 1 <= arguments.pictures <= MOST_PICTURES:
         raise InvalidConfig(f"--pictures must lie between 1 and {MOST_PICTURES}")
     if (arguments.suite == "folders") != (arguments.path is not None):
         raise InvalidConfig("--suite folders needs the PATH of the folders, and no other suite takes one")
-    if arguments.suite == "folders" and (arguments.quick or arguments.development):
-        raise InvalidConfig("--quick and --development choose pairs of the truth suite; folders are run whole")
+    if arguments.suite == "folders" and (arguments.quick or arguments.development or arguments.pairs is not None):
+        raise InvalidConfig("--quick, --development and --pairs choose among the truth suite; folders are run whole")
 
 
 def _run_truth(arguments: argparse.Namespace) -> int:
@@ -101,7 +102,7 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     selection = Selection.DEVELOPMENT if arguments.development else quick
     base = _load(arguments)
     plan = Plan(
-        pairs=truth_pairs(selection),
+        pairs=truth_pairs(selection)[: arguments.pairs],
         seeds=arguments.seeds,
         methods=methods,
         tenants=_tenants(arguments, base),
@@ -110,7 +111,10 @@ def _run_truth(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
         lora_steps=arguments.lora_steps,
     )
-    provenance = _begin(arguments, base, plan.config(plan.pairs[0], 0), truth_identity()) | {"selection": selection}
+    provenance = _begin(arguments, base, plan.config(plan.pairs[0], 0), truth_identity()) | {
+        "selection": selection,
+        "pairs": len(plan.pairs),
+    }
     book = ScoreBook(arguments.out / "scores.jsonl", Entry.from_record)
     if arguments.again:
         book.forget(forgotten(methods))

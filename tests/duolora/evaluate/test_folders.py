@@ -146,6 +146,7 @@ def test_a_folder_of_results_is_not_mixed_with_another_run(finished, capsys):
         (["somewhere"], "needs the PATH"),
         (["--suite", "folders", "x", "--quick"], "--quick"),
         (["--seeds", "0"], "--seeds"),
+        (["--pairs", "-1"], "--pairs"),
         (["--pictures", "17"], "--pictures"),
         (["--methods", "nonesuch"], "unknown methods: nonesuch"),
     ],

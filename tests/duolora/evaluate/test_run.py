@@ -210,8 +210,8 @@ def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base
         torch.testing.assert_close(layer.delta_OI(), there.layers[name].delta_OI(), atol=1e-6, rtol=1e-4)
 
 
-def test_the_command_prints_and_writes_the_quick_table(base_folder, tmp_path, capsys):
-    arguments = ["evaluate", "--quick", "--methods", "peft-svd", "--seeds", "1", "--lora-steps", "1"]
+def test_the_command_prints_and_writes_the_table(base_folder, tmp_path, capsys):
+    arguments = ["evaluate", "--quick", "--pairs", "2", "--methods", "peft-svd", "--seeds", "1", "--lora-steps", "1"]
     where = [
         "--base",
         str(base_folder),
@@ -233,5 +233,6 @@ def test_the_command_prints_and_writes_the_quick_table(base_folder, tmp_path, ca
     assert float(rows["peft-svd"]["hmean"]) < 0.3  # an untrained base knows nothing
     provenance = json.loads((tmp_path / "results.json").read_text())["provenance"]
     assert provenance["selection"] == "quick"
+    assert provenance["pairs"] == 2
     assert provenance["seeds"] == [0]
     assert len(provenance["base_sha256"]) == 64
