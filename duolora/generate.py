@@ -6,6 +6,7 @@ B pictures, J tenants with n pictures each (B = J * n, tenant after tenant), C l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -13,9 +14,11 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.errors import InvalidConfig
+from duolora.errors import InvalidConfig, InvalidLora
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import to_pictures
+from duolora.lora.carry import split
+from duolora.models.carried import applied
 from duolora.models.sdxl import PromptEmbeddings, SdxlBase
 from duolora.runtime import memory_errors
 
@@ -114,17 +117,29 @@ class _Fixed:
     """Plain LoRAs, one per tenant, the same at every step."""
 
     def __init__(self, loras: Sequence[LoraWeights], base: SdxlBase) -> None:
-        self._adapter = RankSpaceAdapter(*({"lora": lora} for lora in loras))
+        halves = [split(lora) for lora in loras]
         self._base = base
+        self._by_masks = [half.by_masks for half in halves]
+        self._carried = [half.carried for half in halves]
+        if len(loras) > 1 and (any(self._carried) or not all(self._by_masks)):
+            raise InvalidLora("LoRAs sampled together may change linear layers of the U-Net's transformers only")
+        self._inside = ExitStack()
 
     def __enter__(self) -> Self:
-        self._adapter.inject(self._base.unet)
-        # The one role there is; without masks its rows are never looked at, so any number of samples will do.
-        self._adapter.assign_all(0, 1, self._base.runtime.device)
+        with ExitStack() as stack:
+            if self._carried[0] is not None:
+                stack.enter_context(applied(self._base, self._carried[0]))
+            present = [lora for lora in self._by_masks if lora is not None]
+            if present:
+                adapter = RankSpaceAdapter(*({"lora": lora} for lora in present))
+                stack.enter_context(adapter.inject(self._base.unet))
+                # The one role there is; without masks its rows are not looked at, so any number of samples will do.
+                adapter.assign_all(0, 1, self._base.runtime.device)
+            self._inside = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._adapter.eject()
+        self._inside.close()
 
     def before_step(self, step: int, total: int) -> None:
         """Change nothing."""

@@ -21,6 +21,7 @@ from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
+from duolora.lora.carry import merge_carried, split_sides, unite
 from duolora.merge_case import EncodedSide, MergeCase
 from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import initial_mask, roles_by_resolution
@@ -80,15 +81,17 @@ def merge_loras(
         LayerGroupEmpty: a prior was asked for that this model has no layers for.
         TrainingDiverged, Cancelled, OutOfMemory: as in training.
     """
+    by_masks, carried = split_sides({side: sides[side].weights for side in SIDES})
     cases = [
         MergeCase(
-            {side: sides[side].weights for side in SIDES},
+            by_masks,
             {side: _encode(base, sides[side], resolution_px) for side in SIDES},
             base.encode_prompts([joint_prompt]),
             config.seed,
         )
     ]
-    return merge_cases(base, cases, config, resolution_px=resolution_px, observer=observer)[0]
+    result = merge_cases(base, cases, config, resolution_px=resolution_px, observer=observer)[0]
+    return MergeResult(unite(result.weights, merge_carried(carried)), result.report)
 
 
 def merge_cases(

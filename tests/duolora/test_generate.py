@@ -11,7 +11,7 @@ from duolora.config import GenerateConfig
 from duolora.errors import Cancelled, InvalidConfig, InvalidLora
 from duolora.generate import generate, sample_tenants, starting_noise
 from duolora.lora.weights import LoraWeights
-from tests.duolora.pico import random_layer, random_lora
+from tests.duolora.pico import random_layer, random_lora, random_lora_on
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:
@@ -133,3 +133,16 @@ def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) ->
 def test_tenant_with_another_number_of_prompts_is_refused(base: SdxlBase) -> None:
     with pytest.raises(InvalidConfig, match="2 prompts"):
         sample_tenants(base, None, [["a dog"]], config(), seeds=[0])
+
+
+def test_convolutions_and_text_encoders_of_a_lora_are_drawn_with_and_the_base_is_restored(base: SdxlBase) -> None:
+    ends = ("conv1", "q_proj")
+    carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(ends)])
+    whole = LoraWeights({**random_lora(base, seed=1).layers, **carried.layers})
+    bare = draw(base, ["a dog"])
+
+    assert np.abs(draw(base, ["a dog"], whole) - draw(base, ["a dog"], random_lora(base, seed=1))).mean() > 1
+    assert np.abs(draw(base, ["a dog"], carried) - bare).mean() > 1
+    assert np.array_equal(draw(base, ["a dog"]), bare)
+    with pytest.raises(InvalidLora, match="sampled together"):
+        sample_tenants(base, [whole, whole], [["a dog"] * 2] * 2, config(), seeds=[0, 0])

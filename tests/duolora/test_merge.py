@@ -15,7 +15,7 @@ from duolora.merge import MergeResult, MergeSide, merge_cases, merge_loras
 from duolora.merge_case import EncodedSide, MergeCase
 from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
 from duolora.priors import Role
-from tests.duolora.pico import random_lora
+from tests.duolora.pico import random_lora, random_lora_on
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:
@@ -360,6 +360,20 @@ def test_cases_merged_together_get_what_each_would_get_alone(
                 )
             delta_OI = alone.weights.layers[name].delta_OI()
             assert (found.weights.layers[name].delta_OI() - delta_OI).norm() < 2e-3 * delta_OI.norm()
+
+
+def test_convolutions_and_text_encoders_are_carried_through_as_they_are(
+    base: SdxlBase, sides: dict[str, MergeSide]
+) -> None:
+    carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(("conv1", "q_proj"))])
+    content = sides["content"]
+    fuller = replace(content, weights=LoraWeights({**content.weights.layers, **carried.layers}))
+
+    merged = merge(base, {**sides, "content": fuller}, steps=1).weights
+
+    assert set(merged.layers) == set(fuller.weights.layers)
+    for name, layer in carried.layers.items():
+        torch.testing.assert_close(merged.layers[name].delta_weight(), layer.delta_weight())
 
 
 def test_cases_of_other_ranks_are_refused(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
