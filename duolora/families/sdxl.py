@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from duolora.families.family import Family
 
 if TYPE_CHECKING:
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 def _text_and_time(pooled_BP: Tensor, side_px: int) -> dict[str, Tensor]:
     """Return the pooled prompt and (B, 6) original size, crop and target size of an uncropped square picture."""
-    time_ids_B6 = pooled_BP.new_tensor([[side_px, side_px, 0, 0, side_px, side_px]]).expand(pooled_BP.shape[0], -1)
+    # Filled where they are used: a copy from the host cannot be recorded in a CUDA graph.
+    size_B1, corner_B1 = pooled_BP.new_full((len(pooled_BP), 1), side_px), pooled_BP.new_zeros((len(pooled_BP), 1))
+    time_ids_B6 = torch.cat([size_B1, size_B1, corner_B1, corner_B1, size_B1, size_B1], dim=1)
     return {"text_embeds": pooled_BP, "time_ids": time_ids_B6}
 
 
