@@ -214,6 +214,13 @@ class RankSpaceAdapter:
         for name, layer in self.layers.items():
             layer.learned_JR = torch.cat([masks[side][name] for side in layer.ranks], dim=1)
 
+    def switch_all_on(self) -> int:
+        """Let the role `merged` have every rank of every side in full, and return it."""
+        for layer in self.layers.values():
+            ranks = sum(layer.ranks.values())
+            layer.learned_JR = torch.ones(self.tenants, ranks, device=layer.fixed_NR.device)
+        return self.merged
+
     def learned_masks(self) -> dict[str, dict[str, Tensor]]:
         """Return the learned masks, side -> layer name -> (J, R of that side); gradients flow through them."""
         masks: dict[str, dict[str, Tensor]] = {side: {} for side in self.sides}

@@ -103,6 +103,13 @@ class LoraTrainConfig(Frozen):
     snr_gamma: float | None = Field(None, gt=0, description="Min-SNR weighting (Hang et al. 2023); null for none.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
     flip: bool = Field(False, description="Mirror pictures at random.")
+    company: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a step's samples that meet the LoRAs of all sides at once, so that each learns to do its "
+        "part in company. Above 0 the sides of a job are trained in one pass.",
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
 

@@ -180,6 +180,8 @@ def _require_alike(tenants: Sequence[Sequence[LoraTask]]) -> None:
 
     if not tenants or any(shape(tasks) != shape(tenants[0]) for tasks in tenants):
         raise InvalidConfig("tenants trained together must have the same sides and configurations, seeds apart")
+    if len(tenants[0]) == 1 and tenants[0][0].config.company > 0:
+        raise InvalidConfig("company is for sides trained in one pass; one LoRA trained by itself has none")
 
 
 def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
@@ -204,6 +206,7 @@ class _Lesson:
         self._optimizer = optimizer
         self._tenants = tenants
         self._predict = CapturedPredictor(base)
+        self._together = adapter.switch_all_on() if any(task.config.company > 0 for task in tenants[0]) else 0
 
     def step(self, step: int) -> float:
         """Take one optimiser step for every task that is not finished; return the mean loss."""
@@ -227,7 +230,14 @@ class _Lesson:
         """Draw for the active roles and sum each task's own mean loss: under Adam no task feels the others."""
         configs = [self._tenants[0][role].config for role in active]
         counts = [config.batch_size for config in configs]
-        rows_n = role_rows(list(zip(active, counts, strict=True)), self._base.runtime.device)
+        rows_n = role_rows(
+            [
+                share
+                for role, config in zip(active, configs, strict=True)
+                for share in self._company(role, config.batch_size, config.company)
+            ],
+            self._base.runtime.device,
+        )
         self._adapter.assign(rows_n.repeat(len(self._tenants)))
         batch = Batch.gather(self._base, [tasks[role] for tasks in self._tenants for role in active])
         predicted_BCHW = self._predict(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
@@ -240,3 +250,8 @@ class _Lesson:
             )
         ]
         return torch.stack(losses).sum()
+
+    def _company(self, role: int, count: int, share: float) -> list[tuple[int, int]]:
+        """Split a task's samples: those that meet its own LoRA alone, and those that meet the LoRAs of all sides."""
+        together = round(share * count)
+        return [(role, count - together), (self._together, together)]

@@ -148,6 +148,38 @@ def test_tenants_with_other_configurations_are_refused(base: SdxlBase, content_p
         train_tenants(base, [[task(content_pictures)], [task(content_pictures, rank=5)]])
 
 
+def test_in_company_a_samples_gradient_reaches_the_loras_of_both_sides(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    content = task(content_pictures, "content", batch_size=2, steps=4)
+    alone = train_loras(base, [content, task(style_pictures, "style", batch_size=2, steps=4)])
+    again = train_loras(base, [content, task(style_pictures[:1], "style", batch_size=2, steps=4)])
+    for name, layer in alone["content"].layers.items():  # without company no side feels the other's pictures
+        torch.testing.assert_close(again["content"].layers[name].delta_OI(), layer.delta_OI(), rtol=1e-3, atol=1e-5)
+
+    pairs = [
+        train_loras(
+            base,
+            [
+                task(content_pictures, "content", batch_size=2, steps=4, company=0.5),
+                task(pictures, "style", batch_size=2, steps=4, company=0.5),
+            ],
+        )
+        for pictures in (style_pictures, style_pictures[:1])
+    ]
+
+    changed = [
+        (pairs[0]["content"].layers[name].up_OR - layer.up_OR).norm() / layer.up_OR.norm()
+        for name, layer in pairs[1]["content"].layers.items()
+    ]
+    assert min(changed) > 1e-3
+
+
+def test_company_needs_another_side(base: SdxlBase, content_pictures: list[Path]) -> None:
+    with pytest.raises(InvalidConfig, match="trained in one pass"):
+        train(base, task(content_pictures, company=0.5))
+
+
 def test_warmup_raises_the_learning_rate_from_its_first_step(base: SdxlBase, content_pictures: list[Path]) -> None:
     """AdamW's first step moves every factor by the learning rate, so the size of the step shows the rate."""
     fast, slow = (train(base, task(content_pictures, steps=1, warmup_steps=warmup)) for warmup in (0, 10))
@@ -223,4 +255,6 @@ def test_written_lora_holds_what_was_trained(base: SdxlBase, content_pictures: l
 
     assert len(tensors) == 2 * len(lora.layers)
     for name, layer in lora.layers.items():
-        assert torch.equal(tensors[f"{name}.lora_B.weight"], layer.up_OR)
+        # The writer balances factors by powers of two, which changes no product.
+        delta_OI = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
+        torch.testing.assert_close(delta_OI, layer.delta_OI(), rtol=1e-5, atol=1e-9)
