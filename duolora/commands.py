@@ -50,11 +50,18 @@ class TerminalObserver:
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the engine's own sub-commands."""
-    train = commands.add_parser("train", help="train one LoRA from a folder of pictures")
-    train.add_argument("side", choices=["content", "style"], help="what the pictures stand for")
-    train.add_argument("pictures", type=Path, help="folder with 1 to 20 pictures")
+    train = commands.add_parser("train", help="train one LoRA from a folder of pictures, or both in one pass")
+    train.add_argument("side", choices=["content", "style", "both"], help="what the pictures stand for")
+    train.add_argument(
+        "pictures", type=Path, nargs="+", help="folder with 1 to 20 pictures; for both: the content's, then the style's"
+    )
     train.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
-    train.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
+    train.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write, a .kohya.safetensors goes beside it; for both: folder for content_lora and style_lora",
+    )
     _shared(train)
     train.set_defaults(run=_train)
 
@@ -129,8 +136,8 @@ def _config(arguments: argparse.Namespace) -> PersonalizeConfig:
         arguments.recipe,
         arguments.base,
         prompts,
-        content_steps=steps if side == "content" else None,
-        style_steps=steps if side == "style" else None,
+        content_steps=steps if side in {"content", "both"} else None,
+        style_steps=steps if side in {"style", "both"} else None,
         merge_steps=steps if side is None else None,
         rank=arguments.rank,
         seed=arguments.seed,
@@ -173,16 +180,36 @@ def _write(weights: LoraWeights, out: Path, family: Family) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """Train one LoRA."""
+    """Train one LoRA by itself, or the LoRAs of both sides in one pass."""
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
-    from duolora.personalize import train_side  # noqa: PLC0415
+    from duolora.personalize import train_both, train_side  # noqa: PLC0415
 
-    config, pictures = _config(arguments), list_pictures(arguments.pictures)
+    config, sides = _config(arguments), _sides(arguments)
+    pictures = {side: list_pictures(folder) for side, folder in zip(sides, arguments.pictures, strict=True)}
     base = _load(arguments)
     with _bar() as bar:
-        weights = train_side(base, arguments.side, pictures, config, TerminalObserver(bar))
-    _write(weights, arguments.out, base.family)
+        watcher = TerminalObserver(bar)
+        if arguments.side == "both":
+            for side, weights in train_both(base, pictures, config, watcher).items():
+                _write(weights, arguments.out / f"{side}_lora.safetensors", base.family)
+        else:
+            weights = train_side(base, arguments.side, pictures[arguments.side], config, watcher)
+            _write(weights, arguments.out, base.family)
     return 0
+
+
+def _sides(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return the sides to train, one for each folder of pictures."""
+    folders = len(arguments.pictures)
+    if arguments.side != "both":
+        if folders != 1:
+            raise InvalidConfig(f"train {arguments.side} takes one folder of pictures, but {folders} came")
+        return (arguments.side,)
+    if folders != 2:
+        raise InvalidConfig(f"train both takes the content's folder and the style's folder, but {folders} came")
+    if arguments.out.suffix == ".safetensors" or arguments.out.is_file():
+        raise InvalidConfig("train both writes several files: --out must name a folder")
+    return ("content", "style")
 
 
 def _merge(arguments: argparse.Namespace) -> int:

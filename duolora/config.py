@@ -158,3 +158,20 @@ class PersonalizeConfig(Frozen):
     style: LoraTrainConfig
     merge: MergeConfig
     preview: GenerateConfig
+
+    @model_validator(mode="after")
+    def _company_is_mutual(self) -> Self:
+        if not self.trains_together:
+            return self
+        if min(self.content.company, self.style.company) == 0:
+            raise ValueError(
+                "content.company and style.company must both be above 0, to train both sides in one pass, or both be 0"
+            )
+        if self.content.resolution_px != self.style.resolution_px:
+            raise ValueError("content and style need the same resolution_px to keep each other company")
+        return self
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether both LoRAs are trained in one pass, each in the other's company."""
+        return max(self.content.company, self.style.company) > 0

@@ -32,13 +32,47 @@ def captions(side: str, prompts: Prompts, count: int) -> list[str]:
 def train_side(
     base: SdxlBase, side: str, pictures: Sequence[Path], config: PersonalizeConfig, observer: Observer | None = None
 ) -> LoraWeights:
-    """Train the content LoRA or the style LoRA; raises what `train_loras` raises."""
-    settings: LoraTrainConfig = config.content if side == CONTENT else config.style
-    task = LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), settings)
-    trained = train_loras(base, [task], observer)[side]
+    """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
+
+    Raises what `train_loras` raises.
+    """
+    alone = config.model_copy(
+        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
+    )
+    trained = train_loras(base, [_task(side, pictures, alone)], observer)
+    return _signed(trained[side], side, alone)
+
+
+def train_both(
+    base: SdxlBase,
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+) -> dict[str, LoraWeights]:
+    """Train the content LoRA and the style LoRA in one pass, in as much company as the configuration says.
+
+    Raises what `train_loras` raises.
+    """
+    trained = train_loras(base, [_task(side, pictures[side], config) for side in SIDES], observer)
+    return {side: _signed(trained[side], side, config) for side in SIDES}
+
+
+def _settings(side: str, config: PersonalizeConfig) -> LoraTrainConfig:
+    """Return how one side is trained."""
+    return config.content if side == CONTENT else config.style
+
+
+def _task(side: str, pictures: Sequence[Path], config: PersonalizeConfig) -> LoraTask:
+    """Return the training of one side."""
+    return LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), _settings(side, config))
+
+
+def _signed(trained: LoraWeights, side: str, config: PersonalizeConfig) -> LoraWeights:
+    """Return one side's LoRA with the words that its files carry."""
     prompts = config.prompts
     trigger = prompts.content if side == CONTENT else f"in {prompts.style_trigger} style"
-    return trained.with_metadata(**provenance(config, title=f"{side} LoRA", trigger=trigger, seed=settings.seed))
+    seed = _settings(side, config).seed
+    return trained.with_metadata(**provenance(config, title=f"{side} LoRA", trigger=trigger, seed=seed))
 
 
 def merge_sides(

@@ -81,6 +81,51 @@ def test_train_merge_generate_and_inspect_work_together(
     assert said["metadata"]["modelspec.trigger_phrase"] == prompt
 
 
+def test_both_sides_are_trained_in_one_pass_into_a_folder(
+    base: SdxlBase, base_folder: Path, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+) -> None:
+    folders = [str(pictures[0].parent) for pictures in (content_pictures, style_pictures)]
+    out = tmp_path / "new" / "loras"
+
+    assert (
+        main(["train", "both", *folders, "--steps", "2", "--rank", "3", "--out", str(out), *shared(base_folder)]) == 0
+    )
+
+    names = {f"{side}_lora{infix}.safetensors" for side in ("content", "style") for infix in ("", ".kohya")}
+    assert {path.name for path in out.iterdir()} == names
+    loras = {side: read(out / f"{side}_lora.safetensors", base) for side in ("content", "style")}
+    assert loras["content"].metadata["modelspec.trigger_phrase"] == "a sbu disc"
+    assert loras["style"].metadata["modelspec.trigger_phrase"] == "in szn style"
+    config = json.loads(loras["style"].metadata["duolora.config"])
+    assert [config[side]["steps"] for side in loras] == [2, 2]
+    assert config["merge"]["steps"] > 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["both", "{folder}", "--out", "{out}"], "takes the content's folder and the style's folder, but 1 came"),
+        (["content", "{folder}", "{folder}", "--out", "{out}.safetensors"], "takes one folder of pictures, but 2 came"),
+        (["both", "{folder}", "{folder}", "--out", "{out}.safetensors"], "must name a folder"),
+        (["both", "{folder}", "{folder}", "--out", "{picture}"], "must name a folder"),
+    ],
+)
+def test_folders_and_output_must_fit_what_is_trained(
+    *,
+    content_pictures: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    places = {"folder": content_pictures[0].parent, "picture": content_pictures[0], "out": tmp_path / "out"}
+
+    assert main(["train", *(argument.format(**places) for argument in arguments)]) == 1
+
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
     sides = {side: random_lora(base, seed=seed, ranks=(2, 3)) for seed, side in enumerate(("content", "style"))}

@@ -32,6 +32,7 @@ def refused_fields(model: type[BaseModel], document: dict[str, Any]) -> set[str]
         (LoraTrainConfig, "learning_rate", 1e-9, 0.1, 0, 0.11),
         (LoraTrainConfig, "batch_size", 1, 64, 0, 65),
         (LoraTrainConfig, "resolution_px", 64, 2048, 32, 2080),
+        (LoraTrainConfig, "company", 0, 1, -0.1, 1.1),
         (LoraTrainConfig, "seed", 0, 2**63 - 1, -1, 2**63),
         (MergeConfig, "steps", 0, 5_000, -1, 5_001),
         (MergeConfig, "learning_rate", 1e-9, 1, 0, 1.1),
@@ -87,6 +88,39 @@ def test_unknown_keys_are_refused_at_any_depth() -> None:
     document["merge"]["colour"] = "red"
 
     assert refused_fields(PersonalizeConfig, document) == {"merge.colour"}
+
+
+def in_company(content: float, style: float, **of_style: Any) -> dict[str, Any]:
+    """A whole configuration as JSON, whose sides have these shares of company."""
+    document = tiny("tiny", Prompts()).model_dump(mode="json")
+    document["content"] |= {"company": content}
+    document["style"] |= {"company": style, **of_style}
+    return document
+
+
+@pytest.mark.parametrize(("content", "style", "together"), [(0, 0, False), (0.5, 0.5, True), (1, 0.25, True)])
+def test_sides_with_company_are_trained_together(*, content: float, style: float, together: bool) -> None:
+    assert PersonalizeConfig.model_validate(in_company(content, style)).trains_together is together
+
+
+@pytest.mark.parametrize(("content", "style"), [(0.5, 0), (0, 0.5)])
+def test_company_of_one_side_only_is_refused(content: float, style: float) -> None:
+    with pytest.raises(ValidationError, match=r"content\.company and style\.company must both be above 0"):
+        PersonalizeConfig.model_validate(in_company(content, style))
+
+
+def test_sides_of_two_resolutions_cannot_keep_each_other_company() -> None:
+    assert PersonalizeConfig.model_validate(in_company(0, 0, resolution_px=96))
+    with pytest.raises(ValidationError, match="the same resolution_px"):
+        PersonalizeConfig.model_validate(in_company(0.5, 0.5, resolution_px=96))
+
+
+def test_configurations_stored_before_there_was_company_train_each_side_by_itself() -> None:
+    document = in_company(0, 0)
+    for side in ("content", "style"):
+        del document[side]["company"]
+
+    assert not PersonalizeConfig.model_validate(document).trains_together
 
 
 def test_configurations_are_immutable() -> None:
