@@ -133,6 +133,7 @@ class Wishes(TypedDict, total=False):
     content_trigger: str
     style_trigger: str
     style_captions: Sequence[str]
+    content_captions: Sequence[str]
     steps: Mapping[str, int]
     rank: int
     resolution_px: int

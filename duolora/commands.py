@@ -115,6 +115,12 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--content-trigger", default="sbu")
     parser.add_argument("--style-trigger", default="szn")
     parser.add_argument(
+        "--content-caption",
+        action="append",
+        default=[],
+        help="what a content picture shows, trigger included; in file order, '' for the usual caption",
+    )
+    parser.add_argument(
         "--style-caption", action="append", default=[], help="what a style picture shows; in file order"
     )
     parser.add_argument("--rank", type=int)
@@ -129,6 +135,7 @@ def _config(arguments: argparse.Namespace) -> PersonalizeConfig:
         content_trigger=arguments.content_trigger,
         style_trigger=arguments.style_trigger,
         style_captions=tuple(arguments.style_caption),
+        content_captions=tuple(arguments.content_caption),
     )
     steps = getattr(arguments, "steps", None)
     side = getattr(arguments, "side", None)

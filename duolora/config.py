@@ -6,10 +6,19 @@ so that any job can be run again exactly as it was. Torch-free.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 """Version of the stored JSON; raised when a field changes its meaning."""
@@ -26,6 +35,9 @@ Caption = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
 ]
 """A caption of one picture: visible characters only."""
+
+OptionalCaption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""A caption of one picture, or empty for the one that pictures have by themselves."""
 
 
 class Frozen(BaseModel):
@@ -62,6 +74,27 @@ class Prompts(Frozen):
         max_length=MAX_IMAGES_PER_SIDE,
         description="What each style picture shows, without its style, in the order of the files: 'a bicycle'.",
     )
+    content_captions: tuple[OptionalCaption, ...] = Field(
+        (),
+        max_length=MAX_IMAGES_PER_SIDE,
+        description="What each content picture shows, content_trigger included, in the order of the files: "
+        "'a sbu dog on a beach'. Left out or empty, a picture has the usual caption: 'a sbu dog'.",
+    )
+
+    @field_validator("content_captions")
+    @classmethod
+    def _captions_call_the_subject(cls, captions: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        trigger = info.data.get("content_trigger")  # absent when it was refused itself
+        if trigger is None:
+            return captions
+        word = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)  # CLIP's tokenizers ignore case
+        for index, caption in enumerate(captions):
+            if caption and not word.search(caption):
+                raise ValueError(
+                    f"caption {index}, {caption!r}, lacks the word {trigger!r} (content_trigger), "
+                    "so its picture would not teach it"
+                )
+        return captions
 
     @model_validator(mode="after")
     def _triggers_differ(self) -> Self:
@@ -71,8 +104,13 @@ class Prompts(Frozen):
 
     @property
     def content(self) -> str:
-        """Caption of every content picture."""
+        """Caption of the subject, and of every content picture that has none of its own."""
         return f"a {self.content_trigger} {self.subject_class}"
+
+    def content_picture(self, index: int) -> str:
+        """Caption of content picture `index`."""
+        own = self.content_captions[index] if index < len(self.content_captions) else ""
+        return own or self.content
 
     def style(self, index: int) -> str:
         """Caption of style picture `index`."""

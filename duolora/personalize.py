@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 def captions(side: str, prompts: Prompts, count: int) -> list[str]:
     """Return the captions of one side's pictures."""
-    return [prompts.content if side == CONTENT else prompts.style(index) for index in range(count)]
+    of_picture = prompts.content_picture if side == CONTENT else prompts.style
+    return [of_picture(index) for index in range(count)]
 
 
 def train_side(

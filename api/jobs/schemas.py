@@ -36,6 +36,13 @@ class JobParams(Wire):
         max_length=MAX_IMAGES_PER_SIDE,
         description="What each style picture shows, without its style, in the order of the files.",
     )
+    content_captions: list[str] | None = Field(
+        None,
+        max_length=MAX_IMAGES_PER_SIDE,
+        description="What each content picture shows, content_trigger included, in the order of the files. "
+        "Left out or empty, a picture has the usual caption, 'a sbu dog'.",
+        examples=[["a sbu dog on a beach", ""]],
+    )
     steps: StepWishes = StepWishes()
     rank: int | None = Field(None, description="Rank of both LoRAs; the merge has the sum of both.")
     resolution_px: int | None = Field(None, description="Side of the training pictures, in pixels.")

@@ -172,7 +172,8 @@ class JobService:
         errors = [
             *wishes.check_webhook(params.webhook_url, self._settings.webhooks.allow_cidrs),
             *wishes.check_priority(params.priority, caller.max_priority),
-            *wishes.check_captions(params.style_captions, len(submission.style)),
+            *wishes.check_captions("content", params.content_captions, len(submission.content)),
+            *wishes.check_captions("style", params.style_captions, len(submission.style)),
         ]
         for side, uploads in submission.sides:
             if not 1 <= len(uploads) <= MAX_IMAGES_PER_SIDE:

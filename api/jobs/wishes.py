@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
 
 ROOT = "/params"
-_WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions")
+_WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions", "content_captions")
 _SHARED = {"rank", "resolution_px", "seed"}
 """Fields of the configuration's parts that one wish fills in several."""
 
@@ -93,12 +93,12 @@ def check_priority(priority: int, highest: int) -> list[FieldError]:
     return [FieldError(pointer=f"{ROOT}/priority", detail=detail, code="priority_too_high")]
 
 
-def check_captions(captions: Sequence[str] | None, pictures: int) -> list[FieldError]:
-    """Return what is wrong with the number of captions."""
+def check_captions(side: str, captions: Sequence[str] | None, pictures: int) -> list[FieldError]:
+    """Return what is wrong with the number of captions of one side."""
     if captions is None or len(captions) <= pictures:
         return []
-    detail = f"{len(captions)} captions for {pictures} style pictures; send at most one for each"
-    return [FieldError(pointer=f"{ROOT}/style_captions", detail=detail, code="too_many")]
+    detail = f"{len(captions)} captions for {pictures} {side} pictures; send at most one for each"
+    return [FieldError(pointer=f"{ROOT}/{side}_captions", detail=detail, code="too_many")]
 
 
 def _unknown(name: str, value: str, known: Iterable[str]) -> FieldError:

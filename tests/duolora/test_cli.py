@@ -239,6 +239,7 @@ def test_inspect_reads_kohya_keys_of_the_shipped_base(
         (["--content-trigger", ""], "content_trigger"),
         (["--content-trigger", "szn"], "must differ"),
         (["--style-caption", ""], "style_captions.0"),
+        (["--content-caption", "a disc"], "lacks the word"),
     ],
 )
 def test_bad_value_ends_with_status_2_and_names_the_field(

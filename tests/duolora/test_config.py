@@ -136,6 +136,17 @@ def test_equal_triggers_are_refused_whatever_their_case(style: str) -> None:
         Prompts(content_trigger="sbu", style_trigger=style)
 
 
+@pytest.mark.parametrize("caption", ["a dog", "a sbus", "a subu dog"])
+def test_caption_that_does_not_call_the_subject_is_refused(caption: str) -> None:
+    with pytest.raises(ValidationError, match=r"caption 1, .* lacks the word 'sbu' \(content_trigger\)"):
+        Prompts(content_captions=("a sbu dog", caption))
+
+
+@pytest.mark.parametrize("caption", ["", "  ", "sbu", "A SBU, asleep", "one sbu's hat"])
+def test_caption_that_calls_the_subject_or_none_is_taken(caption: str) -> None:
+    assert Prompts(content_captions=(caption,)).content_picture(0) == (caption.strip() or "a sbu subject")
+
+
 @pytest.mark.parametrize("word", ["", "   ", "a,b", "a\nb", "a\x00b", "x" * 41])
 @pytest.mark.parametrize("field", ["subject_class", "content_trigger", "style_trigger"])
 def test_words_that_would_break_a_caption_are_refused(field: str, word: str) -> None:

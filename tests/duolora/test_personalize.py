@@ -43,6 +43,8 @@ def lean_config(base_model: str = "tiny", *, company: float = 0.0) -> Personaliz
 
 def test_captions_follow_the_files(content_pictures: list[Path]) -> None:
     assert captions("content", PROMPTS, 2) == ["a sbu disc", "a sbu disc"]
+    described = Prompts(subject_class="disc", content_captions=("", "a sbu disc at sea"))
+    assert captions("content", described, 3) == ["a sbu disc", "a sbu disc at sea", "a sbu disc"]
     assert captions("style", PROMPTS, 3) == ["a ball in szn style", "a sun in szn style", "a picture in szn style"]
 
 

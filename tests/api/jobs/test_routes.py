@@ -235,6 +235,8 @@ class TestRefusals:
             ({"base_model": "nope"}, "/params/base_model"),
             ({"priority": 1}, "/params/priority"),
             ({"style_captions": ["a", "b"]}, "/params/style_captions"),
+            ({"content_captions": ["a sbu cat", ""]}, "/params/content_captions"),
+            ({"content_captions": ["a cat"]}, "/params/content_captions"),
             ({"webhook_url": "http://169.254.169.254/latest"}, "/params/webhook_url"),
             ({"webhook_url": "https://[::1]/"}, "/params/webhook_url"),
             ({"subject_class": "a\x00b"}, "/params/subject_class"),

@@ -34,6 +34,7 @@ def test_wishes_reach_every_part_they_speak_of():
             "content_trigger": "abc",
             "style_trigger": "def",
             "style_captions": ["a tree"],
+            "content_captions": ["", "an abc dog at sea"],
             "steps": {"content": 11, "style": 12, "merge": 13},
             "rank": 5,
             "resolution_px": 96,
@@ -46,6 +47,11 @@ def test_wishes_reach_every_part_they_speak_of():
     assert (config.content.seed, config.merge.seed, config.preview.seed) == (7, 7, 7)
     assert config.prompts.content == "a abc dog"
     assert config.prompts.style(0) == "a tree in def style"
+    assert [config.prompts.content_picture(index) for index in range(3)] == [
+        "a abc dog",
+        "an abc dog at sea",
+        "a abc dog",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,9 @@ def test_wishes_reach_every_part_they_speak_of():
         ({"subject_class": "a\u0000b"}, "/params/subject_class", "string_pattern_mismatch"),
         ({"style_captions": ["x"] * 21}, "/params/style_captions", "too_long"),
         ({"style_captions": ["x", ""]}, "/params/style_captions/1", "string_too_short"),
+        ({"content_captions": ["sbu"] * 21}, "/params/content_captions", "too_long"),
+        ({"content_captions": ["sbu", "a\nsbu"]}, "/params/content_captions/1", "string_pattern_mismatch"),
+        ({"content_captions": ["a sbu", "a dog"]}, "/params/content_captions", "value_error"),
         ({"content_trigger": "same", "style_trigger": "same"}, "/params/style_trigger", "value_error"),
         ({"priority": 101}, "/params/priority", "less_than_equal"),
     ],
