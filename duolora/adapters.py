@@ -179,6 +179,12 @@ class RankSpaceAdapter:
         """Choose the role of every sample of the next passes; rows_B (B,) int64."""
         self._roles.assign(rows_B)
 
+    def present_rows(self) -> Tensor:
+        """Return the roles assigned last, (B,) int64."""
+        if self._roles.rows_B is None:
+            raise RuntimeError("no roles have been assigned")
+        return self._roles.rows_B
+
     def assign_all(self, role: int, batch: int, device: torch.device) -> None:
         """Give all samples of the next passes one role."""
         self.assign(torch.full((batch,), role, dtype=torch.int64, device=device))

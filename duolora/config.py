@@ -63,6 +63,28 @@ class LayerPrior(StrEnum):
     """Layers at low resolution carry content, layers at high resolution carry style (paper, section 4.2)."""
 
 
+class MaskStart(StrEnum):
+    """Where the masks of a merge begin; a merge of no steps ends there too."""
+
+    ONES = "ones"
+    """All ranks of all sides: the plain sum. What the released code does in effect."""
+    LEADING = "leading"
+    """A layer's dominant side in full, of the other only the leading ranks (paper, section 4.2)."""
+    CLOSED_FORM = "closed-form"
+    """Least squares on the layers' own outputs (`duolora.closed_form`)."""
+    MEASURED = "measured"
+    """Strengths of groups of layers found by experiment (`duolora.measured_priors`)."""
+
+
+class MergeMethod(StrEnum):
+    """Who computes the masks."""
+
+    RANK_MASKS = "rank-masks"
+    """DuoLoRA as this project reads the paper."""
+    RELEASE = "release"
+    """The authors' published code as it behaves, for comparison (`duolora.baselines.duolora_release`)."""
+
+
 class Prompts(Frozen):
     """The words of one job. A caption is built around them: "a sbu dog", "a bicycle in szn style"."""
 
@@ -152,8 +174,11 @@ class LoraTrainConfig(Frozen):
 
 
 class MergeConfig(Frozen):
-    """DuoLoRA's merge: masks over the ranks of both LoRAs (paper, section 4)."""
+    """DuoLoRA's merge: masks over the ranks of both LoRAs. The defaults are the paper's (section 4)."""
 
+    method: MergeMethod = MergeMethod.RANK_MASKS
+    start: MaskStart = MaskStart.LEADING
+    ridge: float = Field(0.05, gt=0, le=100, description="Ridge of the closed form, as a share of the mean diagonal.")
     steps: int = Field(100, ge=0, le=5_000)
     learning_rate: float = Field(0.01, gt=0, le=1)
     batch_size: int = Field(1, ge=1, le=64, description="Noised samples per side and step.")

@@ -1,31 +1,36 @@
-"""DuoLoRA's merge: learn, per layer, which ranks of a content LoRA and of a style LoRA to keep (paper, section 4).
+"""DuoLoRA's merge: find, per layer, how much of each rank of a content LoRA and of a style LoRA to keep.
+
+Masks begin somewhere (`duolora.merge_start`) and may then learn (paper, section 4):
 
     L = L_distill + prior_weight * L_prior + constyle_weight * L_constyle
 
-Both LoRAs stay frozen; only the masks learn. The result is one ordinary LoRA of rank r_c + r_s at most, exactly equal
-to the masked model.
+The LoRAs stay frozen; only the masks learn. The result is one ordinary LoRA whose rank is the sum of theirs at most,
+exactly equal to the masked model. Two LoRAs are the ordinary case; more, of either role, merge in the same way.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.config import LayerPrior
-from duolora.errors import InvalidLora, TrainingDiverged
+from duolora.config import LayerPrior, MaskStart
+from duolora.errors import InvalidConfig, InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
 from duolora.merge_case import EncodedSide, MergeCase
-from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
-from duolora.priors import initial_mask, roles_by_resolution
+from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.merge_start import MomentRecorder, starting_masks
+from duolora.priors import roles_by_resolution
 from duolora.runtime import memory_errors
+from duolora.strengths import reweight
 from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
@@ -42,11 +47,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MergeSide:
-    """One side of a merge: its LoRA, the pictures it was trained on and their captions."""
+    """One side of a merge: its LoRA, the pictures it was trained on and their captions.
+
+    `strength` multiplies the side in the result; pictures may be missing where nothing is learnt.
+    """
 
     weights: LoraWeights
     pictures: Sequence[Path]
     captions: Sequence[str]
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,32 +75,38 @@ def merge_loras(
     resolution_px: int,
     observer: Observer | None = None,
 ) -> MergeResult:
-    """Merge a content LoRA and a style LoRA.
+    """Merge LoRAs of one base.
 
     Args:
-        base: the model both were trained on.
-        sides: "content" and "style".
-        joint_prompt: caption of the subject in the style; the add-leg of both cycles uses it.
-        config: steps, weights and priors.
+        base: the model all were trained on.
+        sides: "content" and "style", or more; a side's name begins with its role ("style-2").
+        joint_prompt: caption of all together; the add-leg of the cycles uses it.
+        config: start, steps, weights and priors.
         resolution_px: resolution of the pictures, which decides the roles of the layers.
         observer: receives progress.
 
     Raises:
         InvalidLora: a LoRA does not fit the base.
+        InvalidConfig: a side's name does not begin with a role, or pictures are missing that the merge learns from.
         LayerGroupEmpty: a prior was asked for that this model has no layers for.
         TrainingDiverged, Cancelled, OutOfMemory: as in training.
     """
-    by_masks, carried = split_sides({side: sides[side].weights for side in SIDES})
-    cases = [
-        MergeCase(
-            by_masks,
-            {side: _encode(base, sides[side], resolution_px) for side in SIDES},
-            base.encode_prompts([joint_prompt]),
-            config.seed,
-        )
-    ]
-    result = merge_cases(base, cases, config, resolution_px=resolution_px, observer=observer)[0]
-    return MergeResult(unite(result.weights, merge_carried(carried)), result.report)
+    by_masks, carried = split_sides({side: given.weights for side, given in sides.items()})
+    case = MergeCase(
+        by_masks,
+        _encode(base, sides, resolution_px) if needs_pictures(config) else {},
+        base.encode_prompts([joint_prompt]),
+        config.seed,
+    )
+    result = merge_cases(base, [case], config, resolution_px=resolution_px, observer=observer)[0]
+    strengths = {side: given.strength for side, given in sides.items()}
+    merged = reweight(result.weights, strengths) if set(strengths.values()) != {1.0} else result.weights
+    return MergeResult(unite(merged, merge_carried(carried, strengths)), result.report)
+
+
+def needs_pictures(config: MergeConfig) -> bool:
+    """Say whether a merge looks at pictures at all."""
+    return config.steps > 0 or config.start is MaskStart.CLOSED_FORM
 
 
 def merge_cases(
@@ -102,28 +117,39 @@ def merge_cases(
     resolution_px: int,
     observer: Observer | None = None,
 ) -> list[MergeResult]:
-    """Merge several pairs of LoRAs in the same passes of the U-Net; each gets what it would get alone.
+    """Merge the LoRAs of several cases in the same passes of the U-Net; each gets what it would get alone.
 
     Each case's own seed is used, not the configuration's. Raises what `merge_loras` raises, and InvalidLora for cases
     whose LoRAs differ in layers or ranks.
     """
     observer = observer or Silent()
     started = time.monotonic()
-    observer.on_progress(Progress(step=0, total=config.steps, note="preparing teachers"))
-    canonical = [{side: canonicalise(case.loras[side]) for side in SIDES} for case in cases]
+    observer.on_progress(Progress(step=0, total=config.steps, note="preparing the merge"))
+    canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]
     _require_alike(canonical)
-    roles = _layer_roles(base, canonical[0], config, resolution_px)
-    generators = [base.runtime.generator(case.seed) for case in cases]
-    with memory_errors(), RankSpaceAdapter(*canonical).inject(base.unet) as adapter:
-        bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
-        start = _starting_masks(canonical[0], roles, config)
-        masks = adapter.learn_masks(
-            {side: {name: mask_R.expand(len(cases), -1) for name, mask_R in of.items()} for side, of in start.items()}
-        )
-        cycles = Cycles(base, adapter, cases)
-        objective = MergeObjective(base, adapter, config, bank=bank, cycles=cycles, roles=roles)
-        losses = _optimise(objective, masks, config, generators, observer)
-        learned = _of_each_tenant(adapter.learned_masks(), len(cases))
+    side_roles = {side: cases[0].role(side) for side in cases[0].sides}
+    layer_roles = _layer_roles(base, canonical[0], config, resolution_px)
+    start = starting_masks(canonical, config, layer_roles=layer_roles, side_roles=side_roles)
+    losses: list[dict[str, list[float]]] = []
+    if needs_pictures(config):
+        with memory_errors(), RankSpaceAdapter(*canonical).inject(base.unet) as adapter:
+            generators = [base.runtime.generator(case.seed) for case in cases]
+            solved = MomentRecorder(adapter) if config.start is MaskStart.CLOSED_FORM else None
+            with nullcontext() if solved is None else solved:
+                bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
+            start = start if solved is None else solved.solve(config.ridge)
+            objective = MergeObjective(
+                base,
+                adapter,
+                config,
+                bank=bank,
+                cycles=Cycles(base, adapter, cases),
+                layer_roles=layer_roles,
+                side_roles=side_roles,
+            )
+            losses = _optimise(objective, adapter.learn_masks(start), config, generators, observer)
+            start = adapter.learned_masks()
+    learned = _of_each_tenant(start, len(cases))
     seconds = (time.monotonic() - started) / len(cases)
     return [
         MergeResult(
@@ -131,7 +157,7 @@ def merge_cases(
             _report(
                 canonical[tenant],
                 learned[tenant],
-                roles,
+                layer_roles,
                 [{name: values[tenant] for name, values in terms.items()} for terms in losses],
                 config,
             )
@@ -168,7 +194,7 @@ def _require_alike(canonical: Sequence[Mapping[str, LoraWeights]]) -> None:
     """Refuse cases that cannot share masks of one shape."""
 
     def shape(sides: Mapping[str, LoraWeights]) -> dict[str, dict[str, int]]:
-        return {side: {name: layer.rank for name, layer in sides[side].layers.items()} for side in SIDES}
+        return {side: {name: layer.rank for name, layer in lora.layers.items()} for side, lora in sides.items()}
 
     if any(shape(sides) != shape(canonical[0]) for sides in canonical):
         raise InvalidLora("LoRAs merged together must change the same layers with the same ranks")
@@ -195,24 +221,19 @@ def _layer_roles(
     return roles_by_resolution(base.layer_resolutions(names, resolution_px))
 
 
-def _encode(base: SdxlBase, side: MergeSide, resolution_px: int) -> EncodedSide:
-    """Encode one side's pictures and captions once."""
-    moments = base.encode_pictures(load_pictures(side.pictures, resolution_px))
-    return EncodedSide(moments, base.encode_prompts(side.captions))
-
-
-def _starting_masks(
-    canonical: Mapping[str, LoraWeights], roles: Mapping[str, Role], config: MergeConfig
-) -> dict[str, dict[str, Tensor]]:
-    """Prior initialisation: all ones on a layer's dominant side, only the leading share on the other."""
+def _encode(base: SdxlBase, sides: Mapping[str, MergeSide], resolution_px: int) -> dict[str, EncodedSide]:
+    """Encode every side's pictures and captions once."""
+    missing = [side for side, given in sides.items() if not given.pictures]
+    if missing:
+        raise InvalidConfig(
+            f"this merge learns from pictures, and {', '.join(missing)} has none; give some, or merge "
+            "with a recipe that needs none"
+        )
     return {
-        side: {
-            name: initial_mask(
-                layer.rank, dominant=name not in roles or roles[name] == side, minor_share=config.prior_start
-            )
-            for name, layer in weights.layers.items()
-        }
-        for side, weights in canonical.items()
+        side: EncodedSide(
+            base.encode_pictures(load_pictures(given.pictures, resolution_px)), base.encode_prompts(given.captions)
+        )
+        for side, given in sides.items()
     }
 
 
@@ -225,7 +246,7 @@ def _report(
 ) -> dict[str, Any]:
     """Describe the merge: ranks kept per layer from each side, mean masks, losses, size."""
     layers: dict[str, dict[str, Any]] = {}
-    for side in SIDES:
+    for side in canonical:
         for name, mask_R in learned[side].items():
             entry = layers.setdefault(name, {"role": roles[name].value if name in roles else None})
             entry[side] = {
@@ -235,6 +256,7 @@ def _report(
             }
     return {
         "method": "duolora",
+        "start": config.start.value,
         "trainable": sum(mask_R.numel() for of_side in learned.values() for mask_R in of_side.values()),
         "losses": [{key: round(value, 6) for key, value in terms.items()} for terms in losses],
         "layers": layers,

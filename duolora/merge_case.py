@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from duolora.errors import InvalidConfig
+from duolora.priors import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +23,37 @@ class EncodedSide:
     prompts: PromptEmbeddings
 
 
+def role_of(side: str) -> Role:
+    """Return the role that a side's name says: "content", "style", or one of them with more behind it ("style-2").
+
+    Raises:
+        InvalidConfig: the name says neither.
+    """
+    for role in Role:
+        if side.startswith(role.value):
+            return role
+    raise InvalidConfig(f"side {side!r} must begin with {' or '.join(role.value for role in Role)}, which is its role")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MergeCase:
-    """One merge: side -> LoRA, side -> encoded pictures, the caption of the subject in the style (one row), a seed."""
+    """One merge of two LoRAs or more.
+
+    `loras` and `encoded` by side, in one order; `joint` is the caption of all together (one row); `roles` by side,
+    taken from the sides' names where not given.
+    """
 
     loras: Mapping[str, LoraWeights]
     encoded: Mapping[str, EncodedSide]
     joint: PromptEmbeddings
     seed: int
+    roles: Mapping[str, Role] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Names of the sides, in order."""
+        return tuple(self.loras)
+
+    def role(self, side: str) -> Role:
+        """Return the role of a side."""
+        return self.roles[side] if side in self.roles else role_of(side)

@@ -1,8 +1,8 @@
 """What a merge minimises: distillation from both LoRAs, the layer prior, and the Constyle cycles.
 
-J tenants merged in the same passes, N noised samples of a tenant's teacher bank (those of content first), n samples of
-a tenant in one step, B = J * n, C latent channels, H W latent size. Every loss is one number per tenant; their sum is
-what is minimised, so that under Adam no tenant feels the others.
+J tenants merged in the same passes, N noised samples of a tenant's teacher bank (those of the first side first), n
+samples of a tenant in one step, B = J * n, C latent channels, H W latent size. Every loss is one number per tenant;
+their sum is what is minimised, so that under Adam no tenant feels the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
 SIDES = (CONTENT, STYLE)
-"""Order of the roles in the adapter."""
+"""The sides of an ordinary merge, in the adapter's order; a merge of more has its own."""
 
 BANK_CHUNK = 8
 """Samples of a tenant per pass when the teachers are computed."""
@@ -44,7 +44,7 @@ def _draw_rows(limit: int, count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherBank:
-    """Noised samples of both sides with the prediction of the side's own LoRA; independent of the masks."""
+    """Noised samples of all sides with the prediction of the side's own LoRA; independent of the masks."""
 
     noisy_JNCHW: Tensor
     timesteps_JN: Tensor
@@ -52,10 +52,15 @@ class TeacherBank:
     prompts: PromptEmbeddings
     per_side: int
 
+    @property
+    def sides(self) -> int:
+        """Number of sides."""
+        return self.timesteps_JN.shape[1] // self.per_side
+
     def draw(self, per_side: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Choose every tenant's rows for one step, the same number of each side, (J, n)."""
         rows = [
-            torch.cat([_draw_rows(self.per_side, per_side, own) + index * self.per_side for index in range(len(SIDES))])
+            torch.cat([_draw_rows(self.per_side, per_side, own) + index * self.per_side for index in range(self.sides)])
             for own in generators
         ]
         return torch.stack(rows).to(self.noisy_JNCHW.device)
@@ -87,12 +92,13 @@ def teacher_bank(
     timesteps_JN = torch.stack([timesteps_N for _, timesteps_N, _ in noised])
     prompts = PromptEmbeddings.join([joined for _, _, joined in noised])
     bank = TeacherBank(noisy_JNCHW, timesteps_JN, noisy_JNCHW, prompts, count)
-    roles_N = role_rows([(role, count) for role in range(len(SIDES))], device)
+    sides = len(cases[0].sides)
     teachers = []
-    for rows_n in torch.arange(len(SIDES) * count, device=device).split(BANK_CHUNK):
-        adapter.assign(roles_N[rows_n].repeat(len(cases)))
-        predicted_BCHW = base.predict_noise(*bank.samples(rows_n.expand(len(cases), -1)))
-        teachers.append(predicted_BCHW.unflatten(0, (len(cases), -1)))
+    for role in range(sides):
+        for rows_n in torch.arange(role * count, (role + 1) * count, device=device).split(BANK_CHUNK):
+            adapter.assign_all(role, len(cases) * len(rows_n), device)
+            predicted_BCHW = base.predict_noise(*bank.samples(rows_n.expand(len(cases), -1)))
+            teachers.append(predicted_BCHW.unflatten(0, (len(cases), -1)))
     return TeacherBank(noisy_JNCHW, timesteps_JN, torch.cat(teachers, dim=1), prompts, count)
 
 
@@ -102,8 +108,9 @@ def _noised(
     """Noise one tenant's pictures: latents (N, C, H, W), timesteps (N,) and prompts."""
     device = base.runtime.device
     noisy, prompts = [], []
-    timesteps_N = torch.randint(base.schedule.timesteps, (len(SIDES) * count,), generator=generator).to(device)
-    for side, timesteps_n in zip(SIDES, timesteps_N.split(count), strict=True):
+    sides = case.sides
+    timesteps_N = torch.randint(base.schedule.timesteps, (len(sides) * count,), generator=generator).to(device)
+    for side, timesteps_n in zip(sides, timesteps_N.split(count), strict=True):
         moments = case.encoded[side].moments
         rows_n = torch.arange(count, device=device) % len(moments.mean_BCHW)
         latents_nCHW = moments.sample(rows_n, generator)
@@ -114,13 +121,14 @@ def _noised(
 
 
 class Cycles:
-    """Both Constyle cycles of all tenants in one pass: content and style pictures side by side."""
+    """The Constyle cycles of all sides and tenants in one pass: content and style pictures side by side."""
 
     def __init__(self, base: SdxlBase, adapter: RankSpaceAdapter, cases: Sequence[MergeCase]) -> None:
         self._base = base
         self._adapter = adapter
         self._cases = cases
-        self._joint = PromptEmbeddings.join([case.joint for case in cases for _ in SIDES])
+        self._sides = cases[0].sides
+        self._joint = PromptEmbeddings.join([case.joint for case in cases for _ in self._sides])
 
     def loss(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Evaluate L_constyle on one picture of each side; (J,)."""
@@ -129,18 +137,18 @@ class Cycles:
         for case, generator in zip(self._cases, generators, strict=True):
             rows = {
                 side: _draw_rows(len(encoded.moments.mean_BCHW), 1, generator).to(device)
-                for side, encoded in ((side, case.encoded[side]) for side in SIDES)
+                for side, encoded in ((side, case.encoded[side]) for side in self._sides)
             }
-            latents += [case.encoded[side].moments.sample(rows[side], generator) for side in SIDES]
-            own += [case.encoded[side].prompts[rows[side]] for side in SIDES]
-            timesteps.append(_draw_rows(self._base.schedule.timesteps, len(SIDES), generator))
-            shape = (2, len(SIDES), *latents[-1].shape[1:])
+            latents += [case.encoded[side].moments.sample(rows[side], generator) for side in self._sides]
+            own += [case.encoded[side].prompts[rows[side]] for side in self._sides]
+            timesteps.append(_draw_rows(self._base.schedule.timesteps, len(self._sides), generator))
+            shape = (2, len(self._sides), *latents[-1].shape[1:])
             noises.append(torch.cat([torch.randn(shape[1:], generator=generator)[None] for _ in range(shape[0])]))
         add_BCHW, remove_BCHW = torch.cat(noises, dim=1).to(device)
         noise = CycleNoise(torch.cat(timesteps).to(device), add_BCHW, remove_BCHW)
         own_prompts = PromptEmbeddings.join(own)
-        merged_rows = role_rows([(self._adapter.merged, len(SIDES) * tenants)], device)
-        own_rows = role_rows([(role, 1) for role in range(len(SIDES))], device).repeat(tenants)
+        merged_rows = role_rows([(self._adapter.merged, len(self._sides) * tenants)], device)
+        own_rows = role_rows([(role, 1) for role in range(len(self._sides))], device).repeat(tenants)
 
         def add(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
             self._adapter.assign(merged_rows)
@@ -165,14 +173,16 @@ class MergeObjective:
         *,
         bank: TeacherBank,
         cycles: Cycles,
-        roles: Mapping[str, Role],
+        layer_roles: Mapping[str, Role],
+        side_roles: Mapping[str, Role],
     ) -> None:
         self._base = base
         self._adapter = adapter
         self._config = config
         self._bank = bank
         self._cycles = cycles
-        self._roles = roles
+        self._layer_roles = layer_roles
+        self._side_roles = side_roles
         self._predict = CapturedPredictor(base)
 
     def evaluate(self, step: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -180,7 +190,7 @@ class MergeObjective:
         config = self._config
         terms = {"distillation": self._distillation(generators)}
         total_J = terms["distillation"]
-        if self._roles and config.prior_weight > 0:
+        if self._layer_roles and config.prior_weight > 0:
             terms["prior"] = self._prior()
             total_J = total_J + config.prior_weight * terms["prior"]
         if config.constyle_weight > 0 and step % config.constyle_every == 0:
@@ -196,13 +206,13 @@ class MergeObjective:
         return squared_error(student_BCHW, self._bank.teachers(rows_Jn)).view(rows_Jn.shape).mean(dim=1)
 
     def _prior(self) -> Tensor:
-        """Mean of L_prior over the layers that both sides change; 0 when they share none."""
+        """Mean of L_prior over the layers that both roles change; 0 when they share none."""
         masks = self._adapter.learned_masks()
-        other = {CONTENT: STYLE, STYLE: CONTENT}
-        losses = [
-            prior_loss(masks[role.value][name], masks[other[role.value]][name], self._config.prior_hinge)
-            for name, role in self._roles.items()
-            if name in masks[CONTENT] and name in masks[STYLE]
-        ]
+        losses = []
+        for name, role in self._layer_roles.items():
+            dominant = [of[name] for side, of in masks.items() if name in of and self._side_roles[side] is role]
+            minor = [of[name] for side, of in masks.items() if name in of and self._side_roles[side] is not role]
+            if dominant and minor:
+                losses.append(prior_loss(torch.cat(dominant, 1), torch.cat(minor, 1), self._config.prior_hinge))
         none_J = torch.zeros(self._adapter.tenants, device=self._base.runtime.device)
         return torch.stack(losses).mean(dim=0) if losses else none_J

@@ -61,7 +61,7 @@ def objective(
     cases = [merge_case(base, sides)]
     bank = teacher_bank(base, adapter, cases, settings.bank_size, [torch.Generator().manual_seed(0)])
     cycles = Cycles(base, adapter, cases)
-    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, roles={})
+    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, layer_roles={}, side_roles={})
 
 
 def merge_case(base: SdxlBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:

@@ -1,0 +1,114 @@
+"""Where the masks of a merge begin: the plain sum, the paper's prior, a least squares, or measured strengths.
+
+J tenants, R ranks of a side in one layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from duolora.closed_form import rank_gram, solve_masks
+from duolora.config import MaskStart
+from duolora.measured_priors import measured_priors
+from duolora.priors import initial_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from duolora.adapters import RankSpaceAdapter
+    from duolora.config import MergeConfig
+    from duolora.lora.weights import LoraLayer, LoraWeights
+    from duolora.priors import Role
+
+Masks = dict[str, dict[str, "Tensor"]]
+"""Side -> layer name -> masks (J, R)."""
+
+
+def starting_masks(
+    canonical: Sequence[Mapping[str, LoraWeights]],
+    config: MergeConfig,
+    *,
+    layer_roles: Mapping[str, Role],
+    side_roles: Mapping[str, Role],
+) -> Masks:
+    """Return the masks that depend on the LoRAs alone.
+
+    Args:
+        canonical: the sides of every tenant, in canonical form, alike in layers and ranks.
+        config: which start; a closed form begins as ones and is solved for once inputs are known.
+        layer_roles: layer name -> the role that dominates it; layers without one are taken for everybody's.
+        side_roles: side -> its role.
+    """
+    priors = measured_priors()
+    alike = {role: sum(other is role for other in side_roles.values()) for role in side_roles.values()}
+
+    def mask(side: str, name: str, layer: LoraLayer) -> Tensor:
+        role = side_roles[side]
+        if config.start is MaskStart.MEASURED:
+            # Several subjects, or several styles, share what one of them would have (paper, section 5.4: uniformly).
+            return priors[role].mask(name, layer) / alike[role]
+        dominant = config.start is not MaskStart.LEADING or layer_roles.get(name, role) is role
+        return initial_mask(layer.rank, dominant=dominant, minor_share=config.prior_start)
+
+    return {
+        side: {
+            name: torch.stack([mask(side, name, tenant[side].layers[name]) for tenant in canonical])
+            for name in canonical[0][side].layers
+        }
+        for side in canonical[0]
+    }
+
+
+class MomentRecorder:
+    """Records, while an adapter's own sides run on their own inputs, what the closed form needs to know of them.
+
+    Use as a context manager around passes whose samples all have the role of a single side.
+    """
+
+    def __init__(self, adapter: RankSpaceAdapter) -> None:
+        self._adapter = adapter
+        self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in adapter.layers}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        """Listen to every attached layer."""
+        for name, layer in self._adapter.layers.items():
+            self._hooks.append(layer.register_forward_pre_hook(self._listener(name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop listening."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _listener(self, name: str) -> Callable[[object, tuple[Tensor, ...]], None]:
+        layer = self._adapter.layers[name]
+
+        def listen(_module: object, inputs: tuple[Tensor, ...]) -> None:
+            side = self._adapter.sides[int(self._adapter.present_rows()[0])]
+            down_JRI = torch.cat(list(layer.downs.values()), dim=1)
+            rows_JXI = inputs[0].detach().reshape(layer.tenants, -1, inputs[0].shape[-1]).to(down_JRI.dtype)
+            hidden_JXR = torch.bmm(rows_JXI, down_JRI.mT)
+            # A sum, not a mean: the least squares divides every side by its own energy.
+            moments_JRR = torch.bmm(hidden_JXR.mT, hidden_JXR)
+            self._sums[name][side] = self._sums[name].get(side, torch.zeros_like(moments_JRR)) + moments_JRR
+
+        return listen
+
+    def solve(self, ridge: float, toward: float = 1.0) -> Masks:
+        """Solve every layer in closed form; see `duolora.closed_form.solve_masks`."""
+        masks: Masks = {side: {} for side in self._adapter.sides}
+        for name, layer in self._adapter.layers.items():
+            up_JOR = torch.cat(list(layer.ups.values()), dim=2)
+            grams = {side: rank_gram(up_JOR, moments) for side, moments in self._sums[name].items()}
+            spans, start = {}, 0
+            for side, rank in layer.ranks.items():
+                spans[side], start = slice(start, start + rank), start + rank
+            solved_JR = solve_masks(grams, spans, ridge=ridge, toward=toward)
+            for side, span in spans.items():
+                masks[side][name] = solved_JR[:, span].contiguous()
+        return masks
