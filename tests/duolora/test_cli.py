@@ -14,7 +14,7 @@ from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.strengths import reweight
-from tests.duolora.pico import random_lora
+from tests.duolora.pico import draw_pictures, random_lora
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,6 +99,30 @@ def test_both_sides_are_trained_in_one_pass_into_a_folder(
     config = json.loads(loras["style"].metadata["duolora.config"])
     assert [config[side]["steps"] for side in loras] == [2, 2]
     assert config["merge"]["steps"] > 2
+
+
+def test_one_picture_a_side_is_enough(*, base: SdxlBase, base_folder: Path, tmp_path: Path) -> None:
+    common, short = shared(base_folder), ["--steps", "3", "--rank", "3"]
+    colours = {"content": (230, 40, 40), "style": (40, 40, 230)}
+    folders = {side: str(draw_pictures(tmp_path / side, (colour,))[0].parent) for side, colour in colours.items()}
+    captions = ["--content-caption", "a sbu disc on a ramp", "--style-caption", "a ball"]
+    merged, drawn = tmp_path / "merged.safetensors", tmp_path / "drawn"
+
+    assert main(["train", "both", *folders.values(), "--out", str(tmp_path), *short, *captions, *common]) == 0
+    files = [tmp_path / f"{side}_lora.safetensors" for side in folders]
+    images = [word for side, folder in folders.items() for word in (f"--{side}-images", folder)]
+    assert main(["merge", *map(str, files), *images, "--out", str(merged), "--steps", "2", *captions, *common]) == 0
+    assert main(["generate", "a sbu disc in szn style", "--lora", str(merged), "--out", str(drawn), *common]) == 0
+    assert main(["generate", "a sbu disc in szn style", "--out", str(drawn / "base"), *common]) == 0
+
+    for path in (*files, merged):
+        layers = read(path, base).layers
+        assert max(layer.up_OR.abs().max() for layer in layers.values()) > 0
+        assert all(layer.up_OR.isfinite().all() for layer in layers.values())
+    config = json.loads(read(merged, base).metadata["duolora.config"])
+    assert config["prompts"]["content_captions"] == ["a sbu disc on a ramp"]
+    pictures = [np.asarray(Image.open(folder / "000.png")) for folder in (drawn, drawn / "base")]
+    assert not np.array_equal(*pictures)
 
 
 @pytest.mark.parametrize(
