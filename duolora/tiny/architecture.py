@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from duolora.tiny.noise_schedule import BETA_RANGE, TRAIN_STEPS
 from duolora.tiny.tokenizer import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ def build_components(vocabulary_size: int) -> Components:
 def write_scheduler(folder: Path) -> None:
     """Write the scheduler of the base: Euler on SDXL's noise schedule, predicting noise."""
     scheduler = EulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
+        num_train_timesteps=TRAIN_STEPS,
+        beta_start=BETA_RANGE[0],
+        beta_end=BETA_RANGE[1],
         beta_schedule="scaled_linear",
         prediction_type="epsilon",
         timestep_spacing="leading",

@@ -21,11 +21,12 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from duolora.losses import denoising_loss
 from duolora.tiny.architecture import TIME_IDS, Components, build_components
 from duolora.tiny.atlas import Atlas, read_sheet, training_names
 from duolora.tiny.caption_tokens import CaptionWriter
 from duolora.tiny.checkpoint import load_pieces, save_pieces
-from duolora.tiny.noise_schedule import TRAIN_STEPS, add_noise, min_snr_weight, signal_share
+from duolora.tiny.noise_schedule import sdxl_schedule
 from duolora.tiny.preview import write_preview
 from duolora.tiny.trainee import Stepper, Trainee
 from duolora.tiny.world import Dice, TrainingWorld
@@ -33,6 +34,7 @@ from duolora.tiny.world import Dice, TrainingWorld
 log = logging.getLogger(__name__)
 
 PEAK_LR = 8e-4
+SNR_CAP = 5.0
 TRAINED = ("unet", "text_encoder", "text_encoder_2")
 
 
@@ -61,7 +63,7 @@ class BaseLesson:
         device = trainee.device
         self.dice = Dice(device)
         self.captions = CaptionWriter(world.names, device)
-        self.share_T = signal_share(device)
+        self.schedule = sdxl_schedule(device)
         self.time_ids = torch.tensor([TIME_IDS], dtype=torch.float32, device=device)
 
     def _draw_latents(self) -> tuple[Tensor, Tensor]:
@@ -75,13 +77,11 @@ class BaseLesson:
         """Draw, encode, noise, predict, learn; return the weighted loss."""
         with torch.no_grad():
             latent_BCHW, ids_BL = self._draw_latents()
-            timestep_B = self.dice.below(TRAIN_STEPS, latent_BCHW.shape[0])
-            share_B = self.share_T[timestep_B]
+            timestep_B = self.dice.below(self.schedule.timesteps, latent_BCHW.shape[0])
             noise_BCHW = torch.randn_like(latent_BCHW)
-            noisy_BCHW = add_noise(latent_BCHW, noise_BCHW, share_B)
+            noisy_BCHW = self.schedule.add_noise(latent_BCHW, noise_BCHW, timestep_B)
         predicted_BCHW = predict(self.components, noisy_BCHW, timestep_B, ids_BL, self.time_ids)
-        error_B = ((predicted_BCHW.float() - noise_BCHW) ** 2).mean(dim=(1, 2, 3))
-        loss = (error_B * min_snr_weight(share_B)).mean()
+        loss = denoising_loss(predicted_BCHW, noise_BCHW, self.schedule.snr(timestep_B), SNR_CAP).mean()
         self.trainee.learn(loss)
         return loss.detach()
 

@@ -52,9 +52,9 @@ def write_preview(components: Components, path: Path) -> None:
     text_BLD = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
     added = {"text_embeds": second.text_embeds, "time_ids": time_ids}
 
-    def predict_noise(latent_BCHW: Tensor, timestep: Tensor) -> Tensor:
+    def predict_noise(latent_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         twice = torch.cat([latent_BCHW, latent_BCHW])
-        noise = components.unet(twice, timestep, text_BLD, added_cond_kwargs=added, return_dict=False)[0]
+        noise = components.unet(twice, timesteps_B.repeat(2), text_BLD, added_cond_kwargs=added, return_dict=False)[0]
         with_text, without = noise.chunk(2)
         guided: Tensor = without + GUIDANCE * (with_text - without)
         return guided
