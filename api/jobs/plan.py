@@ -1,4 +1,4 @@
-"""Which stages a kind of job has, what they wait for, and how much of the whole each is."""
+"""Which stages a job has, what they wait for, and how much of the whole each is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from duolora.config import PersonalizeConfig
 
@@ -21,7 +21,7 @@ class JobKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One stage of a kind of job."""
+    """One stage of a job."""
 
     name: str
     depends_on: tuple[str, ...] = ()
@@ -29,14 +29,22 @@ class StagePlan:
     """Attempts that may end in a fault of the infrastructure; a shutdown does not count."""
 
 
-PLANS: Mapping[JobKind, tuple[StagePlan, ...]] = {
-    JobKind.PERSONALIZE: (
-        StagePlan(name="content_lora"),
-        StagePlan(name="style_lora"),
-        StagePlan(name="merge", depends_on=("content_lora", "style_lora")),
+def plan(kind: JobKind, config: PersonalizeConfig) -> tuple[StagePlan, ...]:
+    """Return the stages of a job, each after those it waits for. A job keeps the stages that it was submitted with."""
+    return _PLANS[kind](config)
+
+
+def _personalize(config: PersonalizeConfig) -> tuple[StagePlan, ...]:
+    """Train both LoRAs, in one stage where each keeps the other company and otherwise in two that may run at once."""
+    training = ("loras",) if config.trains_together else ("content_lora", "style_lora")
+    return (
+        *(StagePlan(name=name) for name in training),
+        StagePlan(name="merge", depends_on=training),
         StagePlan(name="package", depends_on=("merge",)),
-    ),
-}
+    )
+
+
+_PLANS: Mapping[JobKind, Callable[[PersonalizeConfig], tuple[StagePlan, ...]]] = {JobKind.PERSONALIZE: _personalize}
 
 MERGE_STEP_COST = 3.0
 """A merge step evaluates both sides and their teachers without weights' gradients: about three training samples."""
@@ -46,17 +54,21 @@ PREVIEWED_MODELS = 3
 """The preview draws with the content LoRA, the style LoRA and the merge."""
 
 
-def stage_weights(config: PersonalizeConfig) -> dict[str, float]:
-    """Return each stage's share of the whole work of a `personalize` job; the shares add up to 1.
+def stage_weights(config: PersonalizeConfig, stages: Iterable[str]) -> dict[str, float]:
+    """Return each stage's share of the whole work of a `personalize` job of these stages; the shares add up to 1.
 
     The unit is one forward and backward pass of one picture at the stage's resolution. These are estimates for a
     progress bar, not promises.
     """
-    cost = {
-        "content_lora": float(config.content.steps * config.content.batch_size),
-        "style_lora": float(config.style.steps * config.style.batch_size),
+    content = float(config.content.steps * config.content.batch_size)
+    style = float(config.style.steps * config.style.batch_size)
+    costs = {
+        "loras": content + style,
+        "content_lora": content,
+        "style_lora": style,
         "merge": config.merge.steps * config.merge.batch_size * MERGE_STEP_COST,
         "package": PREVIEWED_MODELS * config.preview.images * config.preview.steps * SAMPLING_STEP_COST,
     }
+    cost = {name: costs[name] for name in stages}
     whole = sum(cost.values())
     return {name: value / whole for name, value in cost.items()}

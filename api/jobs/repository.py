@@ -20,7 +20,6 @@ from api.jobs.events import EventType, record_event
 from api.jobs.locking import STAGE_TOPIC, LockedJob, announce, instant, lock_held, lock_job
 from api.jobs.models import Artifact, AttemptOutcome, Job, Stage
 from api.jobs.outbox import OutboxMessage, drop_published, republish_runnable, take_outbox
-from api.jobs.plan import PLANS
 from api.jobs.states import TERMINAL_JOBS, StageState
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.orm import Session
+
+    from api.jobs.plan import StagePlan
 
 __all__ = [
     "STAGE_TOPIC",
@@ -77,8 +78,8 @@ class Heartbeat:
     cancel_requested: bool
 
 
-def insert_job(session: Session, job: Job) -> None:
-    """Write a job with its pictures and the stages of its kind's plan, hints for the runnable ones, its first event."""
+def insert_job(session: Session, job: Job, stages: Sequence[StagePlan]) -> None:
+    """Write a job with its pictures and these stages, hints for the runnable ones, its first event."""
     now = job.created_at = instant(session)
     job.stages = [
         Stage(
@@ -89,7 +90,7 @@ def insert_job(session: Session, job: Job) -> None:
             state=StageState.WAITING if plan.depends_on else StageState.RUNNABLE,
             runnable_at=None if plan.depends_on else now,
         )
-        for ordinal, plan in enumerate(PLANS[job.kind])
+        for ordinal, plan in enumerate(stages)
     ]
     session.add(job)
     session.flush()

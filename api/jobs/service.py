@@ -18,6 +18,7 @@ from api.errors import FieldError, InvalidParameters, NotFound, Unavailable
 from api.identifiers import uuid7
 from api.jobs import images, listing, repository, view, wishes
 from api.jobs.models import Job, JobImage, Side
+from api.jobs.plan import plan
 from api.jobs.schemas import JobPage
 from api.jobs.states import TERMINAL_JOBS
 from api.storage import StoreError, input_key
@@ -110,7 +111,7 @@ class JobService:
                 for row, (_, _, image) in zip(rows, cleaned, strict=True):
                     self._store.put_file(row.key, image.path, row.content_type)
                 with transaction(self._sessions) as session:
-                    repository.insert_job(session, job)
+                    repository.insert_job(session, job, plan(params.kind, config))
                     return self._describe(session, caller, job_id)
             except (StoreError, SQLAlchemyError):
                 self._discard(job_id, [row.key for row in rows])

@@ -82,7 +82,7 @@ def _summary(job: Job, now: datetime) -> dict[str, Any]:
 
 
 def _progress(job: Job, now: datetime) -> JobProgress:
-    weights = stage_weights(PersonalizeConfig.model_validate(job.params))
+    weights = stage_weights(PersonalizeConfig.model_validate(job.params), [stage.name for stage in job.stages])
     return job_progress(job.state, job.stages, weights, now)
 
 

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STAGE_NAMES: Mapping[str, str] = {
+    "loras": "learning subject and style",
     "content_lora": "learning the subject",
     "style_lora": "learning the style",
     "merge": "merging",
     "package": "drawing the preview",
 }
+NAME_WIDTH = max(map(len, STAGE_NAMES.values()))
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def run_demo(data: Path, out: Path, *, environment: Mapping[str, str], seed: int
 def _follow(client: Client, job: Job, stack: Stack, console: Console) -> Job:
     """Wait for the job behind a progress bar. Where nobody watches, print a line for each new stage instead."""
     bar = Progress(
-        TextColumn("{task.description:<22}"),
+        TextColumn(f"{{task.description:<{NAME_WIDTH}}}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[detail]}"),

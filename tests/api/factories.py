@@ -15,12 +15,12 @@ from api.accounts.service import IssuedKey
 from api.db import transaction
 from api.jobs import repository
 from api.jobs.models import Artifact, Event, Job, JobImage, OutboxRow, Side, Stage, StageAttempt
-from api.jobs.plan import JobKind
+from api.jobs.plan import JobKind, plan
 from api.jobs.repository import NewArtifact
 from api.webhooks.models import WebhookDelivery
 from api.webhooks.signing import make_secret
-from duolora import recipes
 from duolora.config import SCHEMA_VERSION, Prompts
+from tests.support.company import alone
 
 LEASE = timedelta(seconds=30)
 PROBLEM = {"type": "urn:duolora:problem:x", "title": "x", "status": 500, "code": "x", "retryable": True}
@@ -93,9 +93,9 @@ def make_account(sessions, name="mine"):
         return accounts.ensure_account(session, name=name, webhook_secret=make_secret()).id
 
 
-def make_job(sessions, account_id, **fields):
+def make_job(sessions, account_id, *, recipe=alone, **fields):
     """Write a job as a submission would; returns its id."""
-    config = recipes.resolve("tiny", "tiny", Prompts())
+    config = recipe("tiny", Prompts())
     job = Job(
         **{
             "account_id": account_id,
@@ -114,7 +114,7 @@ def make_job(sessions, account_id, **fields):
         for side in Side
     ]
     with transaction(sessions) as session:
-        repository.insert_job(session, job)
+        repository.insert_job(session, job, plan(job.kind, config))
     return job.id
 
 

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(120)]
 def test_ctrl_c_in_the_middle_of_a_job_leaves_no_process_and_no_lock(tmp_path):
     data = tmp_path / "data"
     with duolora("demo", f"--data={data}", f"--out={tmp_path}/out", output=tmp_path / "demo.txt") as command:
-        command.wait_for("learning the")
+        command.wait_for("learning")
         family = command.family()
         command.process.send_signal(signal.SIGINT)
         assert command.process.wait(40) == 130

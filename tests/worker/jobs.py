@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -13,31 +13,32 @@ from api.accounts.models import Account
 from api.accounts.service import authenticate, issue_key
 from api.jobs.service import JobService, Submission, Upload
 from api.settings import ApiSettings
+from tests.support.company import alone, offer_as_tiny
 
 if TYPE_CHECKING:
     from api.jobs.models import Job
+    from duolora.recipes import Recipe
     from tests.worker.bench import Bench
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def submit(bench: Bench, *, webhook_url: str | None = None) -> Job:
-    """Submit a `personalize` job with one picture a side."""
+def submit(bench: Bench, *, recipe: Recipe = alone, **wishes: Any) -> Job:
+    """Submit a `personalize` job with one picture a side, by this recipe."""
+    key = issue_key(bench.sessions, account="tests")
+    submission = Submission(
+        params=json.dumps({"subject_class": "dog"} | wishes),
+        content=[_picture(0)],
+        style=[_picture(255)],
+        origin="http://127.0.0.1",
+        traceparent=TRACEPARENT,
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bench.environment.items():
             patch.setenv(name, value)
+        offer_as_tiny(patch, recipe)
         service = JobService(ApiSettings(), bench.sessions, bench.store)
-    key = issue_key(bench.sessions, account="tests")
-    job = service.submit(
-        authenticate(bench.sessions, key.text),
-        Submission(
-            params=json.dumps({"subject_class": "dog"} | ({"webhook_url": webhook_url} if webhook_url else {})),
-            content=[_picture(0)],
-            style=[_picture(255)],
-            origin="http://127.0.0.1",
-            traceparent=TRACEPARENT,
-        ),
-    )
+        job = service.submit(authenticate(bench.sessions, key.text), submission)
     return bench.read(job.id)
 
 

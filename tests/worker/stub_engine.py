@@ -27,9 +27,12 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 
-OUTPUTS = {
+LORAS = {
     "content_lora": ("content_lora.safetensors", "content_lora.kohya.safetensors"),
     "style_lora": ("style_lora.safetensors", "style_lora.kohya.safetensors"),
+}
+OUTPUTS = LORAS | {
+    "loras": (*LORAS["content_lora"], *LORAS["style_lora"]),
     "merge": ("merged.diffusers.safetensors", "merged.kohya.safetensors"),
     "package": ("preview.png", "report.json"),
 }

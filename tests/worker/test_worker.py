@@ -14,6 +14,7 @@ from sqlalchemy import select, text, update
 from api.db import transaction
 from api.jobs.models import Event, OutboxRow, Stage
 from api.storage import ObjectStore, StoreError
+from tests.support.company import together
 from tests.worker.bench import eventually, is_running, sha256, states
 from tests.worker.jobs import submit
 from worker.supervisor import EngineSupervisor
@@ -69,6 +70,18 @@ def test_the_engine_sees_the_pictures_and_every_file_of_the_stages_before(bench:
     assert set(told["preview"]) >= pictures | loras | {"merged.diffusers.safetensors"}
     content = next(artifact for artifact in done.artifacts if artifact.name == "content_lora")
     assert told["merged_diffusers"]["content_lora.safetensors"] == content.sha256
+
+
+def test_a_job_that_trains_both_sides_at_once_leaves_the_same_files(bench: Bench):
+    job = submit(bench, recipe=together)
+    with bench.worker():
+        done = bench.wait_for(job.id, "succeeded")
+    assert states(done.stages) == dict.fromkeys(("loras", "merge", "package"), "succeeded")
+    assert {artifact.name: artifact.filename for artifact in done.artifacts} == ARTIFACTS
+    told = {artifact.name: json.loads(bench.store.get_bytes(artifact.key))["inputs"] for artifact in done.artifacts}
+    loras = {filename for name, filename in ARTIFACTS.items() if "_lora" in name}
+    assert set(told["style_lora"]) == {"content/000.png", "style/000.png"}
+    assert set(told["merged_diffusers"]) == set(told["style_lora"]) | loras
 
 
 def test_lines_that_are_no_events_and_news_of_other_runs_are_passed_over(bench: Bench):

@@ -11,7 +11,7 @@ from duolora.images import list_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.models.registry import load_base
-from duolora.personalize import draw_preview, job_report, merge_sides, train_side
+from duolora.personalize import draw_preview, job_report, merge_sides, train_both, train_side
 from duolora.runtime import choose_runtime
 from worker.engine.protocol import Output, StageRequest
 
@@ -67,6 +67,7 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
         DuoLoraError: any error of the engine.
     """
     stages: dict[str, Callable[[StageRequest, SdxlBase, Observer], list[Output]]] = {
+        "loras": _train_both,
         "content_lora": lambda r, b, o: _train(r, b, o, "content"),
         "style_lora": lambda r, b, o: _train(r, b, o, "style"),
         "merge": _merge,
@@ -80,6 +81,17 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
 def _train(request: StageRequest, base: SdxlBase, observer: Observer, side: str) -> list[Output]:
     """Train one side's LoRA and write it in both key formats."""
     weights = train_side(base, side, list_pictures(request.inputs_dir / side), request.config, observer)
+    return _write_side(weights, side, request, base)
+
+
+def _train_both(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+    """Train both LoRAs in one pass and write the files that the two stages of their own write."""
+    loras = train_both(base, _pictures(request), request.config, observer)
+    return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
+
+
+def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: SdxlBase) -> list[Output]:
+    """Write one side's LoRA in both key formats."""
     return _write_both(weights, request.outputs_dir, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
 
 

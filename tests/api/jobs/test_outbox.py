@@ -9,6 +9,7 @@ from sqlalchemy import func, select, update
 from api.db import transaction
 from api.jobs import repository
 from api.jobs.models import Job, OutboxRow, Stage
+from api.jobs.plan import StagePlan
 from tests.api.factories import claim, fail, finish, make_account, make_job, rolled_back
 
 
@@ -59,7 +60,7 @@ def test_a_stage_that_becomes_runnable_is_announced(sessions, account):
 def test_a_hint_lives_and_dies_with_its_transaction(sessions, account):
     with rolled_back(sessions) as session:
         job = Job(account_id=account, kind="personalize", params={}, params_version=1, request={}, self_url="/")
-        repository.insert_job(session, job)
+        repository.insert_job(session, job, [StagePlan(name="loras")])
     with transaction(sessions) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
     assert take(sessions) == []

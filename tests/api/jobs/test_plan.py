@@ -1,38 +1,65 @@
 import pytest
 
-from api.jobs.plan import PLANS, JobKind, stage_weights
+from api.jobs.plan import JobKind, plan, stage_weights
 from duolora import recipes
 from duolora.config import Prompts
+from tests.support.company import alone, together
+
+ONE_BY_ONE = {
+    "content_lora": (),
+    "style_lora": (),
+    "merge": ("content_lora", "style_lora"),
+    "package": ("merge",),
+}
+IN_ONE_PASS = {"loras": (), "merge": ("loras",), "package": ("merge",)}
 
 
-def test_the_plan_of_a_personalize_job():
-    graph = {stage.name: stage.depends_on for stage in PLANS[JobKind.PERSONALIZE]}
-    assert graph == {
-        "content_lora": (),
-        "style_lora": (),
-        "merge": ("content_lora", "style_lora"),
-        "package": ("merge",),
-    }
+def weigh(config):
+    return stage_weights(config, names(config))
 
 
+def names(config):
+    return [stage.name for stage in plan(JobKind.PERSONALIZE, config)]
+
+
+@pytest.mark.parametrize(("recipe", "graph"), [(alone, ONE_BY_ONE), (together, IN_ONE_PASS)])
+def test_the_plan_of_a_personalize_job_follows_how_its_sides_are_trained(recipe, graph):
+    stages = plan(JobKind.PERSONALIZE, recipe("tiny", Prompts()))
+    assert {stage.name: stage.depends_on for stage in stages} == graph
+
+
+@pytest.mark.parametrize("recipe", [alone, together])
 @pytest.mark.parametrize("kind", JobKind)
-def test_a_stage_depends_on_earlier_ones_only(kind):
+def test_a_stage_depends_on_earlier_ones_only(kind, recipe):
     seen = set()
-    for stage in PLANS[kind]:
+    for stage in plan(kind, recipe("tiny", Prompts())):
         assert set(stage.depends_on) <= seen
         assert stage.name not in seen
         seen.add(stage.name)
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("recipe", [alone, together, *recipes.RECIPES.values()])
 def test_weights_cover_the_plan_and_add_up(recipe):
-    weights = stage_weights(recipes.resolve(recipe, "tiny", Prompts()))
-    assert set(weights) == {stage.name for stage in PLANS[JobKind.PERSONALIZE]}
+    config = recipe("tiny", Prompts())
+    weights = weigh(config)
+    assert list(weights) == names(config)
     assert sum(weights.values()) == pytest.approx(1)
     assert min(weights.values()) > 0
 
 
 def test_more_steps_weigh_more():
-    short, long = (stage_weights(recipes.resolve("tiny", "tiny", Prompts(), style_steps=steps)) for steps in (10, 1000))
-    assert long["style_lora"] > short["style_lora"]
-    assert long["merge"] < short["merge"]
+    config = alone("tiny", Prompts())
+    longer = config.model_copy(update={"style": config.style.model_copy(update={"steps": 1000})})
+    assert weigh(longer)["style_lora"] > weigh(config)["style_lora"]
+    assert weigh(longer)["merge"] < weigh(config)["merge"]
+
+
+def test_one_pass_weighs_as_much_as_the_two_stages_in_its_place():
+    one, two = (weigh(recipe("tiny", Prompts())) for recipe in (together, alone))
+    assert one["loras"] == pytest.approx(two["content_lora"] + two["style_lora"])
+
+
+def test_a_job_is_weighed_by_the_stages_it_was_stored_with():
+    weights = stage_weights(together("tiny", Prompts()), ONE_BY_ONE)
+    assert list(weights) == list(ONE_BY_ONE)
+    assert sum(weights.values()) == pytest.approx(1)

@@ -31,6 +31,7 @@ from tests.api.factories import (
     snapshot,
     stage_states,
 )
+from tests.support.company import together
 
 
 @pytest.fixture
@@ -69,6 +70,15 @@ class TestWholeLife:
             assert job.created_at <= job.started_at <= job.finished_at
             assert session.scalar(select(func.count()).select_from(Artifact)) == 4
             assert session.scalar(select(WebhookDelivery.type)) == "job.succeeded"
+
+    def test_a_job_that_trains_both_sides_at_once_runs_to_success(self, sessions, account):
+        job_id = make_job(sessions, account, recipe=together)
+        seen = []
+        while claimed := claim(sessions):
+            seen.append((claimed.name, sorted(file.name for file in claimed.upstream)))
+            finish(sessions, claimed)
+        assert seen == [("loras", []), ("merge", ["loras"]), ("package", ["loras", "merge"])]
+        assert job_state(sessions, job_id) is JobState.SUCCEEDED
 
     def test_what_a_worker_gets_to_know(self, sessions, account):
         job_id = make_job(sessions, account, traceparent="00-aa-bb-01")

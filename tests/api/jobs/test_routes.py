@@ -30,6 +30,7 @@ from tests.api.factories import (
     png_header,
     snapshot,
 )
+from tests.support.company import alone, offer_as_tiny, together
 
 
 def problem(answer, status, code=None):
@@ -57,6 +58,12 @@ def nothing_stored(sessions, store):
     yield
     assert all(rows == [] for rows in snapshot(sessions).values())
     assert store.keys() == []
+
+
+@pytest.fixture(autouse=True)
+def a_stage_for_each_lora(monkeypatch):
+    """Jobs of these tests train each side by itself, unless they say otherwise."""
+    offer_as_tiny(monkeypatch, alone)
 
 
 def run_through(sessions, store=None):
@@ -102,6 +109,7 @@ class TestSubmit:
             ("package", "waiting"),
         ]
         assert job["params"]["content"]["rank"] == 4
+        assert job["params"]["content"]["company"] == 0
         assert job["params"]["prompts"]["subject_class"] == "cat"
         assert [(image["side"], image["ordinal"]) for image in job["images"]] == [
             ("content", 0),
@@ -110,6 +118,25 @@ class TestSubmit:
         ]
         assert (job["error"], job["result"], job["finished_at"]) == (None, None, None)
         assert caller.get(answer.headers["location"]).json()["id"] == job["id"]
+
+    def test_sides_that_keep_each_other_company_have_one_stage(self, caller, sessions, monkeypatch):
+        offer_as_tiny(monkeypatch, together)
+        path = caller.submit().headers["location"]
+        offer_as_tiny(monkeypatch, alone)  # a job keeps the stages that it was submitted with
+        job = caller.get(path).json()
+        assert job["params"]["style"]["company"] > 0
+        assert [(stage["name"], stage["state"]) for stage in job["stages"]] == [
+            ("loras", "runnable"),
+            ("merge", "waiting"),
+            ("package", "waiting"),
+        ]
+        fractions = [0]
+        while claimed := claim(sessions):
+            finish(sessions, claimed)
+            fractions.append(caller.get(path).json()["progress"]["fraction"])
+        assert fractions == sorted(set(fractions))
+        assert fractions[-1] == 1
+        assert set(caller.get(path).json()["timings"]["stages"]) == {"loras", "merge", "package"}
 
     def test_pictures_lie_under_their_final_keys_as_the_rows_say(self, caller, sessions, store):
         job_id = caller.submit([png(color=(1, 2, 3))], [png()]).json()["id"]
@@ -305,8 +332,8 @@ class TestRefusals:
             put_file(self, key, *arguments)
             stored.append(key)
 
-        def fail_late(session, job):
-            repository_insert(session, job)
+        def fail_late(session, job, stages):
+            repository_insert(session, job, stages)
             session.flush()
             session.connection().exec_driver_sql("SELECT 1/0")
 

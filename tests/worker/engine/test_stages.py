@@ -1,4 +1,4 @@
-"""The four stages of a job over a workspace folder, each finding only what the ones before it left."""
+"""The stages of a job over a workspace folder, each finding only what the ones before it left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from duolora.events import Observer
 
-FILES = {
+APART = {
     "content_lora": {
         "content_lora": "content_lora.safetensors",
         "content_lora_kohya": "content_lora.kohya.safetensors",
@@ -38,7 +38,12 @@ FILES = {
     },
     "package": {"preview": "preview.png", "report": "report.json"},
 }
-"""Stage -> artifact name -> file name, as the service publishes them."""
+"""Stage -> artifact name -> file name, as the service publishes them, where each side is trained by itself."""
+
+IN_ONE_PASS = {"loras": APART["content_lora"] | APART["style_lora"]} | {
+    stage: APART[stage] for stage in ("merge", "package")
+}
+"""The same where both sides are trained in one pass."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,12 +67,23 @@ def models() -> BaseModels:
 
 @pytest.fixture(scope="module")
 def config(location: str) -> PersonalizeConfig:
+    """Of a job that trains each side by itself."""
+    return lean_config(location, company=0.0)
+
+
+@pytest.fixture(scope="module")
+def together(location: str) -> PersonalizeConfig:
+    """Of a job that trains both sides in one pass."""
+    return lean_config(location, company=0.5)
+
+
+def lean_config(location: str, *, company: float) -> PersonalizeConfig:
     lean = resolve(
         "tiny", location, Prompts(subject_class="disc"), content_steps=2, style_steps=2, merge_steps=2, rank=2
     )
     changes = {
-        "content": {"batch_size": 1},
-        "style": {"batch_size": 1},
+        "content": {"batch_size": 2, "company": company},
+        "style": {"batch_size": 2, "company": company},
         "merge": {"batch_size": 1, "bank_size": 2},
         "preview": {"steps": 2, "images": 2},
     }
@@ -93,10 +109,17 @@ def run(
     return run_stage(request, models, observer or Silent()), outputs
 
 
+@pytest.mark.parametrize(("settings", "stages"), [("config", APART), ("together", IN_ONE_PASS)])
 def test_stages_leave_exactly_the_artifacts_of_a_job(
-    inputs: Path, config: PersonalizeConfig, models: BaseModels
+    *,
+    inputs: Path,
+    settings: str,
+    stages: dict[str, dict[str, str]],
+    models: BaseModels,
+    request: pytest.FixtureRequest,
 ) -> None:
-    for stage, files in FILES.items():
+    config: PersonalizeConfig = request.getfixturevalue(settings)
+    for stage, files in stages.items():
         watcher = Watcher()
         outputs, folder = run(stage, inputs, config, models, watcher)
 
@@ -118,21 +141,34 @@ def test_stages_leave_exactly_the_artifacts_of_a_job(
     assert report["merge"]["trainable"] == 2 * 2 * 88
 
 
-def test_both_files_of_a_stage_hold_the_same_lora(
+def test_both_files_of_a_lora_hold_the_same(
     inputs: Path, config: PersonalizeConfig, models: BaseModels, location: str
 ) -> None:
     layers = models.get(location).layers()
-    for stage in ("content_lora", "style_lora", "merge"):
+    for stage in ("content_lora", "style_lora", "merge", "loras"):
         outputs, folder = run(stage, inputs, config, models)
-        diffusers, kohya = (read_lora(folder / output.filename, layers) for output in outputs[:2])
+        loras = [output.filename for output in outputs if output.filename.endswith(".safetensors")]
+        for pair in zip(loras[::2], loras[1::2], strict=True):
+            diffusers, kohya = (read_lora(folder / filename, layers) for filename in pair)
 
-        assert diffusers.layers.keys() == kohya.layers.keys()
-        for name, layer in diffusers.layers.items():
-            delta_OI = layer.delta_OI()
-            error = (kohya.layers[name].delta_OI() - delta_OI).norm()
-            assert error <= 2**-11 * delta_OI.norm(), name  # float16, where ranks differ
+            assert diffusers.layers.keys() == kohya.layers.keys()
+            for name, layer in diffusers.layers.items():
+                delta_OI = layer.delta_OI()
+                error = (kohya.layers[name].delta_OI() - delta_OI).norm()
+                assert error <= 2**-11 * delta_OI.norm(), (pair, name)  # float16, where ranks differ
         for path in folder.iterdir():
             shutil.copy(path, inputs)
+
+
+def test_one_pass_puts_each_sides_lora_into_its_own_file(
+    inputs: Path, together: PersonalizeConfig, models: BaseModels
+) -> None:
+    _, folder = run("loras", inputs, together, models)
+
+    for side, trigger in (("content", "a sbu disc"), ("style", "in szn style")):
+        metadata = read_lora(folder / f"{side}_lora.safetensors").metadata
+        assert metadata["modelspec.trigger_phrase"] == trigger
+        assert PersonalizeConfig.model_validate_json(metadata["duolora.config"]) == together
 
 
 def test_sides_are_trained_on_their_own_pictures(inputs: Path, config: PersonalizeConfig, models: BaseModels) -> None:
@@ -145,8 +181,9 @@ def test_sides_are_trained_on_their_own_pictures(inputs: Path, config: Personali
 
     after = read_lora(folder / outputs[0].filename)
     assert all(torch.equal(layer.up_OR, after.layers[name].up_OR) for name, layer in before.layers.items())
-    with pytest.raises(InvalidImage, match="style"):
-        run("style_lora", inputs, config, models)
+    for stage in ("style_lora", "loras"):
+        with pytest.raises(InvalidImage, match="style"):
+            run(stage, inputs, config, models)
 
 
 def test_merge_without_the_loras_is_refused_by_file_name(
@@ -156,17 +193,20 @@ def test_merge_without_the_loras_is_refused_by_file_name(
         run("merge", inputs, config, models)
 
 
-def test_cancelled_stage_leaves_no_file(inputs: Path, config: PersonalizeConfig, models: BaseModels) -> None:
+@pytest.mark.parametrize("stage", ["content_lora", "loras"])
+def test_cancelled_stage_leaves_no_file(
+    inputs: Path, together: PersonalizeConfig, models: BaseModels, stage: str
+) -> None:
     with pytest.raises(Cancelled):
-        run("content_lora", inputs, config, models, Watcher(stop_after=1))
+        run(stage, inputs, together, models, Watcher(stop_after=1))
 
-    assert list((inputs.parent / "outputs of content_lora").iterdir()) == []
+    assert list((inputs.parent / f"outputs of {stage}").iterdir()) == []
 
 
 def test_unknown_stage_is_refused_with_the_known_ones(
     inputs: Path, config: PersonalizeConfig, models: BaseModels
 ) -> None:
-    with pytest.raises(InvalidConfig, match="'polish'; known: content_lora, style_lora, merge, package"):
+    with pytest.raises(InvalidConfig, match="'polish'; known: loras, content_lora, style_lora, merge, package"):
         run("polish", inputs, config, models)
 
 
