@@ -136,19 +136,40 @@ class Prompts(Frozen):
 
     def style(self, index: int) -> str:
         """Caption of style picture `index`."""
-        subject = self.style_captions[index] if index < len(self.style_captions) else "a picture"
+        subject = self.style_captions[index] if index < len(self.style_captions) else self.style_class
         return f"{subject} in {self.style_trigger} style"
+
+    @property
+    def content_class(self) -> str:
+        """Caption that asks for any subject of the class."""
+        article = "an" if self.subject_class[0].lower() in "aeiou" else "a"
+        return f"{article} {self.subject_class}"
+
+    @property
+    def style_class(self) -> str:
+        """Caption that asks for a picture in any style."""
+        return "a picture"
 
     @property
     def style_of_class(self) -> str:
         """Caption that asks for any subject of the class in the style, to show the style LoRA alone."""
-        article = "an" if self.subject_class[0].lower() in "aeiou" else "a"
-        return f"{article} {self.subject_class} in {self.style_trigger} style"
+        return f"{self.content_class} in {self.style_trigger} style"
 
     @property
     def joint(self) -> str:
         """Caption of the subject in the style, which no training picture has."""
         return f"{self.content} in {self.style_trigger} style"
+
+
+class Preservation(Frozen):
+    """Prior preservation (DreamBooth, Ruiz et al. 2023, section 3.2).
+
+    Before the training, the base draws pictures of the class ("a dog"; for a style "a picture"). Every step then learns
+    as many samples of them as of the caller's pictures, so that the class stays what it was.
+    """
+
+    weight: float = Field(0.0, ge=0, le=100, description="Weight of the class pictures' loss; 0 for none.")
+    pictures: int = Field(16, ge=1, le=1000, description="Pictures of the class that the base draws.")
 
 
 class LoraTrainConfig(Frozen):
@@ -170,6 +191,7 @@ class LoraTrainConfig(Frozen):
         description="Share of a step's samples that meet the LoRAs of all sides at once, so that each learns to do its "
         "part in company. Above 0 the sides of a job are trained in one pass.",
     )
+    preservation: Preservation = Preservation()
     seed: int = Field(0, ge=0, lt=2**63)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from duolora.class_pictures import with_class_pictures
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
 from duolora.merge import MergeResult, MergeSide, merge_loras
@@ -40,7 +41,8 @@ def train_side(
     alone = config.model_copy(
         update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
     )
-    trained = train_loras(base, [_task(side, pictures, alone)], observer)
+    task = with_class_pictures(base, _task(side, pictures, alone), alone, observer)
+    trained = train_loras(base, [task], observer)
     return _signed(trained[side], side, alone)
 
 
@@ -54,7 +56,8 @@ def train_both(
 
     Raises what `train_loras` raises.
     """
-    trained = train_loras(base, [_task(side, pictures[side], config) for side in SIDES], observer)
+    tasks = [with_class_pictures(base, _task(side, pictures[side], config), config, observer) for side in SIDES]
+    trained = train_loras(base, tasks, observer)
     return {side: _signed(trained[side], side, config) for side in SIDES}
 
 

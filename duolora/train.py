@@ -6,7 +6,7 @@ B samples of a step, C latent channels, H W latent size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,14 +30,23 @@ if TYPE_CHECKING:
     from duolora.lora.weights import LoraWeights
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassPictures:
+    """What the base drew of a class by itself: the caption that it drew by, and the pictures, encoded."""
+
+    caption: str
+    moments: LatentMoments
+
+
 @dataclass(frozen=True, slots=True)
 class LoraTask:
-    """One LoRA to train: its side, its pictures with a caption each, and its configuration."""
+    """One LoRA to train: its side, its pictures with a caption each, its configuration, and what it is to preserve."""
 
     side: str
     pictures: Sequence[Path]
     captions: Sequence[str]
     config: LoraTrainConfig
+    preserved: ClassPictures | None = None
 
     def __post_init__(self) -> None:
         """Refuse a task without pictures, or with captions that do not match them."""
@@ -51,7 +60,7 @@ class LoraTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """What one task drew for one step: rows of its pictures, and (B, C, H, W) latents and noise, all on the CPU."""
+    """What came out of one pool for one step: rows of its pictures, and (B, C, H, W) latents and noise, on the CPU."""
 
     rows_B: Tensor
     latents_BCHW: Tensor
@@ -59,10 +68,39 @@ class Draw:
     timesteps_B: Tensor
 
 
-class CachedTask:
-    """A task whose pictures and captions have been encoded once; draws the samples of every step.
+class Pool:
+    """Encoded pictures with a caption each, or one for all; draws samples of them by random numbers of its own."""
 
-    Every task has random numbers of its own, so what it draws does not depend on the tasks trained beside it.
+    def __init__(self, base: SdxlBase, moments: LatentMoments, captions: Sequence[str], seed: int) -> None:
+        # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
+        self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
+        self._encoded: PromptEmbeddings = base.encode_prompts(captions)
+        self._schedule = base.schedule
+        self._generator = base.runtime.generator(seed)
+
+    def prompts(self, rows_B: Tensor) -> PromptEmbeddings:
+        """Return the encoded captions of pictures."""
+        hidden_BTD = self._encoded.hidden_BTD
+        return self._encoded[(rows_B % len(hidden_BTD)).to(hidden_BTD.device)]
+
+    def draw(self, count: int) -> Draw:
+        """Draw pictures, latents, timesteps and noise for one step."""
+        generator = self._generator
+        rows_B = torch.randint(self._moments.mean_BCHW.shape[0], (count,), generator=generator)
+        latents_BCHW = self._moments.sample(rows_B, generator)
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
+        timesteps_B = torch.randint(self._schedule.timesteps, (count,), generator=generator)
+        return Draw(rows_B, latents_BCHW, noise_BCHW, timesteps_B)
+
+
+class CachedTask:
+    """A task whose pictures and captions have been encoded once.
+
+    Its pools are the caller's pictures and, where it preserves a class, the class pictures. What it draws does not
+    depend on the tasks trained beside it, and what it draws of the caller's pictures not on the class pictures either.
+
+    Raises:
+        InvalidConfig: it is to preserve a class, but has no pictures of it.
     """
 
     def __init__(self, base: SdxlBase, task: LoraTask) -> None:
@@ -73,21 +111,13 @@ class CachedTask:
         if task.config.flip:
             rgb_NCHW = torch.cat([rgb_NCHW, rgb_NCHW.flip(-1)])
             captions *= 2
-        moments = base.encode_pictures(rgb_NCHW)
-        # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
-        self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
-        self.prompts: PromptEmbeddings = base.encode_prompts(captions)
-        self._schedule = base.schedule
-        self._generator = base.runtime.generator(task.config.seed)
-
-    def draw(self) -> Draw:
-        """Draw pictures, latents, timesteps and noise for one step."""
-        count, generator = self.config.batch_size, self._generator
-        rows_B = torch.randint(self._moments.mean_BCHW.shape[0], (count,), generator=generator)
-        latents_BCHW = self._moments.sample(rows_B, generator)
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
-        timesteps_B = torch.randint(self._schedule.timesteps, (count,), generator=generator)
-        return Draw(rows_B, latents_BCHW, noise_BCHW, timesteps_B)
+        self.pools = [Pool(base, base.encode_pictures(rgb_NCHW), captions, task.config.seed)]
+        if task.config.preservation.weight > 0:
+            if task.preserved is None:
+                raise InvalidConfig(
+                    f"the {task.side} LoRA is to preserve its class, but no pictures of the class were drawn"
+                )
+            self.pools.append(Pool(base, task.preserved.moments, [task.preserved.caption], task.config.seed + 2))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,13 +131,15 @@ class Batch:
 
     @classmethod
     def gather(cls, base: SdxlBase, tasks: Sequence[CachedTask]) -> Batch:
-        """Let every task draw, and noise what was drawn."""
-        device, draws = base.runtime.device, [task.draw() for task in tasks]
+        """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn."""
+        device = base.runtime.device
+        pools = [(pool, task.config.batch_size) for task in tasks for pool in task.pools]
+        draws = [pool.draw(count) for pool, count in pools]
         latents_BCHW = torch.cat([draw.latents_BCHW for draw in draws]).to(device)
         noise_BCHW = torch.cat([draw.noise_BCHW for draw in draws]).to(device)
         timesteps_B = torch.cat([draw.timesteps_B for draw in draws]).to(device)
         prompts = PromptEmbeddings.join(
-            [task.prompts[draw.rows_B.to(device)] for task, draw in zip(tasks, draws, strict=True)]
+            [pool.prompts(draw.rows_B) for (pool, _), draw in zip(pools, draws, strict=True)]
         )
         noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts)
@@ -186,7 +218,8 @@ def _require_alike(tenants: Sequence[Sequence[LoraTask]]) -> None:
 
 def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
     """Return a LoRA that changes nothing yet."""
-    # A seed of its own: the first noise of the training must not be the numbers that started the factors.
+    # A seed of its own: the first noise of the training must not be the numbers that started the factors. The class
+    # pictures' samples have the next one.
     generator = base.runtime.generator(config.seed + 1)
     return fresh_lora(base.unet, base.target_layers(config.targets), config.rank, generator)
 
@@ -228,30 +261,41 @@ class _Lesson:
 
     def _loss(self, active: Sequence[int]) -> Tensor:
         """Draw for the active roles and sum each task's own mean loss: under Adam no task feels the others."""
-        configs = [self._tenants[0][role].config for role in active]
-        counts = [config.batch_size for config in configs]
-        rows_n = role_rows(
-            [
-                share
-                for role, config in zip(active, configs, strict=True)
-                for share in self._company(role, config.batch_size, config.company)
-            ],
-            self._base.runtime.device,
-        )
+        lots = [lot for role in active for lot in _lots(self._tenants[0][role].config)]
+        rows_n = role_rows([share for role in active for share in self._roles(role)], self._base.runtime.device)
         self._adapter.assign(rows_n.repeat(len(self._tenants)))
         batch = Batch.gather(self._base, [tasks[role] for tasks in self._tenants for role in active])
         predicted_BCHW = self._predict(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
         snr_Jn = self._base.schedule.snr(batch.timesteps_B).view(len(self._tenants), -1)
         errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(self._tenants), -1)
+        counts = [lot.count for lot in lots]
         losses = [
-            (min_snr_weight(snr_JB, config.snr_gamma) * error_JB).mean(dim=1).sum()
-            for config, snr_JB, error_JB in zip(
-                configs, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
+            lot.weight * (min_snr_weight(snr_JB, lot.snr_gamma) * error_JB).mean(dim=1).sum()
+            for lot, snr_JB, error_JB in zip(
+                lots, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
             )
         ]
         return torch.stack(losses).sum()
 
-    def _company(self, role: int, count: int, share: float) -> list[tuple[int, int]]:
-        """Split a task's samples: those that meet its own LoRA alone, and those that meet the LoRAs of all sides."""
-        together = round(share * count)
-        return [(role, count - together), (self._together, together)]
+    def _roles(self, role: int) -> list[tuple[int, int]]:
+        """Roles of a task's samples: some meet its own LoRA alone, some the LoRAs of all sides; the class its own."""
+        config = self._tenants[0][role].config
+        together = round(config.company * config.batch_size)
+        own = [(role, config.batch_size - together), (self._together, together)]
+        return [*own, (role, config.batch_size)] if config.preservation.weight > 0 else own
+
+
+@dataclass(frozen=True, slots=True)
+class _Lot:
+    """Samples of a step that have one place in the loss: those that one pool of a task gave."""
+
+    count: int
+    weight: float
+    snr_gamma: float | None
+
+
+def _lots(config: LoraTrainConfig) -> list[_Lot]:
+    """Return the lots of a task, in the order of its pools."""
+    own = _Lot(config.batch_size, 1.0, config.snr_gamma)
+    weight = config.preservation.weight
+    return [own, replace(own, weight=weight)] if weight > 0 else [own]

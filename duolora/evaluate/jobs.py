@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from duolora.baselines.recipe_case import RecipeCase
+from duolora.class_pictures import with_class_pictures
 from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
@@ -73,7 +74,10 @@ def train_missing(base: SdxlBase, jobs: Sequence[Job], tenants: int, observer: O
 def _train(base: SdxlBase, tenants: Sequence[Sequence[tuple[Job, str]]], observer: Observer | None) -> None:
     """Train LoRAs in the same passes and write them, each with its share of the time."""
     started = time.monotonic()
-    trained = train_tenants(base, [[job.task(side) for job, side in tasks] for tasks in tenants], observer)
+    complete = [
+        [with_class_pictures(base, job.task(side), job.config, observer) for job, side in tasks] for tasks in tenants
+    ]
+    trained = train_tenants(base, complete, observer)
     together = sum(len(tasks) for tasks in tenants)
     record = {"seconds": (time.monotonic() - started) / together, "trained_together": together}
     for tasks, loras in zip(tenants, trained, strict=True):

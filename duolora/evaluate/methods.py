@@ -23,7 +23,7 @@ from duolora.baselines import (
     weighted_sum,
     zip_lora,
 )
-from duolora.config import LayerPrior, Prompts
+from duolora.config import LayerPrior, Preservation, Prompts
 from duolora.errors import InvalidConfig
 from duolora.merge import merge_cases
 from duolora.recipes import RECIPES
@@ -117,7 +117,11 @@ def _scaled(train: Call) -> Call:
         base: SdxlBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, steps: float = 1, rate: float = 1
     ) -> list[LoraWeights]:
         lora = config.content
-        changed = {"steps": round(lora.steps * steps), "learning_rate": lora.learning_rate * rate}
+        changed = {
+            "steps": round(lora.steps * steps),
+            "learning_rate": lora.learning_rate * rate,
+            "preservation": Preservation(),  # neither rival's recipe draws class pictures
+        }
         trained: list[LoraWeights] = train(base, cases, lora.model_copy(update=changed))
         return trained
 

@@ -123,6 +123,18 @@ def test_configurations_stored_before_there_was_company_train_each_side_by_itsel
     assert not PersonalizeConfig.model_validate(document).trains_together
 
 
+def test_nothing_is_preserved_unless_asked_for() -> None:
+    document = tiny("tiny", Prompts()).model_dump(mode="json")
+    for side in ("content", "style"):
+        del document[side]["preservation"]  # as it was stored before there was any
+
+    assert PersonalizeConfig.model_validate(document).content.preservation.weight == 0
+    assert refused_fields(LoraTrainConfig, {**LORA, "preservation": {"weight": -1, "pictures": 0}}) == {
+        "preservation.weight",
+        "preservation.pictures",
+    }
+
+
 def test_configurations_are_immutable() -> None:
     settings = LoraTrainConfig(**LORA)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
-from duolora.config import LoraTrainConfig, TargetLayers
+from duolora.config import LoraTrainConfig, Preservation, TargetLayers
 from duolora.errors import Cancelled, InvalidConfig, InvalidImage, TrainingDiverged
+from duolora.images import load_pictures
 from duolora.lora.write import write_diffusers
-from duolora.train import Batch, CachedTask, LoraTask, train_loras, train_tenants
+from duolora.train import Batch, CachedTask, ClassPictures, LoraTask, train_loras, train_tenants
 from tests.duolora.pico import draw_pictures
 from tests.duolora.watch import Watcher
 
@@ -178,6 +180,100 @@ def test_in_company_a_samples_gradient_reaches_the_loras_of_both_sides(
 def test_company_needs_another_side(base: SdxlBase, content_pictures: list[Path]) -> None:
     with pytest.raises(InvalidConfig, match="trained in one pass"):
         train(base, task(content_pictures, company=0.5))
+
+
+def preserving(
+    base: SdxlBase, lora_task: LoraTask, pictures: list[Path], *, weight: float = 1.0, caption: str = "a disc"
+) -> LoraTask:
+    """The task, made to preserve these pictures as if the base had drawn them."""
+    moments = base.encode_pictures(load_pictures(pictures, 64))
+    settings = lora_task.config.model_copy(update={"preservation": Preservation(weight=weight)})
+    return replace(lora_task, config=settings, preserved=ClassPictures(caption, moments))
+
+
+def test_class_pictures_count_by_their_weight_and_disturb_nothing_else(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    plain = task(content_pictures, batch_size=2)
+    watchers = {weight: Watcher() for weight in (None, 0.0, 1e-9, 1.0, 2.0)}
+
+    trained = {
+        weight: train_loras(
+            base, [plain if weight is None else preserving(base, plain, style_pictures, weight=weight)], watcher
+        )["content"]
+        for weight, watcher in watchers.items()
+    }
+
+    assert_same_lora(trained[0.0], trained[None])
+    first = {weight: watcher.losses[0] for weight, watcher in watchers.items()}
+    assert first[1e-9] == pytest.approx(first[None], rel=1e-4)  # the caller's pictures are drawn as without the class
+    assert first[2.0] - first[1e-9] == pytest.approx(2 * (first[1.0] - first[1e-9]), rel=1e-3)
+    for name, layer in trained[None].layers.items():
+        assert (trained[1.0].layers[name].up_OR - layer.up_OR).norm() > 1e-2 * layer.up_OR.norm()
+
+
+def test_a_preserved_class_is_drawn_as_before(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    """By how well pictures of the class are denoised after a training on another picture, with the same caption."""
+    plain = task(content_pictures[:1], steps=40, batch_size=4, rank=4, learning_rate=2e-2)
+    unseen = Batch.gather(base, [CachedTask(base, task(style_pictures, batch_size=16, seed=999))])
+
+    def error(lora: LoraWeights) -> float:
+        with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
+            adapter.assign_all(0, 16, base.runtime.device)
+            prediction = base.predict_noise(unseen.noisy_BCHW, unseen.timesteps_B, unseen.prompts)
+        return (prediction - unseen.noise_BCHW).square().mean().item()
+
+    forgot, kept = train(base, plain), train(base, preserving(base, plain, style_pictures, caption="a sbu disc"))
+
+    assert error(kept) < 0.95 * error(forgot)
+
+
+@pytest.mark.parametrize("company", [0.0, 0.5])
+def test_tenants_preserve_each_its_own_class(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], company: float
+) -> None:
+    """Tolerance as for tenants without a class to preserve."""
+    content = task(content_pictures, "content", batch_size=2, seed=1, company=company)
+    style = task(style_pictures, "style", batch_size=2, steps=2, company=company)
+    tenants = [
+        [preserving(base, content, style_pictures), preserving(base, style, content_pictures, weight=0.5)],
+        [preserving(base, content, content_pictures[:1]), preserving(base, style, style_pictures[1:], weight=0.5)],
+    ]
+
+    together = train_tenants(base, tenants)
+
+    for tasks, found in zip(tenants, together, strict=True):
+        for side, lora in train_loras(base, tasks).items():
+            for name, layer in lora.layers.items():
+                delta_OI = layer.delta_OI()
+                error = (found[side].layers[name].delta_OI() - delta_OI).norm() / delta_OI.norm()
+                assert error < 1e-2, f"{side} {name}: relative error {error:.1e}"
+
+
+def test_class_samples_reach_the_lora_of_their_own_side_only(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    content = preserving(base, task(content_pictures, "content"), content_pictures)
+    style = task(style_pictures, "style")
+
+    pairs = [
+        train_loras(base, [content, preserving(base, style, pictures)])
+        for pictures in (content_pictures, style_pictures)
+    ]
+
+    for name, layer in pairs[0]["content"].layers.items():
+        torch.testing.assert_close(pairs[1]["content"].layers[name].delta_OI(), layer.delta_OI(), rtol=1e-3, atol=1e-5)
+    assert any(
+        not torch.allclose(layer.up_OR, pairs[1]["style"].layers[name].up_OR, rtol=1e-2)
+        for name, layer in pairs[0]["style"].layers.items()
+    )
+
+
+def test_class_without_pictures_is_refused(base: SdxlBase, content_pictures: list[Path]) -> None:
+    with pytest.raises(InvalidConfig, match="content LoRA is to preserve its class, but no pictures"):
+        train(base, task(content_pictures, preservation=Preservation(weight=1)))
 
 
 def test_warmup_raises_the_learning_rate_from_its_first_step(base: SdxlBase, content_pictures: list[Path]) -> None:
