@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from duolora.config import Prompts
 from duolora.errors import InvalidConfig
 from duolora.evaluate import command as evaluate
-from duolora.recipes import RECIPES, resolve
+from duolora.recipes import MERGE_RECIPES, RECIPES, resolve
 
 if TYPE_CHECKING:
     import argparse
@@ -68,8 +68,23 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     merge = commands.add_parser("merge", help="merge a content LoRA and a style LoRA into one, or adjust a merged one")
     merge.add_argument("content", type=Path, help="content LoRA (diffusers or kohya keys); alone: a merged LoRA")
     merge.add_argument("style", type=Path, nargs="?", help="style LoRA; left out, the merged LoRA is adjusted as asked")
+    merge.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="SIDE=FILE",
+        help="a further LoRA, its side named for its role: content-2=cat.safetensors, style-2=ink.safetensors",
+    )
     merge.add_argument("--content-images", type=Path, help="folder of the content LoRA's pictures")
     merge.add_argument("--style-images", type=Path, help="folder of the style LoRA's pictures")
+    merge.add_argument(
+        "--also-images", action="append", default=[], metavar="SIDE=FOLDER", help="pictures of a further LoRA"
+    )
+    merge.add_argument(
+        "--merge-recipe",
+        choices=sorted(MERGE_RECIPES),
+        help="how to merge (default: the recipe's; duolora needs no pictures, the others learn from them)",
+    )
     _adjustments(merge)
     merge.add_argument("--steps", type=int, help="merge steps (default: the recipe's)")
     merge.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
@@ -145,6 +160,7 @@ def _config(arguments: argparse.Namespace) -> PersonalizeConfig:
         prompts,
         content_steps=steps if side in {"content", "both"} else None,
         style_steps=steps if side in {"style", "both"} else None,
+        merge_recipe=getattr(arguments, "merge_recipe", None),
         merge_steps=steps if side is None else None,
         rank=arguments.rank,
         seed=arguments.seed,
@@ -223,29 +239,41 @@ def _merge(arguments: argparse.Namespace) -> int:
     """Merge two LoRAs, or adjust one that was merged before."""
     if arguments.style is None:
         return _adjust_file(arguments)
-    if arguments.content_images is None or arguments.style_images is None:
-        raise InvalidConfig("a merge needs --content-images and --style-images, the pictures both LoRAs were made from")
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
     from duolora.lora.read import read_lora  # noqa: PLC0415
     from duolora.personalize import merge_sides  # noqa: PLC0415
 
     config = _config(arguments)
-    pictures = {
-        "content": list_pictures(arguments.content_images),
-        "style": list_pictures(arguments.style_images),
-    }
+    files = {"content": arguments.content, "style": arguments.style} | _named_paths(arguments.also, "--also")
+    folders = {"content": arguments.content_images, "style": arguments.style_images}
+    folders |= _named_paths(arguments.also_images, "--also-images")
+    pictures = {side: list_pictures(folder) for side, folder in folders.items() if folder is not None}
     base = _load(arguments)
     layers = base.layers()
-    loras = {"content": read_lora(arguments.content, layers), "style": read_lora(arguments.style, layers)}
+    loras = {side: read_lora(path, layers) for side, path in files.items()}
     with _bar() as bar:
-        result = merge_sides(base, loras, pictures, config, TerminalObserver(bar))
-    _write(_adjusted(result.weights, arguments), arguments.out, base.family)
+        result = merge_sides(
+            base, loras, pictures, config, TerminalObserver(bar), strengths=_strengths(arguments, set(loras))
+        )
+    _write(_pruned(result.weights, arguments), arguments.out, base.family)
     return 0
+
+
+def _named_paths(words: list[str], option: str) -> dict[str, Path]:
+    """Read SIDE=PATH options."""
+    named = {}
+    for word in words:
+        side, equals, path = word.partition("=")
+        if not side or not equals or not path:
+            raise InvalidConfig(f"{option} must be SIDE=PATH, for example style-2=ink.safetensors, not {word!r}")
+        named[side] = Path(path)
+    return named
 
 
 def _adjust_file(arguments: argparse.Namespace) -> int:
     """Re-weight and prune a merged LoRA; needs no pictures and no time."""
     from duolora.lora.read import read_lora  # noqa: PLC0415 - imports torch
+    from duolora.strengths import reweight  # noqa: PLC0415
 
     if not _strengths(arguments) and arguments.target_rank is None and arguments.target_size_mb is None:
         raise InvalidConfig(
@@ -254,12 +282,15 @@ def _adjust_file(arguments: argparse.Namespace) -> int:
         )
     layers = _layers(arguments)
     merged = read_lora(arguments.content, layers)
-    _write(_adjusted(merged, arguments), arguments.out, layers.family)
+    strengths = _strengths(arguments)
+    if strengths:
+        merged = reweight(merged, strengths)
+    _write(_pruned(merged, arguments), arguments.out, layers.family)
     return 0
 
 
-def _strengths(arguments: argparse.Namespace) -> dict[str, float]:
-    """Return the strengths that were asked for, by side."""
+def _strengths(arguments: argparse.Namespace, known: set[str] | None = None) -> dict[str, float]:
+    """Return the strengths that were asked for, by side; a side must be among the known ones, where these are known."""
     asked = {"content": arguments.content_strength, "style": arguments.style_strength}
     strengths = {side: strength for side, strength in asked.items() if strength is not None}
     for words in arguments.strength:
@@ -268,17 +299,17 @@ def _strengths(arguments: argparse.Namespace) -> dict[str, float]:
             strengths[side] = float(number)
         except ValueError as error:
             raise InvalidConfig(f"--strength must be SIDE=X, for example style=1.2, not {words!r}") from error
+    for side in strengths.keys() - (known or strengths.keys()):
+        raise InvalidConfig(
+            f"--strength names {side!r}, but the sides of this merge are {', '.join(sorted(known or ()))}"
+        )
     return strengths
 
 
-def _adjusted(weights: LoraWeights, arguments: argparse.Namespace) -> LoraWeights:
-    """Re-weight the sides of a merged LoRA and prune it, as far as the options ask for it."""
+def _pruned(weights: LoraWeights, arguments: argparse.Namespace) -> LoraWeights:
+    """Prune a merged LoRA, as far as the options ask for it."""
     from duolora.pruning import prune  # noqa: PLC0415 - imports torch
-    from duolora.strengths import reweight  # noqa: PLC0415
 
-    strengths = _strengths(arguments)
-    if strengths:
-        weights = reweight(weights, strengths)
     if arguments.target_rank is None and arguments.target_size_mb is None:
         return weights
     pruned = prune(

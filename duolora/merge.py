@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.config import LayerPrior, MaskStart
+from duolora.config import LayerPrior, MaskStart, MergeMethod
 from duolora.errors import InvalidConfig, InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
@@ -91,22 +91,32 @@ def merge_loras(
         LayerGroupEmpty: a prior was asked for that this model has no layers for.
         TrainingDiverged, Cancelled, OutOfMemory: as in training.
     """
-    by_masks, carried = split_sides({side: given.weights for side, given in sides.items()})
-    case = MergeCase(
-        by_masks,
-        _encode(base, sides, resolution_px) if needs_pictures(config) else {},
-        base.encode_prompts([joint_prompt]),
-        config.seed,
-    )
+    case = merge_case(base, sides, joint_prompt, config, resolution_px=resolution_px)
     result = merge_cases(base, [case], config, resolution_px=resolution_px, observer=observer)[0]
+    return MergeResult(with_carried(result.weights, sides), result.report)
+
+
+def merge_case(
+    base: SdxlBase, sides: Mapping[str, MergeSide], joint_prompt: str, config: MergeConfig, *, resolution_px: int
+) -> MergeCase:
+    """Return what a merge may look at; pictures are encoded only if it does. Raises what `merge_loras` raises."""
+    by_masks, _ = split_sides({side: given.weights for side, given in sides.items()})
+    encoded = _encode(base, sides, resolution_px) if needs_pictures(config) else {}
+    return MergeCase(by_masks, encoded, base.encode_prompts([joint_prompt]), config.seed)
+
+
+def with_carried(merged: LoraWeights, sides: Mapping[str, MergeSide]) -> LoraWeights:
+    """Give a merge its sides' strengths, and what the sides carry that masks do not decide."""
     strengths = {side: given.strength for side, given in sides.items()}
-    merged = reweight(result.weights, strengths) if set(strengths.values()) != {1.0} else result.weights
-    return MergeResult(unite(merged, merge_carried(carried, strengths)), result.report)
+    if set(strengths.values()) != {1.0}:
+        merged = reweight(merged, strengths)
+    _, carried = split_sides({side: given.weights for side, given in sides.items()})
+    return unite(merged, merge_carried(carried, strengths))
 
 
 def needs_pictures(config: MergeConfig) -> bool:
     """Say whether a merge looks at pictures at all."""
-    return config.steps > 0 or config.start is MaskStart.CLOSED_FORM
+    return config.steps > 0 or config.start is MaskStart.CLOSED_FORM or config.method is MergeMethod.RELEASE
 
 
 def merge_cases(

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from duolora.baselines import duolora_release
 from duolora.class_pictures import with_class_pictures
+from duolora.config import MergeMethod
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
-from duolora.merge import MergeResult, MergeSide, merge_loras
+from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, with_carried
+from duolora.merge_case import role_of
 from duolora.merge_objective import CONTENT, SIDES, STYLE
 from duolora.preview import PreviewRow, preview_grid
 from duolora.train import LoraTask, train_loras
@@ -85,19 +88,37 @@ def merge_sides(
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    strengths: Mapping[str, float] | None = None,
 ) -> MergeResult:
-    """Merge the two LoRAs of a job; raises what `merge_loras` raises."""
-    sides = {
-        side: MergeSide(loras[side], pictures[side], captions(side, config.prompts, len(pictures[side])))
-        for side in SIDES
-    }
-    resolution_px = config.content.resolution_px
-    joint = config.prompts.joint
-    result = merge_loras(base, sides, joint, config.merge, resolution_px=resolution_px, observer=observer)
-    words = provenance(config, title="content and style, merged by DuoLoRA", trigger=joint, seed=config.merge.seed)
-    merged_from = ", ".join(loras[side].metadata.get("modelspec.title", side) for side in SIDES)
-    weights = result.weights.with_metadata(**words, **{"modelspec.merged_from": merged_from})
-    return MergeResult(weights, result.report)
+    """Merge the two LoRAs of a job, or more.
+
+    Args:
+        base: the base model.
+        loras: "content" and "style"; further ones begin with their role ("style-2").
+        pictures: those of every side; a merge that learns nothing needs none.
+        config: the job's configuration.
+        observer: receives progress.
+        strengths: side -> factor of that side in the result; 1 where not given.
+
+    Raises what `merge_loras` raises.
+    """
+    prompts, resolution_px = config.prompts, config.content.resolution_px
+    sides = {}
+    for side, weights in loras.items():
+        own = pictures.get(side, ())
+        words = captions(role_of(side).value, prompts, len(own))
+        sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
+    if config.merge.method is MergeMethod.RELEASE:
+        case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
+        [released] = duolora_release.merge(base, [case], steps=config.merge.steps)
+        result = MergeResult(with_carried(released, sides), {"method": config.merge.method.value})
+    else:
+        result = merge_loras(base, sides, prompts.joint, config.merge, resolution_px=resolution_px, observer=observer)
+    title = "content and style, merged by DuoLoRA"
+    signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
+    merged_from = ", ".join(weights.metadata.get("modelspec.title", side) for side, weights in loras.items())
+    return MergeResult(result.weights.with_metadata(**signed, **{"modelspec.merged_from": merged_from}), result.report)
 
 
 def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int) -> dict[str, str]:

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from duolora.cli import main
 from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.recipes import MERGE_RECIPES
 from duolora.strengths import reweight
 from tests.duolora.pico import draw_pictures, random_lora
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
 
@@ -98,7 +101,7 @@ def test_both_sides_are_trained_in_one_pass_into_a_folder(
     assert loras["style"].metadata["modelspec.trigger_phrase"] == "in szn style"
     config = json.loads(loras["style"].metadata["duolora.config"])
     assert [config[side]["steps"] for side in loras] == [2, 2]
-    assert config["merge"]["steps"] > 2
+    assert config["merge"]["steps"] == 0  # the recipe's own: --steps is about the training
 
 
 def test_one_picture_a_side_is_enough(*, base: SdxlBase, base_folder: Path, tmp_path: Path) -> None:
@@ -151,6 +154,14 @@ def test_folders_and_output_must_fit_what_is_trained(
 
 
 @pytest.fixture
+def lora_files(base: SdxlBase, tmp_path: Path) -> dict[str, Path]:
+    files = {side: tmp_path / f"{side}.safetensors" for side in ("content", "style")}
+    for seed, path in enumerate(files.values()):
+        write_diffusers(random_lora(base, seed=seed, ranks=(3,)), path)
+    return files
+
+
+@pytest.fixture
 def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
     sides = {side: random_lora(base, seed=seed, ranks=(2, 3)) for seed, side in enumerate(("content", "style"))}
     write_diffusers(join_sides(sides), tmp_path / "merged.safetensors")
@@ -200,11 +211,56 @@ def test_merged_file_is_pruned_and_says_what_it_cost(
     assert ("duolora.parts" in read(out, base).metadata) is not mixes
 
 
+def test_three_loras_merge_without_pictures_and_stay_addressable(
+    base: SdxlBase, base_folder: Path, lora_files: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "three.safetensors"
+    inputs = [str(lora_files["content"]), str(lora_files["style"]), "--also", f"style-2={lora_files['style']}"]
+
+    assert main(["merge", *inputs, "--strength", "style-2=0.5", "--out", str(out), "--base", str(base_folder)]) == 0
+
+    merged = read(out, base)
+    assert Parts.of(merged).sides == ("content", "style", "style-2")
+    half, whole = (only_side(merged, side) for side in ("style-2", "style"))
+    for name, layer in whole.layers.items():
+        torch.testing.assert_close(half.layers[name].delta_OI(), 0.5 * layer.delta_OI(), rtol=1e-2, atol=1e-5)
+
+
+def only_side(merged: LoraWeights, wanted: str) -> LoraWeights:
+    return reweight(merged, {side: float(side == wanted) for side in Parts.of(merged).sides})
+
+
+@pytest.mark.parametrize("recipe", ["paper", "release", "instant", "duolora"])
+def test_every_reading_of_the_merge_can_be_chosen_by_name(
+    *,
+    base: SdxlBase,
+    base_folder: Path,
+    lora_files: dict[str, Path],
+    content_pictures: list[Path],
+    style_pictures: list[Path],
+    tmp_path: Path,
+    recipe: str,
+) -> None:
+    images = ["--content-images", str(content_pictures[0].parent), "--style-images", str(style_pictures[0].parent)]
+    inputs = [str(lora_files["content"]), str(lora_files["style"]), *images, "--merge-recipe", recipe]
+    steps = ["--steps", "1"] if recipe in {"paper", "release"} else []
+    out = tmp_path / "merged.safetensors"
+
+    assert main(["merge", *inputs, *steps, "--out", str(out), *shared(base_folder)]) == 0
+
+    config = json.loads(read(out, base).metadata["duolora.config"])["merge"]
+    expected = MERGE_RECIPES[recipe].model_dump(mode="json") | {"seed": 3} | ({"steps": 1} if steps else {})
+    assert config == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "one file alone is adjusted"),
-        (["{file}"], "--content-images and --style-images"),
+        (["{file}", "--merge-recipe", "paper"], "content, style has none"),
+        (["{file}", "--also", "ink.safetensors"], "--also must be SIDE=PATH"),
+        (["{file}", "--also", "ink={file}"], "must begin with content or style"),
+        (["{file}", "--strength", "style-2=1"], "the sides of this merge are content, style"),
         (["--strength", "content"], "must be SIDE=X"),
         (["--strength", "subject=1"], "no side 'subject'"),
         (["--target-rank", "0"], "target rank must be a positive number"),

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from duolora.adapters import RankSpaceAdapter
+from duolora.config import MaskStart, MergeConfig
+from duolora.lora.canonical import canonicalise
+from duolora.measured_priors import measured_priors
+from duolora.merge_start import MomentRecorder, starting_masks
+from duolora.priors import Role
+from tests.duolora.pico import random_lora
+
+if TYPE_CHECKING:
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.sdxl import SdxlBase
+
+ROLES = {"content": Role.CONTENT, "style": Role.STYLE}
+
+
+def sides(base: SdxlBase, seed: int = 0) -> dict[str, LoraWeights]:
+    return {side: canonicalise(random_lora(base, seed=seed + role, ranks=(3,))) for role, side in enumerate(ROLES)}
+
+
+def start(base: SdxlBase, *tenants: dict[str, LoraWeights], kind: MaskStart, **roles: Role) -> dict:
+    given = tenants or (sides(base),)
+    layer_roles = dict.fromkeys(given[0]["content"].layers, Role.STYLE)
+    return starting_masks(
+        list(given), MergeConfig(start=kind, prior_start=1 / 3), layer_roles=layer_roles, side_roles=roles or ROLES
+    )
+
+
+def test_ones_are_the_plain_sum(base: SdxlBase) -> None:
+    for of_side in start(base, kind=MaskStart.ONES).values():
+        assert all(torch.equal(mask, torch.ones(1, 3)) for mask in of_side.values())
+
+
+def test_leading_keeps_the_dominant_role_whole_and_a_share_of_the_other(base: SdxlBase) -> None:
+    masks = start(base, kind=MaskStart.LEADING)
+
+    assert all(torch.equal(mask, torch.tensor([[1.0, 0, 0]])) for mask in masks["content"].values())
+    assert all(torch.equal(mask, torch.ones(1, 3)) for mask in masks["style"].values())
+
+
+def test_measured_masks_are_every_tenants_own(base: SdxlBase) -> None:
+    tenants = [sides(base), sides(base, seed=5)]
+
+    masks = start(base, *tenants, kind=MaskStart.MEASURED)
+
+    for side, role in ROLES.items():
+        for name, mask_JR in masks[side].items():
+            for tenant, mask_R in zip(tenants, mask_JR, strict=True):
+                expected = measured_priors()[role].mask(name, tenant[side].layers[name])
+                torch.testing.assert_close(mask_R, expected)
+
+
+def test_sides_of_one_role_share_what_one_of_them_would_have(base: SdxlBase) -> None:
+    two = sides(base)
+    three = {**two, "style-2": two["style"]}
+
+    alone, shared = (
+        start(base, given, kind=MaskStart.MEASURED, **roles)
+        for given, roles in ((two, ROLES), (three, {**ROLES, "style-2": Role.STYLE}))
+    )
+
+    for name, mask_JR in alone["style"].items():
+        torch.testing.assert_close(shared["style"][name] + shared["style-2"][name], mask_JR)
+        torch.testing.assert_close(shared["content"][name], alone["content"][name])
+
+
+def test_closed_form_comes_near_both_loras_on_their_own_inputs(base: SdxlBase) -> None:
+    """Per layer, measured on the very inputs: nearer to each side's own change than the plain sum, and than nothing."""
+    given = sides(base)
+    with RankSpaceAdapter(given).inject(base.unet) as adapter, torch.no_grad():
+        inputs: dict[str, list[torch.Tensor]] = {name: [] for name in adapter.layers}
+        hooks = [
+            layer.register_forward_pre_hook(lambda _m, args, name=name: inputs[name].append(args[0]))
+            for name, layer in adapter.layers.items()
+        ]
+        with MomentRecorder(adapter) as recorder:
+            for role in range(2):
+                adapter.assign_all(role, 2, torch.device("cpu"))
+                generator = torch.Generator().manual_seed(role)
+                noisy = torch.randn(2, 4, 8, 8, generator=generator)
+                base.predict_noise(noisy, torch.tensor([300, 600]), base.encode_prompts(["a disc", "a ball"]))
+        masks = recorder.solve(ridge=1e-6)
+        for hook in hooks:
+            hook.remove()
+
+    def error(name: str, mask: dict[str, torch.Tensor]) -> float:
+        total = 0.0
+        for x_BTI, own in zip(inputs[name], given, strict=True):
+            wanted = x_BTI @ given[own].layers[name].delta_OI().T
+            got = sum(
+                (x_BTI @ lora.layers[name].down_RI.T * mask[side]) @ lora.layers[name].up_OR.T
+                for side, lora in given.items()
+            )
+            total += ((got - wanted).square().sum() / wanted.square().sum()).item()
+        return total
+
+    for name in masks["content"]:
+        solved = error(name, {side: masks[side][name][0] for side in masks})
+        assert solved < error(name, {side: torch.ones(3) for side in masks})
+        assert solved < error(name, {side: torch.zeros(3) for side in masks}) == pytest.approx(2)
+
+
+def test_recorder_leaves_no_hook_behind(base: SdxlBase) -> None:
+    with RankSpaceAdapter(sides(base)).inject(base.unet) as adapter:
+        with MomentRecorder(adapter):
+            assert all(layer._forward_pre_hooks for layer in adapter.layers.values())
+        assert not any(layer._forward_pre_hooks for layer in adapter.layers.values())
