@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from api.jobs.schemas import RecipePage, RecipeRead
 from duolora.config import Prompts
-from duolora.recipes import RECIPES
+from duolora.recipes import MERGE_RECIPES, RECIPES
 
 if TYPE_CHECKING:
     from api.settings import ApiSettings
@@ -24,6 +24,7 @@ def recipe_page(settings: ApiSettings) -> RecipePage:
             )
             for name, recipe in RECIPES.items()
         ],
+        merge_recipes={name: merge.model_dump(mode="json") for name, merge in MERGE_RECIPES.items()},
         base_models=list(settings.base_models),
         default_base_model=base,
     )

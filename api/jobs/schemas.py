@@ -28,6 +28,9 @@ class JobParams(Wire):
     kind: JobKind = JobKind.PERSONALIZE
     recipe: str | None = Field(None, description="Name of a complete configuration; see GET /recipes.")
     base_model: str | None = Field(None, description="Name of a base model of this installation; see GET /recipes.")
+    merge_recipe: str | None = Field(
+        None, description="How to merge, by name, if not as the recipe does; see GET /recipes.", examples=["paper"]
+    )
     subject_class: str | None = Field(None, description="What the subject is, in a word or two.", examples=["dog"])
     content_trigger: str | None = Field(None, description="Word that will call the subject.", examples=["sbu"])
     style_trigger: str | None = Field(None, description="Word that will call the style.", examples=["szn"])
@@ -179,5 +182,6 @@ class RecipePage(Wire):
     """What this installation can run."""
 
     recipes: list[RecipeRead]
+    merge_recipes: dict[str, dict[str, Any]] = Field(description="Ways to merge by name, with all their defaults.")
     base_models: list[str]
     default_base_model: str

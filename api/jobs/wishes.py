@@ -50,6 +50,8 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
         errors.append(_unknown("base_model", base, base_models))
     if params.recipe is not None and params.recipe not in recipes.RECIPES:
         errors.append(_unknown("recipe", params.recipe, recipes.RECIPES))
+    if params.merge_recipe is not None and params.merge_recipe not in recipes.MERGE_RECIPES:
+        errors.append(_unknown("merge_recipe", params.merge_recipe, recipes.MERGE_RECIPES))
     if errors:
         raise InvalidParameters(errors=errors)
     words = {name: getattr(params, name) for name in _WORDS if getattr(params, name) is not None}
@@ -65,6 +67,7 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
             location=base_models[base],
             content_steps=params.steps.content,
             style_steps=params.steps.style,
+            merge_recipe=params.merge_recipe,
             merge_steps=params.steps.merge,
             rank=params.rank,
             resolution_px=params.resolution_px,

@@ -7,6 +7,7 @@ import pytest
 
 from api.errors import InvalidParameters
 from api.jobs import wishes
+from duolora.recipes import MERGE_RECIPES
 
 BASES = {"tiny": "tiny", "sdxl": "/models/sdxl"}
 
@@ -74,6 +75,7 @@ def test_wishes_reach_every_part_they_speak_of():
         ({"a/b~c": 1}, "/params/a~1b~0c", "extra_forbidden"),
         ({"kind": "generate"}, "/params/kind", "enum"),
         ({"recipe": "magic"}, "/params/recipe", "unknown"),
+        ({"merge_recipe": "magic"}, "/params/merge_recipe", "unknown"),
         ({"base_model": "../etc/passwd"}, "/params/base_model", "unknown"),
         ({"subject_class": ""}, "/params/subject_class", "string_too_short"),
         ({"subject_class": "a,b"}, "/params/subject_class", "string_pattern_mismatch"),
@@ -124,3 +126,10 @@ def test_a_webhook_url_that_may_work_passes():
     assert wishes.check_webhook("https://example.org/hook?x=1", ()) == []
     assert wishes.check_webhook(None, ()) == []
     assert wishes.check_webhook("http://10.0.0.1:8080/", (ip_network("10.0.0.0/8"),)) == []
+
+
+def test_a_merge_recipe_replaces_the_whole_merge_and_wishes_go_over_it():
+    params = wishes.parse('{"merge_recipe": "paper", "steps": {"merge": 7}, "seed": 5}')
+    merge = wishes.resolve(params, {"tiny": "tiny"}, "tiny").merge
+    assert merge == MERGE_RECIPES["paper"].model_copy(update={"steps": 7, "seed": 5})
+    assert wishes.resolve(wishes.parse("{}"), {"tiny": "tiny"}, "tiny").merge == MERGE_RECIPES["duolora"]
