@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.evaluate.jobs import Job, merge_case, recipe_case
+from duolora.evaluate.jobs import Job, bare_case, merge_case, recipe_case
 from duolora.evaluate.methods import Kind, Knobs, Method
 from duolora.generate import Attached, sample_tenants
 from duolora.lora.weights import LoraWeights
@@ -38,11 +38,16 @@ class Called:
 
 
 class Caller:
-    """Calls methods on the jobs of one group; what a merge may look at is encoded once for all methods."""
+    """Calls methods on the jobs of one group.
+
+    What a merge may look at is read, and its pictures encoded, once for all methods; a merge that looks at no pictures
+    does not cause any to be encoded.
+    """
 
     def __init__(self, base: SdxlBase, pool: HostPool) -> None:
         self._base, self._pool = base, pool
-        self._cases: dict[tuple[str, int], MergeCase] = {}
+        self._bare: dict[tuple[str, int], MergeCase] = {}
+        self._encoded: dict[tuple[str, int], MergeCase] = {}
 
     def call(self, method: Method, knobs: Knobs, jobs: Sequence[Job]) -> Called:
         """Run a method on jobs.
@@ -54,13 +59,13 @@ class Caller:
         """
         if method.on_host and len(jobs) > 1:
             made, seconds = self._pool.merge(method.call, knobs, [(job.loras, job.config.merge.seed) for job in jobs])
-            return Called(made, seconds, self._trained_numbers(method, made, jobs))
-        inputs: list[object] = [recipe_case(job) if method.kind is Kind.RECIPE else self._case(job) for job in jobs]
+            return Called(made, seconds, self._trained_numbers(method, knobs, made, jobs))
+        inputs: list[object] = [self._input(method, knobs, job) for job in jobs]
         configured = (jobs[0].config,) if method.takes_config else ()
         started = self.clock()
         result: Made = method.call(self._base, inputs, *configured, **knobs)
         seconds = (self.clock() - started) / len(jobs)
-        return Called(result, seconds, self._trained_numbers(method, result, jobs))
+        return Called(result, seconds, self._trained_numbers(method, knobs, result, jobs))
 
     def draw(
         self, made: Made, prompts: Sequence[Sequence[str]], config: GenerateConfig, seeds: Sequence[int]
@@ -77,15 +82,26 @@ class Caller:
             torch.cuda.synchronize(self._base.runtime.device)
         return time.monotonic()
 
-    def _trained_numbers(self, method: Method, made: Made, jobs: Sequence[Job]) -> list[int]:
+    def _trained_numbers(self, method: Method, knobs: Knobs, made: Made, jobs: Sequence[Job]) -> list[int]:
         """Count what a method trained for each job."""
         if method.kind is Kind.RECIPE and isinstance(made, Sequence):
             return [lora.trainable_numbers for lora in made]
-        return [method.trained_numbers(self._case(job)) for job in jobs]
+        return [method.trained_numbers(self._of_loras(job), job.config, knobs) for job in jobs]
 
-    def _case(self, job: Job) -> MergeCase:
-        """Return what a merge of a job may look at."""
+    def _input(self, method: Method, knobs: Knobs, job: Job) -> object:
+        """Return what a method may look at."""
+        if method.kind is Kind.RECIPE:
+            return recipe_case(job)
+        if not method.sees_pictures(job.config, knobs):
+            return self._of_loras(job)
         key = job.pair, job.seed
-        if key not in self._cases:
-            self._cases[key] = merge_case(self._base, job)
-        return self._cases[key]
+        if key not in self._encoded:
+            self._encoded[key] = merge_case(self._base, job)
+        return self._encoded[key]
+
+    def _of_loras(self, job: Job) -> MergeCase:
+        """Return the case of a job that has its LoRAs and no pictures."""
+        key = job.pair, job.seed
+        if key not in self._bare:
+            self._bare[key] = self._encoded[key] if key in self._encoded else bare_case(job)
+        return self._bare[key]

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Self
 import torch
 from safetensors.torch import load, save
 
+from duolora.evaluate.jobs import case_of_loras
 from duolora.lora.read import read_lora
 from duolora.lora.weights import LoraLayer, LoraWeights
-from duolora.merge_case import MergeCase
-from duolora.models.sdxl import PromptEmbeddings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,9 +68,7 @@ def _use_one_core() -> None:
 
 def _merge_one(call: Call, knobs: Knobs, files: Mapping[str, Path], seed: int) -> tuple[bytes, float]:
     """Merge one case in a worker; return the result and its seconds."""
-    nothing = torch.empty(0)
-    loras = {side: read_lora(path) for side, path in files.items()}
-    case = MergeCase(loras, {}, PromptEmbeddings(nothing, nothing), seed)
+    case = case_of_loras({side: read_lora(path) for side, path in files.items()}, seed)
     started = time.monotonic()
     merged: LoraWeights = call(None, [case], **knobs)[0]
     seconds = time.monotonic() - started

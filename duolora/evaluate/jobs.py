@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
+
+import torch
 
 from duolora.baselines.recipe_case import RecipeCase
 from duolora.class_pictures import with_class_pictures
@@ -13,6 +15,7 @@ from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
 from duolora.merge_case import EncodedSide, MergeCase
+from duolora.models.sdxl import PromptEmbeddings
 from duolora.personalize import captions
 from duolora.priors import Role
 from duolora.train import LoraTask, train_tenants
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from duolora.config import PersonalizeConfig
     from duolora.events import Observer
+    from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
 T = TypeVar("T")
@@ -79,23 +83,32 @@ def _train(base: SdxlBase, tenants: Sequence[Sequence[tuple[Job, str]]], observe
     ]
     trained = train_tenants(base, complete, observer)
     together = sum(len(tasks) for tasks in tenants)
-    record = {"seconds": (time.monotonic() - started) / together, "trained_together": together}
+    cost = {"seconds": (time.monotonic() - started) / together, "trained_together": together}
     for tasks, loras in zip(tenants, trained, strict=True):
         for job, side in tasks:
             path = job.loras[side]
             path.parent.mkdir(parents=True, exist_ok=True)
             write_diffusers(loras[side], path)
+            record = cost | {"trainable": loras[side].trainable_numbers}
             _record(path).write_text(json.dumps(record) + "\n", encoding="utf-8")  # last: the LoRA is whole
 
 
-def training_seconds(jobs: Sequence[Job]) -> dict[tuple[str, int], float]:
-    """Return how long training both LoRAs took, for each (pair, seed): its share of the passes it was trained in."""
-    return {
-        (job.pair, job.seed): sum(
-            float(json.loads(_record(job.loras[side]).read_text(encoding="utf-8"))["seconds"]) for side in SIDES
-        )
-        for job in jobs
-    }
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What training both LoRAs of a job took: its share of the passes it was trained in, and how many numbers."""
+
+    seconds: float
+    trainable: int
+
+
+def training_costs(jobs: Sequence[Job]) -> dict[tuple[str, int], TrainingCost]:
+    """Return what training took, for each (pair, seed)."""
+    costs = {}
+    for job in jobs:
+        records = [json.loads(_record(job.loras[side]).read_text(encoding="utf-8")) for side in SIDES]
+        seconds = sum(float(record["seconds"]) for record in records)
+        costs[job.pair, job.seed] = TrainingCost(seconds, sum(int(record["trainable"]) for record in records))
+    return costs
 
 
 def _record(lora: Path) -> Path:
@@ -113,11 +126,22 @@ def recipe_case(job: Job) -> RecipeCase:
     )
 
 
+def case_of_loras(loras: Mapping[str, LoraWeights], seed: int) -> MergeCase:
+    """Return a case for a merge that looks at nothing but the LoRAs: no picture and no caption is encoded."""
+    nothing = torch.empty(0)
+    return MergeCase(loras, {}, PromptEmbeddings(nothing, nothing), seed)
+
+
+def bare_case(job: Job) -> MergeCase:
+    """Read the LoRAs of a job."""
+    return case_of_loras({side: read_lora(job.loras[side]) for side in SIDES}, job.config.merge.seed)
+
+
 def merge_case(base: SdxlBase, job: Job) -> MergeCase:
-    """Read the LoRAs of a job and encode what a merge may look at."""
+    """Read the LoRAs of a job and encode the pictures and captions that a merge may look at."""
     tasks = {side: job.task(side) for side in SIDES}
-    return MergeCase(
-        loras={side: read_lora(job.loras[side]) for side in SIDES},
+    return replace(
+        bare_case(job),
         encoded={
             side: EncodedSide(
                 base.encode_pictures(load_pictures(task.pictures, task.config.resolution_px)),
@@ -126,5 +150,4 @@ def merge_case(base: SdxlBase, job: Job) -> MergeCase:
             for side, task in tasks.items()
         },
         joint=base.encode_prompts([job.config.prompts.joint]),
-        seed=job.config.merge.seed,
     )

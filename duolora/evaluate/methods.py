@@ -1,5 +1,7 @@
 """The methods that are compared, one line each: what is called, which knobs are swept, what is trained.
 
+DuoLoRA stands there with its default merge, with the other recipes of `duolora.recipes`, and with the paper's ablation.
+
 Three kinds. A *reference* is no rival: it shows what one LoRA does alone. A *merge* is given two LoRAs (table A). A
 *recipe* is given pictures and does everything itself (table B).
 """
@@ -23,14 +25,16 @@ from duolora.baselines import (
     weighted_sum,
     zip_lora,
 )
-from duolora.config import LayerPrior, Preservation, Prompts
+from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
-from duolora.merge import merge_cases
-from duolora.recipes import RECIPES
+from duolora.evaluate.jobs import SIDES, case_of_loras
+from duolora.merge import merge_cases, needs_pictures
+from duolora.recipes import MERGE_RECIPES
+from duolora.train import LoraTask, train_tenants
 
 if TYPE_CHECKING:
     from duolora.baselines.recipe_case import RecipeCase
-    from duolora.config import PersonalizeConfig
+    from duolora.config import MergeConfig, PersonalizeConfig
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
     from duolora.models.sdxl import SdxlBase
@@ -39,12 +43,24 @@ OURS = "duolora"
 """The method that every rival's difference is taken to."""
 TRUTH = "truth"
 """The row of true pictures; it has no method behind it."""
+COMPANY = 0.5
+"""Share of the samples that meet both LoRAs where they are trained in company."""
 
 Knob = float | int | str | bool | None
 Knobs = Mapping[str, Knob]
 Call = Callable[..., Any]
 """(base, cases, **knobs) -> one LoRA per case, or an `Attached` that samples them all; cases are `MergeCase`s for a
 merge, `RecipeCase`s for a recipe. What takes the configuration of the run gets it after the cases."""
+Settings = Callable[["PersonalizeConfig", Knobs], "MergeConfig"]
+"""The merge of a variant of DuoLoRA, given the configuration of the run and the knobs."""
+
+
+def _never(_config: PersonalizeConfig, _knobs: Knobs) -> bool:
+    return False
+
+
+def _always(_config: PersonalizeConfig, _knobs: Knobs) -> bool:
+    return True
 
 
 class Kind(StrEnum):
@@ -60,20 +76,23 @@ class Method:
     """A method, the settings of it that are tried, and how many numbers it trains for one case.
 
     The best setting by harmonic mean stands in the table. For our own method there is one setting: the default.
-    `on_host` marks merges that need nothing but the two LoRAs and take long on one core: cases then run side by side.
+    `sees_pictures` says whether a merge looks at pictures; they are encoded only for one that does. `on_host` marks
+    merges that need nothing but the two LoRAs and take long on one core: cases then run side by side.
     """
 
     name: str
     call: Call
     grid: tuple[Knobs, ...] = ({},)
     trainable: Callable[[MergeCase], int] | None = None
+    trains: Callable[[PersonalizeConfig, Knobs], bool] = _always
+    sees_pictures: Callable[[PersonalizeConfig, Knobs], bool] = _never
     kind: Kind = Kind.MERGE
     takes_config: bool = False
     on_host: bool = False
 
-    def trained_numbers(self, case: MergeCase) -> int:
-        """Return how many numbers the method trains beside the two given LoRAs."""
-        return 0 if self.trainable is None else self.trainable(case)
+    def trained_numbers(self, case: MergeCase, config: PersonalizeConfig, knobs: Knobs) -> int:
+        """Return how many numbers the method trains beside the two given LoRAs, by gradients."""
+        return self.trainable(case) if self.trainable is not None and self.trains(config, knobs) else 0
 
 
 def sweep(**choices: Sequence[Knob]) -> tuple[Knobs, ...]:
@@ -120,7 +139,9 @@ def _scaled(train: Call) -> Call:
         changed = {
             "steps": round(lora.steps * steps),
             "learning_rate": lora.learning_rate * rate,
-            "preservation": Preservation(),  # neither rival's recipe draws class pictures
+            # No rival's recipe draws class pictures or adapts the text encoders.
+            "preservation": Preservation(),
+            "text_encoder": False,
         }
         trained: list[LoraWeights] = train(base, cases, lora.model_copy(update=changed))
         return trained
@@ -128,21 +149,48 @@ def _scaled(train: Call) -> Call:
     return run
 
 
-def _duolora(**changes: object) -> Call:
-    """Return DuoLoRA's merge as configured, but for some fields."""
+def _ours(name: str, merge: MergeConfig | None = None) -> Method:
+    """Return a variant of DuoLoRA's merge, or without `merge` the one that the run is configured with."""
+
+    def settings(config: PersonalizeConfig, knobs: Knobs) -> MergeConfig:
+        return (merge or config.merge).model_copy(update=dict(knobs))
 
     def run(base: SdxlBase, cases: Sequence[MergeCase], config: PersonalizeConfig, **knobs: Knob) -> list[LoraWeights]:
-        merge = config.merge.model_copy(update={**changes, **knobs})
-        return [
-            result.weights for result in merge_cases(base, cases, merge, resolution_px=config.content.resolution_px)
+        results = merge_cases(base, cases, settings(config, knobs), resolution_px=config.content.resolution_px)
+        return [result.weights for result in results]
+
+    return Method(
+        name,
+        run,
+        trainable=rank_numbers,
+        trains=lambda config, knobs: settings(config, knobs).steps > 0,
+        sees_pictures=lambda config, knobs: needs_pictures(settings(config, knobs)),
+        takes_config=True,
+    )
+
+
+def _company(
+    base: SdxlBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, company: float = COMPANY
+) -> list[LoraWeights]:
+    """Train both LoRAs of every case in one pass, each in the other's company, and merge them as by default."""
+    changed = {"company": company, "preservation": Preservation()}
+    of_side = dict(zip(SIDES, (config.content, config.style), strict=True))
+    tenants = [
+        [
+            LoraTask(
+                side,
+                case.pictures[side],
+                case.captions[side],
+                settings.model_copy(update=changed | {"seed": case.seed}),
+            )
+            for side, settings in of_side.items()
         ]
-
-    return run
-
-
-def _ours(name: str, call: Call) -> Method:
-    """Return a variant of DuoLoRA's merge."""
-    return Method(name, call, trainable=rank_numbers, takes_config=True)
+        for case in cases
+    ]
+    trained = train_tenants(base, tenants)
+    given = [case_of_loras(loras, case.seed) for loras, case in zip(trained, cases, strict=True)]
+    results = merge_cases(base, given, MERGE_RECIPES["duolora"], resolution_px=config.content.resolution_px)
+    return [result.weights for result in results]
 
 
 def _recipe(name: str, train: Call, grid: tuple[Knobs, ...]) -> Method:
@@ -150,20 +198,40 @@ def _recipe(name: str, train: Call, grid: tuple[Knobs, ...]) -> Method:
     return Method(name, _scaled(train), grid, kind=Kind.RECIPE, takes_config=True)
 
 
-WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
-PAPER_STEPS = RECIPES["sdxl-paper"]("tiny", Prompts()).merge.steps
+CONTENT_WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
+STYLE_WEIGHTS = (0.7, 0.85, 1.0, 1.2, 1.4)
+PAPER = MERGE_RECIPES["paper"]
+PLAIN = {"start": MaskStart.ONES, "prior": LayerPrior.NONE, "constyle_weight": 0.0}
+"""The paper's merge without its priors and its cycles: rank masks that learn by distillation, from ones."""
+REFINED = MERGE_RECIPES["duolora"].model_copy(
+    update={
+        "steps": 16,
+        "learning_rate": 0.005,
+        "bank_size": 12,
+        "batch_size": 2,
+        "constyle_every": 1,
+        "constyle_weight": 0.1,
+    }
+)
+"""Measured strengths, and then a few steps of distillation and cycles."""
 PEFT_KEPT = ("ties_svd", "dare_ties_svd", "magnitude_prune_svd")
 DENSITIES = (0.3, 0.7)
 
 METHODS: tuple[Method, ...] = (
     Method("content alone", _one_side("content"), kind=Kind.REFERENCE),
     Method("style alone", _one_side("style"), kind=Kind.REFERENCE),
-    Method("weighted-sum", weighted_sum.merge, sweep(content_weight=WEIGHTS, style_weight=WEIGHTS)),
-    Method("zip-lora", zip_lora.merge, sweep(learning_rate=(0.003, 0.01)), output_numbers),
-    Method("duolora-release", duolora_release.merge, trainable=module_rank_numbers),
+    Method("weighted-sum", weighted_sum.merge, sweep(content_weight=CONTENT_WEIGHTS, style_weight=STYLE_WEIGHTS)),
+    Method(
+        "zip-lora",
+        zip_lora.merge,
+        sweep(similarity_weight=(0.0, 0.001, 0.01), learning_rate=(0.003, 0.01)),
+        output_numbers,
+        sees_pictures=_always,
+    ),
+    Method("duolora-release", duolora_release.merge, trainable=module_rank_numbers, sees_pictures=_always),
     Method("k-lora", k_lora.attach, sweep(alpha=(1.0, 1.5, 2.0), beta=(0.3, 0.5, 0.8))),
     Method("np-lora", np_lora.merge, sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0)), on_host=True),
-    Method("ssr-merge", ssr_merge.merge, sweep(ridge=(0.001, 0.01, 0.1, 0.5))),
+    Method("ssr-merge", ssr_merge.merge, sweep(ridge=(0.001, 0.01, 0.1, 0.5)), sees_pictures=_always),
     Method("peft-svd", peft_merges.merge, sweep(combination=("svd",)), on_host=True),
     *(
         Method(
@@ -174,12 +242,15 @@ METHODS: tuple[Method, ...] = (
         )
         for name in PEFT_KEPT
     ),
-    _ours("ziprank", _duolora(steps=PAPER_STEPS, prior=LayerPrior.NONE, constyle_weight=0.0)),
-    _ours("ziprank+priors", _duolora(steps=PAPER_STEPS, constyle_weight=0.0)),
-    _ours("ziprank+priors+constyle", _duolora(steps=PAPER_STEPS)),
-    _ours(OURS, _duolora()),
+    _ours("ziprank", PAPER.model_copy(update=PLAIN)),
+    _ours("ziprank+priors", PAPER.model_copy(update={"constyle_weight": 0.0})),
+    _ours("ziprank+priors+constyle", PAPER),
+    _ours("instant", MERGE_RECIPES["instant"]),
+    _ours("duolora+constyle", REFINED),
+    _ours(OURS),
     _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2))),
     _recipe("joint-training", joint_training.train, sweep(steps=(1, 2))),
+    Method("company", _company, kind=Kind.RECIPE, takes_config=True),
 )
 
 

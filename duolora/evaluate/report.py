@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.table import Table
 
 from duolora.evaluate.intervals import LEVEL, RESAMPLES
-from duolora.evaluate.jobs import training_seconds
+from duolora.evaluate.jobs import training_costs
 from duolora.evaluate.methods import OURS, TRUTH, Kind, Method
 from duolora.evaluate.run import PICTURES, SHOWN_PAIRS, Plan
 from duolora.evaluate.tables import (
@@ -21,7 +21,7 @@ from duolora.evaluate.tables import (
     complete_settings,
     differences_to,
     truth_row,
-    with_seconds,
+    with_training,
 )
 from duolora.preview import PreviewRow, preview_grid
 
@@ -46,8 +46,10 @@ COLUMNS = (
     "recontext_hmean",
     "knobs",
 )
-ALSO_RECIPES = (OURS, "weighted-sum")
-"""Merges that stand among the whole recipes too, with the training of both LoRAs in their seconds."""
+OUR_RECIPE = "duolora recipe"
+"""Our row among the whole recipes: the LoRAs of the run and their merge by `OURS`, so with the same scores."""
+ALSO_RECIPES = {OURS: OUR_RECIPE, "weighted-sum": "weighted-sum"}
+"""Merges that stand among the whole recipes too, by their names there, with what training both LoRAs took."""
 CELL_PX = 64
 
 
@@ -71,8 +73,12 @@ def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome:
     merges = [setting for setting in ordered if kinds[setting.method] is Kind.MERGE]
     recipes = [setting for setting in ordered if kinds[setting.method] is Kind.RECIPE]
     jobs = [plan.job(pair, seed) for pair in plan.pairs for seed in seeds] if recipes else []
-    trained = training_seconds(jobs)
-    whole = [with_seconds(setting, trained) for setting in merges if recipes and setting.method in ALSO_RECIPES]
+    trained = training_costs(jobs)
+    whole = [
+        with_training(replace(setting, method=ALSO_RECIPES[setting.method]), trained)
+        for setting in merges
+        if recipes and setting.method in ALSO_RECIPES
+    ]
     return Outcome(settings, [*references, *merges], [*references, *recipes, *whole] if recipes else [])
 
 
@@ -91,18 +97,19 @@ def write_reports(plan: Plan, found: Outcome, entries: Sequence[Entry], provenan
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "pairs, and the seeds of each, with replacement"},
         "merging_two_loras": [asdict(row) for row in merge_rows],
         "whole_recipes": [asdict(row) for row in recipe_rows],
-        "duolora_minus_rival": _differences(found.merges),
-        "duolora_minus_rival_recipes": _differences(found.recipes),
+        "duolora_minus_rival": _differences(found.merges, OURS),
+        "duolora_minus_rival_recipes": _differences(found.recipes, OUR_RECIPE),
         "settings": [_setting_record(setting) for setting in found.settings],
         "scores": [asdict(entry) for entry in entries],
     }
     (plan.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw_grid(plan, [*found.merges, *(setting for setting in found.recipes if setting not in found.merges)])
+    shown = {setting.method for setting in found.merges} | set(ALSO_RECIPES.values())
+    draw_grid(plan, [*found.merges, *(setting for setting in found.recipes if setting.method not in shown)])
 
 
-def _differences(settings: Sequence[Setting[Entry]]) -> dict[str, Any]:
-    """Return the paired differences of our method to all others of a table, if it is there."""
-    ours = next((setting for setting in settings if setting.method == OURS), None)
+def _differences(settings: Sequence[Setting[Entry]], name: str) -> dict[str, Any]:
+    """Return the paired differences of our row to all others of a table, if it is there."""
+    ours = next((setting for setting in settings if setting.method == name), None)
     if ours is None:
         return {}
     return {rival: asdict(interval) for rival, interval in differences_to(ours, settings).items()}
@@ -179,7 +186,7 @@ def print_tables(found: Outcome, console: Console) -> None:
         table.add_column("knobs", overflow="fold")
         for setting in settings:
             row = truth_row(setting)
-            table.add_row(*_short_cells(row), row.knobs, style="bold" if row.method == OURS else None)
+            table.add_row(*_short_cells(row), row.knobs, style="bold" if row.method in (OURS, OUR_RECIPE) else None)
         console.print(table)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from duolora.evaluate.jobs import TrainingCost
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -80,9 +82,16 @@ def truth_row(setting: Setting[Entry]) -> Row:
     )
 
 
-def with_seconds(setting: Setting[Entry], more: Mapping[tuple[str, int], float]) -> Setting[Entry]:
-    """Return the same scores with seconds added to every entry."""
-    cells = {cell: replace(entry, seconds=entry.seconds + more[cell]) for cell, entry in setting.cells.items()}
+def with_training(setting: Setting[Entry], costs: Mapping[tuple[str, int], TrainingCost]) -> Setting[Entry]:
+    """Return the same scores with what training the LoRAs took added to every entry."""
+    cells = {
+        cell: replace(
+            entry,
+            seconds=entry.seconds + costs[cell].seconds,
+            trainable=entry.trainable + costs[cell].trainable,
+        )
+        for cell, entry in setting.cells.items()
+    }
     return replace(setting, cells=cells)
 
 

@@ -16,7 +16,7 @@ from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.jobs import merge_case, train_missing
 from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_methods, sweep
 from duolora.evaluate.network import Evaluator
-from duolora.evaluate.report import COLUMNS, outcome, write_reports
+from duolora.evaluate.report import COLUMNS, OUR_RECIPE, outcome, write_reports
 from duolora.evaluate.run import Plan, run_truth_suite
 from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
 from duolora.evaluate.truth_suite import Selection, truth_pairs
@@ -30,6 +30,7 @@ FEW = (
     replace(next(method for method in METHODS if method.name == "k-lora"), grid=({},)),
     replace(next(method for method in METHODS if method.name == OURS), grid=({"steps": 1, "bank_size": 1},)),
     replace(next(method for method in METHODS if method.name == "joint-training"), grid=({},)),
+    next(method for method in METHODS if method.name == "company"),
 )
 
 
@@ -80,7 +81,7 @@ def test_a_finished_run_is_not_run_again(finished, shared_base, evaluator):
 
     frozen = replace(plan, methods=tuple(replace(method, call=refuse) for method in plan.methods))
     run_truth_suite(frozen, shared_base, evaluator, ScoreBook(plan.out / "scores.jsonl", Entry.from_record))
-    assert len(book.entries()) == 18
+    assert len(book.entries()) == 20
 
 
 def test_only_what_is_missing_is_done(finished, tmp_path, shared_base, evaluator):
@@ -113,10 +114,17 @@ def test_the_table_has_the_promised_columns_and_rows(finished):
     ]  # fmt: skip
     with (plan.out / "recipes.csv").open() as file:
         whole = {row["method"]: row for row in csv.DictReader(file)}
-    assert "joint-training" in whole
+    assert list(whole)[3:] == ["joint-training", "company", "weighted-sum", OUR_RECIPE]
     assert int(whole["joint-training"]["trainable"]) > 0
+    both = int(whole["weighted-sum"]["trainable"])  # the sum trains nothing beside the two LoRAs
+    masks = int(next(row["trainable"] for row in rows if row["method"] == OURS))
+    assert int(whole["company"]["trainable"]) == both
+    assert int(whole[OUR_RECIPE]["trainable"]) == both + masks
     merge_seconds = float(next(row["seconds"] for row in rows if row["method"] == "weighted-sum"))
     assert float(whole["weighted-sum"]["seconds"]) > merge_seconds
+    ours = next(row for row in rows if row["method"] == OURS)
+    for column in ("content", "style", "hmean", "truth_distance", "recontext_hmean"):
+        assert whole[OUR_RECIPE][column] == ours[column]
     for row in rows:
         assert float(row["hmean_lo"]) <= float(row["hmean"]) <= float(row["hmean_hi"])
 
@@ -139,7 +147,9 @@ def test_differences_to_ours_are_paired(finished):
     plan, book = finished
     found = outcome(plan, book.entries())
     write_reports(plan, found, book.entries(), {})
-    differences = json.loads((plan.out / "results.json").read_text())["duolora_minus_rival"]
+    results = json.loads((plan.out / "results.json").read_text())
+    assert {"joint-training", "company"} < set(results["duolora_minus_rival_recipes"])
+    differences = results["duolora_minus_rival"]
     means = {setting.method: setting.hmean_PS.mean() for setting in found.merges}
     assert set(differences) == {*means} - {OURS}
     for rival, difference in differences.items():

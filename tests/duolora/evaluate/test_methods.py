@@ -1,0 +1,98 @@
+"""What the compared methods are called with: recipes of our merge, and who looks at pictures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from duolora.config import LayerPrior, MaskStart, Prompts
+from duolora.evaluate.calling import Caller
+from duolora.evaluate.host_pool import HostPool
+from duolora.evaluate.jobs import Job, bare_case, merge_case, recipe_case
+from duolora.evaluate.methods import METHODS, OURS, Kind, Method
+from duolora.lora.write import write_diffusers
+from duolora.merge import merge_cases
+from duolora.recipes import MERGE_RECIPES, resolve
+from tests.duolora.pico import random_lora
+
+SIDES = ("content", "style")
+LOOKING = {
+    "zip-lora",
+    "ssr-merge",
+    "duolora-release",
+    "ziprank",
+    "ziprank+priors",
+    "ziprank+priors+constyle",
+    "instant",
+}
+
+
+def method(name: str) -> Method:
+    return next(one for one in METHODS if one.name == name)
+
+
+@pytest.fixture
+def job(base, tmp_path, content_pictures, style_pictures) -> Job:
+    loras = {side: tmp_path / f"{side}.safetensors" for side in SIDES}
+    for seed, path in enumerate(loras.values()):
+        write_diffusers(random_lora(base, seed=seed, scale=0.05), path)
+    config = resolve("tiny", "pico", Prompts(subject_class="dog"), content_steps=2, style_steps=2, rank=2)
+    return Job("pair", 0, config, dict(zip(SIDES, (content_pictures, style_pictures), strict=True)), loras)
+
+
+def assert_equal(one, other) -> None:
+    assert set(one.layers) == set(other.layers)
+    for name, layer in one.layers.items():
+        torch.testing.assert_close(layer.delta_OI(), other.layers[name].delta_OI(), atol=1e-6, rtol=1e-4)
+
+
+def test_only_merges_that_look_at_pictures_cause_any_to_be_encoded(base, job, monkeypatch):
+    monkeypatch.setattr(base, "encode_pictures", lambda *_: pytest.fail("a picture was encoded"))
+    merges = [one for one in METHODS if one.kind is not Kind.RECIPE]
+    looking = {one.name for one in merges if one.sees_pictures(job.config, {})}
+    assert looking == LOOKING | {"duolora+constyle"}
+    with HostPool(1) as pool:
+        caller = Caller(base, pool)
+        for one in merges:
+            if one.name not in looking:
+                called = caller.call(one, one.grid[0], [job])
+                assert called.trainable == [0]
+
+
+def test_ours_is_the_configured_merge_and_looks_at_pictures_where_that_does(base, job):
+    ours = method(OURS)
+    expected = merge_cases(base, [bare_case(job)], MERGE_RECIPES["duolora"], resolution_px=64)[0]
+    assert_equal(ours.call(base, [bare_case(job)], job.config)[0], expected.weights)
+    learning = job.config.model_copy(update={"merge": MERGE_RECIPES["paper"]})
+    assert ours.sees_pictures(learning, {})
+    case = bare_case(job)
+    masks = sum(layer.rank for lora in case.loras.values() for layer in lora.layers.values())
+    assert ours.trained_numbers(case, learning, {}) == masks
+    assert ours.trained_numbers(case, job.config, {}) == 0
+
+
+def test_the_ablation_adds_one_part_of_the_paper_after_the_other(base, job):
+    case = merge_case(base, job)
+    few = {"steps": 2, "bank_size": 2}
+    paper = MERGE_RECIPES["paper"].model_copy(update=few)
+    stages = {
+        "ziprank": {"start": MaskStart.ONES, "prior": LayerPrior.NONE, "constyle_weight": 0.0},
+        "ziprank+priors": {"constyle_weight": 0.0},
+        "ziprank+priors+constyle": {},
+    }
+    for name, changes in stages.items():
+        expected = merge_cases(base, [case], paper.model_copy(update=changes), resolution_px=64)[0]
+        assert_equal(method(name).call(base, [case], job.config, **few)[0], expected.weights)
+
+
+def test_company_trains_both_loras_together_and_merges_them_as_by_default(base, job):
+    company = method("company")
+    made = company.call(base, [recipe_case(job)], job.config)[0]
+    assert max(layer.rank for layer in made.layers.values()) == 4
+    again = company.call(base, [recipe_case(job)], job.config)[0]
+    assert_equal(made, again)
+    alone = company.call(base, [recipe_case(job)], job.config, company=0.0)[0]
+    assert any(
+        not torch.allclose(layer.delta_OI(), alone.layers[name].delta_OI(), atol=1e-7)
+        for name, layer in made.layers.items()
+    )
