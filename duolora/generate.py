@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -43,6 +43,18 @@ class Attached(Protocol):
 
     def before_step(self, step: int, total: int) -> None:
         """Hear that step `step` of `total` comes next; samples stand as in every pass of several tenants."""
+
+
+@runtime_checkable
+class Predicting(Attached, Protocol):
+    """A change that runs the passes of the U-Net itself.
+
+    One that outlives many samplings can so record its passes once, with a `duolora.capture.CapturedPredictor` of its
+    own, and have them replayed in all samplings.
+    """
+
+    def predict_noise(self, noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
+        """Predict the noise as `DiffusionBase.predict_noise` does."""
 
 
 def generate(
@@ -149,12 +161,19 @@ def _sample(base: SdxlBase, request: _Request, attached: Attached | None, observ
     """Sample and decode; pictures in [-1, 1], (B, 3, H, W)."""
     with memory_errors(), torch.no_grad():
         if attached is None:
-            return base.decode_latents(_denoise(base, request, lambda _step, _total: None, observer))
+            return base.decode_latents(_denoise(base, request, base.predict_noise, lambda *_: None, observer))
         with attached:
-            return base.decode_latents(_denoise(base, request, attached.before_step, observer))
+            predict = attached.predict_noise if isinstance(attached, Predicting) else base.predict_noise
+            return base.decode_latents(_denoise(base, request, predict, attached.before_step, observer))
 
 
-def _denoise(base: SdxlBase, request: _Request, before_step: Callable[[int, int], None], observer: Observer) -> Tensor:
+def _denoise(
+    base: SdxlBase,
+    request: _Request,
+    predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor],
+    before_step: Callable[[int, int], None],
+    observer: Observer,
+) -> Tensor:
     """Denoise from noise to clean latents, (B, C, H, W)."""
     config = request.config
     tenants, total = len(request.prompts), config.steps
@@ -168,7 +187,7 @@ def _denoise(base: SdxlBase, request: _Request, before_step: Callable[[int, int]
         scaled_BCHW = sampler.scale_model_input(latents_BCHW, timestep)
         # A tenant's guided and free samples stand together: the batch stays tenant after tenant.
         doubled = scaled_BCHW.unflatten(0, (tenants, 1, -1)).expand(-1, copies, *(-1,) * 4).flatten(0, 2)
-        predicted_BCHW = base.predict_noise(doubled, timestep.expand(len(doubled)), conditions)
+        predicted_BCHW = predict(doubled, timestep.expand(len(doubled)), conditions)
         if copies > 1:
             free, guided = predicted_BCHW.unflatten(0, (tenants, copies, -1)).unbind(1)
             predicted_BCHW = (free + config.guidance_scale * (guided - free)).flatten(0, 1)

@@ -15,7 +15,9 @@ from tests.duolora.pico import random_layer, random_lora, random_lora_on
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:
-    from duolora.models.sdxl import SdxlBase
+    from torch import Tensor
+
+    from duolora.models.sdxl import PromptEmbeddings, SdxlBase
 
 
 def config(**changes: Any) -> GenerateConfig:
@@ -128,6 +130,34 @@ def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) ->
     sample_tenants(base, Listener(), [["a dog", "a cat"]], config(), seeds=[0])
 
     assert heard == ["in", (0, 2), (1, 2), "out"]
+
+
+def test_attached_change_that_predicts_runs_every_pass_itself(base: SdxlBase) -> None:
+    class Still:
+        """Stays attached between samplings."""
+
+        passes = 0
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            pass
+
+        def before_step(self, step: int, total: int) -> None:
+            pass
+
+        def predict_noise(self, noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
+            self.passes += 1
+            assert len(noisy_BCHW) == len(timesteps_B) == len(prompts.hidden_BTD) == 4
+            return base.predict_noise(noisy_BCHW, timesteps_B, prompts)
+
+    change = Still()
+
+    pictures = sample_tenants(base, change, [["a dog", "a cat"]], config(steps=3), seeds=[0])
+
+    assert change.passes == 3
+    assert torch.equal(pictures, sample_tenants(base, None, [["a dog", "a cat"]], config(steps=3), seeds=[0]))
 
 
 def test_tenant_with_another_number_of_prompts_is_refused(base: SdxlBase) -> None:
