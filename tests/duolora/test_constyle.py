@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from duolora.constyle import CycleNoise, cycle_loss
+from duolora.constyle import CycleNoise, PredictNoise, cycle_loss
 from duolora.noise_schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.99, 0.01, 100))
@@ -102,3 +102,28 @@ def test_loss_is_the_weighted_distance_of_the_two_clean_predictions() -> None:
 
     loss_B = cycle_loss(latents, noise, add=add, remove=remove, schedule=SCHEDULE)
     torch.testing.assert_close(loss_B, torch.stack(terms), rtol=1e-4, atol=1e-6)
+
+
+def keeps_columns(count: int) -> PredictNoise:
+    """A predictor that takes the leading columns for the picture and all the rest for noise."""
+
+    def predict(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        kept_BCHW = noisy_BCHW.clone()
+        kept_BCHW[..., count:] = 0
+        return (noisy_BCHW - kept_BCHW) / (1 - SCHEDULE.alphas_T[timesteps_B][:, None, None, None]).sqrt()
+
+    return predict
+
+
+@pytest.mark.parametrize(("added", "is_zero"), [(2, True), (3, True), (4, True), (1, False)])
+def test_loss_is_zero_when_the_add_leg_leaves_alone_what_the_remove_leg_looks_at(added: int, is_zero: bool) -> None:
+    """The remove-leg sees two columns, which the noise spares. Predictors that agree (2) lose nothing between them,
+    nor does an add-leg that keeps more; one that loses a column is found out."""
+    latents, noise = random_numbers()
+    for fresh_noise in (noise.add_BCHW, noise.remove_BCHW):
+        fresh_noise[..., :2] = 0
+
+    loss_B = cycle_loss(latents, noise, add=keeps_columns(added), remove=keeps_columns(2), schedule=SCHEDULE)
+
+    assert bool((loss_B < 1e-9).all()) is is_zero
+    assert bool((loss_B > 1e-3).all()) is not is_zero

@@ -173,3 +173,84 @@ def test_masking_ranks_loses_no_more_than_masking_outputs(seed: int, rank: int, 
 
     assert e_rank <= (delta_OI - outputs_O[:, None] * delta_OI).norm() * (1 + 1e-5)
     assert e_rank <= (delta_OI - best_O[:, None] * delta_OI).norm() * (1 + 1e-5)
+
+
+@given(seed=seeds, rank=st.integers(2, 8), data=st.data())
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_masking_ranks_loses_no_more_than_any_numbers_on_outputs_or_inputs(
+    seed: int, rank: int, data: st.DataObject
+) -> None:
+    """Equal budget means k numbers that are not zero: k of R ranks against k of O outputs, or k of I inputs.
+
+    It holds for whatever values stand on the outputs or inputs, for k rows or columns are of rank k at most and the
+    leading k ranks are the best of rank k (Eckart-Young); in float64 it needs no margin but rounding.
+    """
+    layer = canonical_layer(random_layer(9, 11, rank, seed=seed))
+    delta_OI = layer.up_OR.double() @ layer.down_RI.double()
+    kept = data.draw(st.integers(1, rank - 1))
+    values = torch.tensor(data.draw(st.lists(st.floats(-2, 2), min_size=kept, max_size=kept)), dtype=torch.float64)
+    outputs_O, inputs_I = torch.zeros(9, dtype=torch.float64), torch.zeros(11, dtype=torch.float64)
+    outputs_O[data.draw(st.permutations(range(9)))[:kept]] = values
+    inputs_I[data.draw(st.permutations(range(11)))[:kept]] = values
+
+    left_OI = layer.up_OR[:, :kept].double() @ layer.down_RI[:kept].double()
+    e_rank = (delta_OI - left_OI).norm() * (1 - 1e-5)
+
+    assert e_rank <= (delta_OI - outputs_O[:, None] * delta_OI).norm()
+    assert e_rank <= (delta_OI - delta_OI * inputs_I).norm()
+
+
+def test_raw_factors_are_not_in_the_theorem() -> None:
+    """The same change in two gauges: masking one rank of raw factors loses more than masking all outputs but one.
+
+    In its singular basis the delta is diag(1, 0.1). Turned by [[1, 2], [0, 1]], both ranks carry the large direction
+    and cancel; no single one of them, whatever its mask, is as near as one output row.
+    """
+    turn_RR = torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)
+    delta_OI = torch.diag(torch.tensor([1.0, 0.1], dtype=torch.float64))
+    raw = LoraLayer(torch.linalg.inv(turn_RR), delta_OI @ turn_RR, 2.0)
+
+    def error_of_one_rank(layer: LoraLayer) -> float:
+        """The least error that is left by one rank under the best of all masks."""
+        errors = []
+        for rank in range(2):
+            part_OI = torch.outer(layer.up_OR[:, rank], layer.down_RI[rank]).double()
+            best = (part_OI * delta_OI).sum() / part_OI.square().sum()
+            errors.append((delta_OI - best * part_OI).norm().item())
+        return min(errors)
+
+    e_out = min((delta_OI - torch.diag(mask_O) @ delta_OI).norm().item() for mask_O in torch.eye(2).double())
+    assert torch.allclose(raw.delta_OI(), delta_OI)
+    assert e_out == pytest.approx(0.1)
+    assert error_of_one_rank(raw) > 2 * e_out
+    assert error_of_one_rank(canonical_layer(raw)) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_equal_shares_of_ranks_and_outputs_are_no_equal_budget() -> None:
+    """Half of the ranks against half of the outputs: the theorem does not say it, and it is false.
+
+    Two ranks that change one output each of eight: half of the outputs hold all of it, one rank of two only half.
+    """
+    up_OR = torch.zeros(8, 2)
+    up_OR[0, 0] = up_OR[1, 1] = 1.0
+    layer = canonical_layer(LoraLayer(torch.eye(2, 6), up_OR, 2.0))
+    delta_OI = layer.delta_OI()
+
+    e_rank_of_half = (delta_OI - layer.up_OR[:, :1] @ layer.down_RI[:1]).norm().item()
+    e_out_of_half = (delta_OI - (torch.arange(8) < 4).float()[:, None] * delta_OI).norm().item()
+    e_out_of_one = (delta_OI - (torch.arange(8) < 1).float()[:, None] * delta_OI).norm().item()
+
+    assert e_rank_of_half == pytest.approx(1.0)
+    assert e_out_of_half == 0.0
+    assert e_rank_of_half <= e_out_of_one + 1e-6
+
+
+@given(seed=seeds, rank=st.integers(1, 6), alpha=st.sampled_from([0.5, 4.0]))
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_merge_of_one_lora_is_that_lora(seed: int, rank: int, alpha: float) -> None:
+    lora = LoraWeights({"unet.a": random_layer(8, 7, rank, seed=seed, alpha=alpha)})
+
+    merged = merge_by_masks({"content": lora}, {"content": {"unet.a": torch.ones(rank)}})
+
+    assert merged.layers["unet.a"].rank == rank
+    assert_same_change(merged.layers["unet.a"].delta_OI(), lora.layers["unet.a"].delta_OI())
