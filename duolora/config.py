@@ -192,6 +192,9 @@ class LoraTrainConfig(Frozen):
         "part in company. Above 0 the sides of a job are trained in one pass.",
     )
     preservation: Preservation = Preservation()
+    text_encoder: bool = Field(
+        False, description="Adapt the attention of the text encoders too, at the same rank and learning rate."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
 

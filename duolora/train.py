@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.adapters import RankSpaceAdapter, fresh_lora, role_rows
+from duolora.adapters import fresh_lora, role_rows
 from duolora.capture import CapturedPredictor
 from duolora.errors import InvalidConfig, InvalidImage, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
+from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.losses import min_snr_weight, squared_error
 from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
 from duolora.runtime import memory_errors
+from duolora.whole_adapter import WholeAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.config import LoraTrainConfig
-    from duolora.lora.weights import LoraWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +75,14 @@ class Pool:
     def __init__(self, base: SdxlBase, moments: LatentMoments, captions: Sequence[str], seed: int) -> None:
         # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
         self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
+        self._captions = captions
         self._encoded: PromptEmbeddings = base.encode_prompts(captions)
         self._schedule = base.schedule
         self._generator = base.runtime.generator(seed)
+
+    def captions(self, rows_B: Tensor) -> list[str]:
+        """Return the captions of pictures."""
+        return [self._captions[row % len(self._captions)] for row in rows_B.tolist()]
 
     def prompts(self, rows_B: Tensor) -> PromptEmbeddings:
         """Return the encoded captions of pictures."""
@@ -130,17 +136,22 @@ class Batch:
     prompts: PromptEmbeddings
 
     @classmethod
-    def gather(cls, base: SdxlBase, tasks: Sequence[CachedTask]) -> Batch:
-        """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn."""
+    def gather(cls, base: SdxlBase, tasks: Sequence[CachedTask], *, encodes: bool = False) -> Batch:
+        """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn.
+
+        Captions are encoded anew, in the roles assigned at the moment, if `encodes`; else as the base encodes them.
+        """
         device = base.runtime.device
         pools = [(pool, task.config.batch_size) for task in tasks for pool in task.pools]
         draws = [pool.draw(count) for pool, count in pools]
         latents_BCHW = torch.cat([draw.latents_BCHW for draw in draws]).to(device)
         noise_BCHW = torch.cat([draw.noise_BCHW for draw in draws]).to(device)
         timesteps_B = torch.cat([draw.timesteps_B for draw in draws]).to(device)
-        prompts = PromptEmbeddings.join(
-            [pool.prompts(draw.rows_B) for (pool, _), draw in zip(pools, draws, strict=True)]
-        )
+        shown = [(pool, draw.rows_B) for (pool, _), draw in zip(pools, draws, strict=True)]
+        if encodes:
+            prompts = base.embed_prompts([caption for pool, rows_B in shown for caption in pool.captions(rows_B)])
+        else:
+            prompts = PromptEmbeddings.join([pool.prompts(rows_B) for pool, rows_B in shown])
         noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts)
 
@@ -192,7 +203,7 @@ def train_tenants(
     with memory_errors():
         cached = [[CachedTask(base, task) for task in of_tenant] for of_tenant in tenants]
         untrained = [{task.side: _untrained(base, task.config) for task in of_tenant} for of_tenant in tenants]
-        with RankSpaceAdapter(*untrained).inject(base.unet) as adapter:
+        with WholeAdapter(base, untrained) as adapter:
             optimizer = torch.optim.AdamW(
                 [{"params": adapter.train_factors(task.side), "lr": task.config.learning_rate} for task in tasks],
                 weight_decay=0.0,
@@ -221,7 +232,14 @@ def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
     # A seed of its own: the first noise of the training must not be the numbers that started the factors. The class
     # pictures' samples have the next one.
     generator = base.runtime.generator(config.seed + 1)
-    return fresh_lora(base.unet, base.target_layers(config.targets), config.rank, generator)
+    paths = {"unet": base.target_layers(config.targets)}
+    for name in base.text_layers() if config.text_encoder else ():
+        part, _, path = name.partition(".")
+        paths.setdefault(part, []).append(path)
+    layers: dict[str, LoraLayer] = {}
+    for part, of_part in paths.items():
+        layers |= fresh_lora(base.part(part), of_part, config.rank, generator, component=part).layers
+    return LoraWeights(layers)
 
 
 class _Lesson:
@@ -230,7 +248,7 @@ class _Lesson:
     def __init__(
         self,
         base: SdxlBase,
-        adapter: RankSpaceAdapter,
+        adapter: WholeAdapter,
         optimizer: torch.optim.Optimizer,
         tenants: Sequence[Sequence[CachedTask]],
     ) -> None:
@@ -238,7 +256,9 @@ class _Lesson:
         self._adapter = adapter
         self._optimizer = optimizer
         self._tenants = tenants
-        self._predict = CapturedPredictor(base)
+        self._encodes = any(task.config.text_encoder for task in tenants[0])
+        # A recorded pass would keep the gradient of its inputs from the text encoders.
+        self._predict = base.predict_noise if self._encodes else CapturedPredictor(base)
         self._together = adapter.switch_all_on() if any(task.config.company > 0 for task in tenants[0]) else 0
 
     def step(self, step: int) -> float:
@@ -264,7 +284,8 @@ class _Lesson:
         lots = [lot for role in active for lot in _lots(self._tenants[0][role].config)]
         rows_n = role_rows([share for role in active for share in self._roles(role)], self._base.runtime.device)
         self._adapter.assign(rows_n.repeat(len(self._tenants)))
-        batch = Batch.gather(self._base, [tasks[role] for tasks in self._tenants for role in active])
+        tasks = [tasks[role] for tasks in self._tenants for role in active]
+        batch = Batch.gather(self._base, tasks, encodes=self._encodes)
         predicted_BCHW = self._predict(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
         snr_Jn = self._base.schedule.snr(batch.timesteps_B).view(len(self._tenants), -1)
         errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(self._tenants), -1)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from duolora.runtime import Runtime
 
 _ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)"
+_TEXT_ATTENTION = re.compile(r"^text_encoder(_\d+)?\..+\.self_attn\.(q|k|v|out)_proj$")
 _FEED_FORWARD = r"ff\.net\.(0\.proj|2)"
 TARGET_PATTERNS = {
     TargetLayers.ATTENTION: re.compile(rf"{_ATTENTION}$"),
@@ -122,6 +123,17 @@ class DiffusionBase:
             raise InvalidBase(f"{self.location} has no {name}; {self.family.title} needs one")
         return part
 
+    def part(self, name: str) -> nn.Module:
+        """Return a component as the module that the paths in layer names begin at.
+
+        Raises:
+            InvalidBase: the pipeline lacks it.
+        """
+        component = self.component(name)
+        if name == "unet" or hasattr(component, TEXT_LEVEL.rstrip(".")):
+            return component
+        return nn.ModuleDict({TEXT_LEVEL.rstrip("."): component})
+
     def latent_size(self, resolution_px: int) -> int:
         """Side of the latents of a square picture."""
         return resolution_px // self._pixels_per_latent
@@ -135,6 +147,10 @@ class DiffusionBase:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Encode prompts with all text encoders, one row each."""
+        return self.embed_prompts(prompts)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Encode prompts as `encode_prompts` does, so that gradients reach LoRAs attached to the text encoders."""
         encoded = self.pipeline.encode_prompt(
             list(prompts), device=self.runtime.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -212,6 +228,17 @@ class DiffusionBase:
         if not paths:
             raise LayerGroupEmpty(f"{self.location} has no {targets} layers to adapt")
         return paths
+
+    def text_layers(self) -> list[str]:
+        """Return the names of the text encoders' attention layers, which a LoRA may adapt beside the U-Net's.
+
+        Raises:
+            LayerGroupEmpty: the model has none.
+        """
+        names = [name for name in self.layers().shapes if _TEXT_ATTENTION.search(name)]
+        if not names:
+            raise LayerGroupEmpty(f"{self.location} has no text encoder whose attention could be adapted")
+        return names
 
     def layer_resolutions(self, layer_names: Sequence[str], resolution_px: int) -> dict[str, int]:
         """Measure at which latent resolution each layer runs.
