@@ -46,6 +46,8 @@ def _personalize(config: PersonalizeConfig) -> tuple[StagePlan, ...]:
 
 _PLANS: Mapping[JobKind, Callable[[PersonalizeConfig], tuple[StagePlan, ...]]] = {JobKind.PERSONALIZE: _personalize}
 
+MERGE_START_COST = 3.0
+"""A merge also takes both LoRAs apart and writes them as one, with no step at all."""
 MERGE_STEP_COST = 3.0
 """A merge step evaluates both sides and their teachers without weights' gradients: about three training samples."""
 SAMPLING_STEP_COST = 0.5
@@ -66,7 +68,7 @@ def stage_weights(config: PersonalizeConfig, stages: Iterable[str]) -> dict[str,
         "loras": content + style,
         "content_lora": content,
         "style_lora": style,
-        "merge": config.merge.steps * config.merge.batch_size * MERGE_STEP_COST,
+        "merge": MERGE_START_COST + config.merge.steps * config.merge.batch_size * MERGE_STEP_COST,
         "package": PREVIEWED_MODELS * config.preview.images * config.preview.steps * SAMPLING_STEP_COST,
     }
     cost = {name: costs[name] for name in stages}

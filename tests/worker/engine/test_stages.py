@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from duolora.config import PersonalizeConfig, Prompts
+from duolora.config import PersonalizeConfig, Prompts, TargetLayers
 from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, InvalidLora
 from duolora.events import Silent
 from duolora.lora.read import read_lora
@@ -82,8 +82,8 @@ def lean_config(location: str, *, company: float) -> PersonalizeConfig:
         "tiny", location, Prompts(subject_class="disc"), content_steps=2, style_steps=2, merge_steps=2, rank=2
     )
     changes = {
-        "content": {"batch_size": 2, "company": company},
-        "style": {"batch_size": 2, "company": company},
+        "content": {"batch_size": 2, "targets": TargetLayers.ATTENTION, "company": company},
+        "style": {"batch_size": 2, "targets": TargetLayers.ATTENTION, "company": company},
         "merge": {"batch_size": 1, "bank_size": 2},
         "preview": {"steps": 2, "images": 2},
     }
