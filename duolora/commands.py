@@ -57,6 +57,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     train.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
     train.add_argument(
+        "--preserve",
+        type=float,
+        metavar="WEIGHT",
+        help="keep the class as the base draws it: weight of its pictures in the loss, 1 as in DreamBooth",
+    )
+    train.add_argument("--class-pictures", type=int, metavar="N", help="how many pictures of the class the base draws")
+    train.add_argument("--text-encoder", action="store_true", help="adapt the text encoders' attention too")
+    train.add_argument(
         "--out",
         type=Path,
         required=True,
@@ -207,7 +215,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
     from duolora.personalize import train_both, train_side  # noqa: PLC0415
 
-    config, sides = _config(arguments), _sides(arguments)
+    config, sides = _train_config(arguments), _sides(arguments)
     pictures = {side: list_pictures(folder) for side, folder in zip(sides, arguments.pictures, strict=True)}
     base = _load(arguments)
     with _bar() as bar:
@@ -219,6 +227,17 @@ def _train(arguments: argparse.Namespace) -> int:
             weights = train_side(base, arguments.side, pictures[arguments.side], config, watcher)
             _write(weights, arguments.out, base.family)
     return 0
+
+
+def _train_config(arguments: argparse.Namespace) -> PersonalizeConfig:
+    """Resolve the configuration, and put over it the options that only trainings have."""
+    config = _config(arguments)
+    preservation = {"weight": arguments.preserve, "pictures": arguments.class_pictures}
+    document = config.model_dump()
+    for side in ("content", "style"):
+        document[side]["preservation"] |= {name: value for name, value in preservation.items() if value is not None}
+        document[side]["text_encoder"] |= arguments.text_encoder
+    return type(config).model_validate(document)
 
 
 def _sides(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -104,6 +104,26 @@ def test_both_sides_are_trained_in_one_pass_into_a_folder(
     assert config["merge"]["steps"] == 0  # the recipe's own: --steps is about the training
 
 
+@pytest.mark.parametrize("side", ["content", "both"])
+def test_class_is_preserved_and_text_encoders_are_adapted_when_asked_for(
+    *, base: SdxlBase, base_folder: Path, content_pictures: list[Path], tmp_path: Path, side: str
+) -> None:
+    folders = [str(content_pictures[0].parent)] * (2 if side == "both" else 1)
+    out = tmp_path / ("loras" if side == "both" else "content_lora.safetensors")
+    extras = ["--preserve", "0.5", "--class-pictures", "2", "--text-encoder"]
+
+    command = ["train", side, *folders, *extras, "--steps", "2", "--rank", "3", "--out", str(out), *shared(base_folder)]
+    assert main(command) == 0
+
+    for path in sorted((out if side == "both" else tmp_path).glob("*_lora.safetensors")):
+        lora = read(path, base)
+        assert {name.partition(".")[0] for name in lora.layers} == {"unet", "text_encoder", "text_encoder_2"}
+        settings = json.loads(lora.metadata["duolora.config"])
+        for trained in ("content", "style"):
+            assert settings[trained]["preservation"] == {"weight": 0.5, "pictures": 2}
+            assert settings[trained]["text_encoder"] is True
+
+
 def test_one_picture_a_side_is_enough(*, base: SdxlBase, base_folder: Path, tmp_path: Path) -> None:
     common, short = shared(base_folder), ["--steps", "3", "--rank", "3"]
     colours = {"content": (230, 40, 40), "style": (40, 40, 230)}
@@ -316,6 +336,8 @@ def test_inspect_reads_kohya_keys_of_the_shipped_base(
         (["--rank", "0"], "content.rank"),
         (["--steps", "0"], "content.steps"),
         (["--seed", "-1"], "content.seed"),
+        (["--preserve", "-1"], "content.preservation.weight"),
+        (["--class-pictures", "0"], "content.preservation.pictures"),
         (["--content-trigger", ""], "content_trigger"),
         (["--content-trigger", "szn"], "must differ"),
         (["--style-caption", ""], "style_captions.0"),
