@@ -197,6 +197,14 @@ class LoraTrainConfig(Frozen):
     )
     seed: int = Field(0, ge=0, lt=2**63)
 
+    @model_validator(mode="after")
+    def _company_has_samples(self) -> Self:
+        if self.company > 0 and round(self.company * self.batch_size) == 0:
+            raise ValueError(
+                f"company {self.company} of a batch of {self.batch_size} is no sample at all; raise batch_size or company"
+            )
+        return self
+
 
 class MergeConfig(Frozen):
     """DuoLoRA's merge: masks over the ranks of both LoRAs. The defaults are the paper's (section 4)."""

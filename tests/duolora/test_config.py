@@ -194,3 +194,9 @@ def test_stored_json_gives_the_same_configuration_back() -> None:
     settings = tiny("tiny", Prompts(subject_class="dog", style_captions=("a bicycle",)))
 
     assert PersonalizeConfig.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_company_without_a_single_sample_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no sample at all"):
+        LoraTrainConfig(steps=1, rank=1, learning_rate=1e-3, batch_size=1, company=0.5)
+    assert LoraTrainConfig(steps=1, rank=1, learning_rate=1e-3, batch_size=2, company=0.5).company == 0.5
