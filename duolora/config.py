@@ -201,7 +201,8 @@ class LoraTrainConfig(Frozen):
     def _company_has_samples(self) -> Self:
         if self.company > 0 and round(self.company * self.batch_size) == 0:
             raise ValueError(
-                f"company {self.company} of a batch of {self.batch_size} is no sample at all; raise batch_size or company"
+                f"company {self.company} of a batch of {self.batch_size} is no sample at all; "
+                "raise batch_size or company"
             )
         return self
 
