@@ -55,9 +55,10 @@ def solve_masks(
         own_R = first.new_zeros(ranks)
         own_R[span] = 1
         wanted_JR = grams[side] @ own_R
-        energy_J = (wanted_JR @ own_R).clamp(min=tiny)
-        normal_JRR = normal_JRR + grams[side] / energy_J[:, None, None]
-        target_JR = target_JR + wanted_JR / energy_J[:, None]
+        energy_J = wanted_JR @ own_R
+        say_J = torch.where(energy_J > tiny, 1 / energy_J.clamp(min=tiny), 0.0)
+        normal_JRR = normal_JRR + grams[side] * say_J[:, None, None]
+        target_JR = target_JR + wanted_JR * say_J[:, None]
     held_J = ridge * normal_JRR.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=tiny)
     system_JRR = normal_JRR + held_J[:, None, None] * identity
     masks_JR: Tensor = torch.linalg.solve(system_JRR, target_JR + toward * held_J[:, None])

@@ -231,9 +231,6 @@ def test_side_whose_inputs_are_nothing_has_no_say(seed: int, ranks: tuple[int, i
     torch.testing.assert_close(solved(silent, ridge=0.05, toward=0.5), without_R)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="solve_masks divides the other sides' ranks by the clamped energy of such a side"
-)
 @given(seed=seeds, ranks=st.tuples(side_ranks, side_ranks))
 @settings(deadline=None, derandomize=True, max_examples=20)
 def test_side_that_changes_nothing_has_no_say(seed: int, ranks: tuple[int, int]) -> None:
