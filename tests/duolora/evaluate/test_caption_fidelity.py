@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
-from duolora.evaluate.caption_fidelity import APART, GROUNDED, SEEN, STRANGE, TRUTH, chosen_pairs, measure_base
+from duolora.evaluate.caption_fidelity import (
+    APART,
+    GROUNDED,
+    SEEN,
+    STRANGE,
+    TRUTH,
+    Fidelity,
+    chosen_pairs,
+    measure_base,
+)
 from duolora.evaluate.network import shipped_evaluator
+from duolora.tiny.base import base_path
 from duolora.tiny.captions import training_colours
 from duolora.tiny.held_out import companion_subjects, held_out_combinations, held_out_subjects
 
@@ -28,3 +40,15 @@ def test_the_truth_is_faithful_and_an_untrained_base_is_not(base):
     assert found[SEEN].hmean < 0.4
     assert found[GROUNDED].ground is not None
     assert found[SEEN].ground is None
+
+
+def test_the_shipped_table_says_what_the_base_knows_and_what_it_does_not():
+    path = base_path().with_name("caption_fidelity.json")
+    rows = {kind: Fidelity(**row) for kind, row in json.loads(path.read_text(encoding="utf-8")).items()}
+    assert list(rows) == [TRUTH, SEEN, APART, STRANGE, GROUNDED]
+    for kind in (SEEN, APART):  # all but what the truth itself scores
+        assert rows[kind].hmean > rows[TRUTH].hmean - 0.05
+    assert rows[STRANGE].content < 0.2  # what LoRAs are for
+    assert rows[STRANGE].style > 0.9
+    assert rows[GROUNDED].ground is not None
+    assert rows[GROUNDED].ground > 0.9
