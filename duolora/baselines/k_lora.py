@@ -14,6 +14,7 @@ J tenants, L layers, O outputs, I inputs, R joined rank.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
 
     from duolora.adapters import RankSpaceLinear
     from duolora.merge_case import MergeCase
@@ -50,18 +50,26 @@ class KLora:
         self._balance = balance
         self._adapter = RankSpaceAdapter(*({side: case.loras[side] for side in SIDES} for case in cases))
         self._batch = 0
-        self._hook: RemovableHandle | None = None
+        self._leaving = ExitStack()
         self._masks: list[Tensor] = []
         self._of_content: list[Tensor] = []
         self._claims_LJ: Tensor = torch.empty(0)
 
     def __enter__(self) -> Self:
-        """Attach both LoRAs of every case.
+        """Attach both LoRAs of every case; if that fails, the base is as it was.
 
         Raises:
             InvalidLora: a LoRA does not fit the base.
         """
-        adapter = self._adapter.inject(self._base.unet)
+        with ExitStack() as undoing:
+            undoing.callback(self._adapter.eject)
+            self._attach(self._adapter.inject(self._base.unet))
+            undoing.callback(self._base.unet.register_forward_pre_hook(self._assign).remove)
+            self._leaving = undoing.pop_all()
+        return self
+
+    def _attach(self, adapter: RankSpaceAdapter) -> None:
+        """Prepare the choice for an attached adapter."""
         device = self._base.runtime.device
         ones = {
             side: {
@@ -75,14 +83,10 @@ class KLora:
             for layer in adapter.layers.values()
         ]
         self._claims_LJ = self._style_claims()
-        self._hook = self._base.unet.register_forward_pre_hook(self._assign)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         """Put the base's own layers back."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._adapter.eject()
+        self._leaving.close()
         self._batch = 0
 
     @torch.no_grad()

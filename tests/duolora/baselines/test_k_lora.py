@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
-from duolora.baselines.k_lora import attach
+from duolora.baselines.k_lora import KLora, attach
 from duolora.baselines.noised_cases import NoisedCases
 from duolora.config import GenerateConfig
 from duolora.generate import sample_tenants
@@ -106,4 +106,19 @@ def test_leaving_restores_the_base_even_after_an_error(base: SdxlBase, case: Mer
         adapter.before_step(0, 0)
 
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
+    assert not base.unet._forward_pre_hooks
+
+
+def test_entering_that_fails_leaves_the_base_as_it_was(
+    base: SdxlBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_arguments: object) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(KLora, "_style_claims", exhausted)
+    before = {name: id(module) for name, module in base.unet.named_modules()}
+    with pytest.raises(torch.cuda.OutOfMemoryError), attach(base, [case]):
+        pass
+
+    assert {name: id(module) for name, module in base.unet.named_modules()} == before
     assert not base.unet._forward_pre_hooks
