@@ -64,6 +64,11 @@ def train(
     return [_join(loras, blocks) for loras in train_tenants(narrowed, tenants, observer)]
 
 
+def trained_numbers(joined: LoraWeights) -> int:
+    """Count what was trained for a joined LoRA: both blocks on either side, of which one half each is thrown away."""
+    return len(SIDES) * joined.trainable_numbers
+
+
 class _OnlyBlocks(SdxlBase):
     """A base that offers only the layers of some blocks for adapting; model and encoders are the given base's own."""
 

@@ -165,7 +165,7 @@ class SharedMasks:
         layers: dict[str, dict[str, str]] = {side: {} for side in SIDES}
         members: dict[tuple[str, str], int] = defaultdict(int)
         for name, layer in adapter.layers.items():
-            module = _ATTENTION_PROJECTION.sub("", name)
+            module = mask_module(name)
             for side, rank in layer.ranks.items():
                 # Ranks that only another case has are no ones: they would count in the norms of the prior.
                 start_JR = (layer.downs[side] != 0).any(dim=2).float()
@@ -221,6 +221,11 @@ class SharedMasks:
             for module, dominant, share in self.prior_layers
         ]
         return torch.stack(terms).sum(dim=0) if terms else torch.zeros(1)
+
+
+def mask_module(name: str) -> str:
+    """Return the module whose mask a layer uses: its attention module, or for any other layer the layer itself."""
+    return _ATTENTION_PROJECTION.sub("", name)
 
 
 def _per_layer(

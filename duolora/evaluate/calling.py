@@ -85,7 +85,7 @@ class Caller:
     def _trained_numbers(self, method: Method, knobs: Knobs, made: Made, jobs: Sequence[Job]) -> list[int]:
         """Count what a method trained for each job."""
         if method.kind is Kind.RECIPE and isinstance(made, Sequence):
-            return [lora.trainable_numbers for lora in made]
+            return [method.recipe_numbers(lora) for lora in made]
         return [method.trained_numbers(self._of_loras(job), job.config, knobs) for job in jobs]
 
     def _input(self, method: Method, knobs: Knobs, job: Job) -> object:

@@ -59,6 +59,10 @@ def _never(_config: PersonalizeConfig, _knobs: Knobs) -> bool:
     return False
 
 
+def _numbers_of(lora: LoraWeights) -> int:
+    return lora.trainable_numbers
+
+
 def _always(_config: PersonalizeConfig, _knobs: Knobs) -> bool:
     return True
 
@@ -77,13 +81,15 @@ class Method:
 
     The best setting by harmonic mean stands in the table. For our own method there is one setting: the default.
     `sees_pictures` says whether a merge looks at pictures; they are encoded only for one that does. `on_host` marks
-    merges that need nothing but the two LoRAs and take long on one core: cases then run side by side.
+    merges that need nothing but the two LoRAs and take long on one core: cases then run side by side. `recipe_numbers`
+    counts what a recipe trained from what it leaves.
     """
 
     name: str
     call: Call
     grid: tuple[Knobs, ...] = ({},)
     trainable: Callable[[MergeCase], int] | None = None
+    recipe_numbers: Callable[[LoraWeights], int] = _numbers_of
     trains: Callable[[PersonalizeConfig, Knobs], bool] = _always
     sees_pictures: Callable[[PersonalizeConfig, Knobs], bool] = _never
     kind: Kind = Kind.MERGE
@@ -111,9 +117,9 @@ def rank_numbers(case: MergeCase) -> int:
 
 
 def module_rank_numbers(case: MergeCase) -> int:
-    """Count one number per rank of every attention module and side: its four layers share them."""
+    """Count one number per rank of every mask of the release: the four layers of an attention module share one."""
     modules = {
-        (side, name.rpartition(".to_")[0]): layer.rank
+        (side, duolora_release.mask_module(name)): layer.rank
         for side, lora in case.loras.items()
         for name, layer in lora.layers.items()
     }
@@ -193,9 +199,11 @@ def _company(
     return [result.weights for result in results]
 
 
-def _recipe(name: str, train: Call, grid: tuple[Knobs, ...]) -> Method:
+def _recipe(
+    name: str, train: Call, grid: tuple[Knobs, ...], numbers: Callable[[LoraWeights], int] = _numbers_of
+) -> Method:
     """Return a rival that trains from pictures."""
-    return Method(name, _scaled(train), grid, kind=Kind.RECIPE, takes_config=True)
+    return Method(name, _scaled(train), grid, recipe_numbers=numbers, kind=Kind.RECIPE, takes_config=True)
 
 
 CONTENT_WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
@@ -248,7 +256,7 @@ METHODS: tuple[Method, ...] = (
     _ours("instant", MERGE_RECIPES["instant"]),
     _ours("duolora+constyle", REFINED),
     _ours(OURS),
-    _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2))),
+    _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2)), b_lora.trained_numbers),
     _recipe("joint-training", joint_training.train, sweep(steps=(1, 2))),
     Method("company", _company, kind=Kind.RECIPE, takes_config=True),
 )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from duolora.adapters import RankSpaceAdapter
+from duolora.baselines import b_lora
+from duolora.baselines.duolora_release import PRIOR_BLOCKS, SharedMasks
 from duolora.config import LayerPrior, MaskStart, Prompts
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.jobs import Job, bare_case, merge_case, recipe_case
-from duolora.evaluate.methods import METHODS, OURS, Kind, Method
+from duolora.evaluate.methods import METHODS, OURS, Kind, Method, module_rank_numbers
 from duolora.lora.write import write_diffusers
 from duolora.merge import merge_cases
 from duolora.recipes import MERGE_RECIPES, resolve
+from duolora.train import train_tenants
 from tests.duolora.pico import random_lora
 
 SIDES = ("content", "style")
@@ -96,3 +102,26 @@ def test_company_trains_both_loras_together_and_merges_them_as_by_default(base, 
         not torch.allclose(layer.delta_OI(), alone.layers[name].delta_OI(), atol=1e-7)
         for name, layer in made.layers.items()
     )
+
+
+def test_the_releases_masks_are_counted_as_it_learns_them(base, job):
+    paths = base.target_layers("transformer")
+    assert any(".ff." in path for path in paths)
+    loras = {side: random_lora(base, seed=seed, ranks=(2 + seed,), paths=paths) for seed, side in enumerate(SIDES)}
+    case = replace(bare_case(job), loras=loras)
+    with RankSpaceAdapter(loras).inject(base.unet) as adapter:
+        learned = sum(mask_JR.numel() for mask_JR in SharedMasks.over(adapter, PRIOR_BLOCKS).leaves)
+    assert module_rank_numbers(case) == learned
+
+
+def test_b_lora_is_counted_with_the_blocks_it_trains_and_throws_away(base, job, monkeypatch):
+    trained = []
+
+    def watched(*arguments):
+        trained.extend(train_tenants(*arguments))
+        return trained
+
+    monkeypatch.setattr(b_lora, "train_tenants", watched)
+    with HostPool(1) as pool:
+        called = Caller(base, pool).call(method("b-lora"), {}, [job])
+    assert called.trainable == [sum(lora.trainable_numbers for lora in trained[0].values())]
