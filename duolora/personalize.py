@@ -11,16 +11,17 @@ from PIL import Image
 from duolora.baselines import duolora_release
 from duolora.class_pictures import with_class_pictures
 from duolora.config import MergeMethod
+from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
-from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, with_carried
+from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
 from duolora.merge_case import role_of
 from duolora.merge_objective import CONTENT, SIDES, STYLE
 from duolora.preview import PreviewRow, preview_grid
 from duolora.train import LoraTask, train_loras
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
@@ -101,8 +102,9 @@ def merge_sides(
         observer: receives progress.
         strengths: side -> factor of that side in the result; 1 where not given.
 
-    Raises what `merge_loras` raises.
+    Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
+    _require_fitting_sides(loras, config)
     prompts, resolution_px = config.prompts, config.content.resolution_px
     sides = {}
     for side, weights in loras.items():
@@ -111,14 +113,33 @@ def merge_sides(
         sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
     if config.merge.method is MergeMethod.RELEASE:
         case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
-        [released] = duolora_release.merge(base, [case], steps=config.merge.steps)
-        result = MergeResult(with_carried(released, sides), {"method": config.merge.method.value})
+        released = duolora_release.merge_as_job(base, case, steps=config.merge.steps, observer=observer)
+        carried = with_carried(released.weights, {side: sides[side] for side in SIDES})  # the release's own order
+        result = MergeResult(carried, released.report)
     else:
         result = merge_loras(base, sides, prompts.joint, config.merge, resolution_px=resolution_px, observer=observer)
     title = "content and style, merged by DuoLoRA"
     signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
     merged_from = ", ".join(weights.metadata.get("modelspec.title", side) for side, weights in loras.items())
     return MergeResult(result.weights.with_metadata(**signed, **{"modelspec.merged_from": merged_from}), result.report)
+
+
+def _require_fitting_sides(sides: Collection[str], config: PersonalizeConfig) -> None:
+    """Refuse sides that the way of merging would drop or teach with another side's words.
+
+    Raises:
+        InvalidConfig: with what to do instead.
+    """
+    if config.merge.method is MergeMethod.RELEASE and set(sides) != set(SIDES):
+        raise InvalidConfig(
+            f"the release merges one content and one style LoRA; the sides of this merge are {', '.join(sides)}: "
+            "merge these with the merge recipe duolora"
+        )
+    if needs_pictures(config.merge) and len({role_of(side) for side in sides}) < len(sides):
+        raise InvalidConfig(
+            f"this merge learns from captions, and of {', '.join(sides)} at least two would be taught with the same "
+            "words; merge more than one content and one style LoRA with the merge recipe duolora"
+        )
 
 
 def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int) -> dict[str, str]:

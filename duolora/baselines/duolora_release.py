@@ -27,10 +27,11 @@ J cases, S sides, N samples of a side, R rank of one side.
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
@@ -39,7 +40,10 @@ from duolora.baselines.noised_cases import NoisedCases, assign_sides, predict_as
 from duolora.baselines.pairing import CONTENT, SIDES, STYLE
 from duolora.baselines.zip_lora import distillation
 from duolora.capture import CapturedPredictor
+from duolora.config import MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
+from duolora.events import Observer, Progress, Silent, advance
+from duolora.merge import MergeResult
 from duolora.models.sdxl import PromptEmbeddings
 from duolora.runtime import memory_errors
 from duolora.ziprank import merge_by_masks
@@ -62,7 +66,55 @@ REPEATED_STEPS = 4
 _ATTENTION_PROJECTION = re.compile(r"\.to_(?:q|k|v|out\.0)$")
 
 
-def merge(
+class Settings(TypedDict, total=False):
+    """What `learn_masks` takes beside the cases; what is left out is as released."""
+
+    steps: int
+    learning_rate: float
+    prior_weight: float
+    constyle_weight: float
+    batch_size: int
+    prior_blocks: Mapping[str, Sequence[str]]
+    observer: Observer | None
+
+
+def merge(base: SdxlBase, cases: Sequence[MergeCase], **settings: Unpack[Settings]) -> list[LoraWeights]:
+    """Merge the LoRAs of all cases as the release would. Takes and raises what `learn_masks` does."""
+    learned = learn_masks(base, cases, **settings)
+    return [_fold(case, learned.of_case(j)) for j, case in enumerate(cases)]
+
+
+def merge_as_job(base: SdxlBase, case: MergeCase, **settings: Unpack[Settings]) -> MergeResult:
+    """Merge one case and report on it with the fields that `merge_loras` reports.
+
+    Takes and raises what `learn_masks` does.
+    """
+    started = time.monotonic()
+    learned = learn_masks(base, [case], **settings)
+    masks = learned.of_case(0)
+    report = _report(masks, learned.losses) | {"seconds": time.monotonic() - started}
+    return MergeResult(_fold(case, masks), report)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnedMasks:
+    """What `learn_masks` found."""
+
+    cases: Sequence[MergeCase]
+    masks: Mapping[str, Mapping[str, Tensor]]
+    """Side -> layer -> (J, R), with columns for the largest rank among the cases."""
+    losses: Sequence[Mapping[str, float]]
+    """The terms of every step, means over the cases."""
+
+    def of_case(self, index: int) -> dict[str, dict[str, Tensor]]:
+        """Return the masks of one case, side -> layer -> (R,)."""
+        return {
+            side: {name: self.masks[side][name][index, : layer.rank] for name, layer in lora.layers.items()}
+            for side, lora in self.cases[index].loras.items()
+        }
+
+
+def learn_masks(
     base: SdxlBase,
     cases: Sequence[MergeCase],
     *,
@@ -72,7 +124,8 @@ def merge(
     constyle_weight: float = 0.01,
     batch_size: int = 1,
     prior_blocks: Mapping[str, Sequence[str]] = PRIOR_BLOCKS,
-) -> list[LoraWeights]:
+    observer: Observer | None = None,
+) -> LearnedMasks:
     """Learn the masks of all cases as the release would, one U-Net pass with gradient a step.
 
     Args:
@@ -84,13 +137,18 @@ def merge(
         constyle_weight: w of the cycle.
         batch_size: noised samples of each side in a step; every step has new ones.
         prior_blocks: dominant side -> names of blocks.
+        observer: receives progress; asked after every step whether to stop.
 
     Raises:
         InvalidLora: a LoRA does not fit the base, or its ranks differ inside one attention module.
         TrainingDiverged: a mask stopped being finite.
+        Cancelled: the observer asked for it.
         OutOfMemory: the device is too small.
     """
+    observer = observer or Silent()
+    observer.on_progress(Progress(step=0, total=steps, note="preparing the merge"))
     tenants = [{side: case.loras[side] for side in SIDES} for case in cases]
+    losses: list[dict[str, float]] = []
     with memory_errors():
         noised = NoisedCases.draw(base, cases, max(1, steps) * batch_size)
         with RankSpaceAdapter(*tenants).inject(base.unet) as adapter:
@@ -106,14 +164,27 @@ def merge(
                 with shared.spread():
                     error = distillation(predict, noised.span(samples), target_JSNCHW[:, :, samples])
                     # cc and csc both pull: (1 + w) times the distance from their weighted mean, up to a constant.
-                    loss = (1 + constyle_weight) * error + prior_weight * shared.prior_J().sum()
+                    prior = shared.prior_J().sum()
+                    loss = (1 + constyle_weight) * error + prior_weight * prior
                     loss.backward()
                 for _ in range(REPEATED_STEPS):
                     optimizer.step()
+                losses.append(_means(len(cases), distillation=error, prior=prior, total=loss))
+                advance(observer, Progress(step=step + 1, total=steps, loss=losses[-1]["total"], note="merging"))
             masks = shared.by_layer()
+    _require_finite(masks)
+    return LearnedMasks(cases, masks, losses)
+
+
+def _means(cases: int, **sums: Tensor) -> dict[str, float]:
+    """Return the terms of a step as means over the cases."""
+    return {name: float(value.detach()) / cases for name, value in sums.items()}
+
+
+def _require_finite(masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse masks that are not all finite."""
     if not all(bool(mask_JR.isfinite().all()) for of_side in masks.values() for mask_JR in of_side.values()):
         raise TrainingDiverged("the release's masks stopped being finite; try a lower learning rate")
-    return [_fold(case, masks, j) for j, case in enumerate(cases)]
 
 
 def distillation_target(
@@ -251,11 +322,30 @@ def _dominant(name: str, prior_blocks: Mapping[str, Sequence[str]]) -> str | Non
     return None
 
 
-def _fold(case: MergeCase, masks: Mapping[str, Mapping[str, Tensor]], tenant: int) -> LoraWeights:
-    """Fold the masks of one case into its LoRAs, which have alpha = rank."""
-    loras = {side: case.loras[side].folded() for side in SIDES}
-    own = {
-        side: {name: masks[side][name][tenant, : layer.rank] for name, layer in lora.layers.items()}
-        for side, lora in loras.items()
+def _fold(case: MergeCase, masks: Mapping[str, Mapping[str, Tensor]]) -> LoraWeights:
+    """Fold the masks of one case, side -> layer -> (R,), into its LoRAs, which have alpha = rank."""
+    return merge_by_masks({side: case.loras[side].folded() for side in SIDES}, masks)
+
+
+def _report(masks: Mapping[str, Mapping[str, Tensor]], losses: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Describe a merge: ranks kept per layer from each side, mean masks, losses, numbers that learn.
+
+    Layers of one attention module share their numbers, so they count once.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    trainable: dict[tuple[str, str], int] = {}
+    for side, of_side in masks.items():
+        for name, mask_R in of_side.items():
+            trainable[side, _ATTENTION_PROJECTION.sub("", name)] = mask_R.numel()
+            layers.setdefault(name, {"role": _dominant(name, PRIOR_BLOCKS)})[side] = {
+                "rank": mask_R.numel(),
+                "kept": int(mask_R.count_nonzero()),
+                "mean_mask": round(float(mask_R.mean()), 4),
+            }
+    return {
+        "method": MergeMethod.RELEASE.value,
+        "start": "ones",
+        "trainable": sum(trainable.values()),
+        "losses": [{name: round(value, 6) for name, value in terms.items()} for terms in losses],
+        "layers": layers,
     }
-    return merge_by_masks(loras, own)

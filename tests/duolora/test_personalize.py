@@ -9,20 +9,24 @@ import numpy as np
 import pytest
 import torch
 
+from duolora.baselines import duolora_release
 from duolora.config import PersonalizeConfig, Prompts
+from duolora.errors import Cancelled, InvalidConfig
+from duolora.lora.parts import Parts
 from duolora.lora.read import read_lora
+from duolora.lora.weights import LoraWeights
 from duolora.lora.write import write_diffusers
+from duolora.merge import MergeSide, merge_case, merge_loras
 from duolora.models.registry import load_base
 from duolora.personalize import captions, draw_preview, job_report, merge_sides, train_both, train_side
 from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
-from duolora.recipes import resolve
-from tests.duolora.pico import CPU, random_lora
+from duolora.recipes import MERGE_RECIPES, resolve
+from tests.duolora.pico import CPU, random_lora, random_lora_on
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.lora.weights import LoraWeights
     from duolora.models.sdxl import SdxlBase
 
 PROMPTS = Prompts(subject_class="disc", style_captions=("a ball", "a sun"))
@@ -186,3 +190,120 @@ def test_loras_trained_on_different_words_differ(base: SdxlBase, content_picture
     one, two = (train_side(base, "content", content_pictures, config) for config in (lean_config(), other))
 
     assert any(not torch.equal(layer.up_OR, two.layers[name].up_OR) for name, layer in one.layers.items())
+
+
+def merging(recipe: str, **changes: object) -> PersonalizeConfig:
+    """The lean job, merged by another recipe, in two steps where it takes steps."""
+    config = lean_config()
+    steps = {"steps": 2} if MERGE_RECIPES[recipe].steps else {}
+    return config.model_copy(update={"merge": MERGE_RECIPES[recipe].model_copy(update={**steps, "seed": 8, **changes})})
+
+
+def two_loras(base: SdxlBase) -> dict[str, LoraWeights]:
+    return {side: random_lora(base, seed=seed, ranks=(3,)) for seed, side in enumerate(("content", "style"))}
+
+
+def test_release_of_a_job_is_the_release_of_the_comparison(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    config, loras = merging("release"), two_loras(base)
+    pictures = {"content": content_pictures, "style": style_pictures}
+
+    found = merge_sides(base, loras, pictures, config).weights
+
+    sides = {
+        side: MergeSide(lora, pictures[side], captions(side, PROMPTS, len(pictures[side])))
+        for side, lora in loras.items()
+    }
+    case = merge_case(base, sides, PROMPTS.joint, config.merge, resolution_px=64)
+    [expected] = duolora_release.merge(base, [case], steps=2)
+    ours = merge_loras(base, sides, PROMPTS.joint, merging("paper").merge, resolution_px=64).weights
+    assert Parts.of(found).sides == ("content", "style")
+    torch.testing.assert_close(deltas(found), deltas(expected), rtol=1e-5, atol=1e-6)
+    assert (deltas(found) - deltas(ours)).norm() > 1e-2 * deltas(ours).norm()
+
+
+def test_release_reports_progress_and_what_it_kept_as_other_merges_do(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    pictures, loras = {"content": content_pictures, "style": style_pictures}, two_loras(base)
+    watcher = Watcher()
+
+    released = merge_sides(base, loras, pictures, merging("release"), watcher)
+    report, other = released.report, merge_sides(base, loras, pictures, merging("paper")).report
+
+    assert [(seen.step, seen.total) for seen in watcher.reports] == [(0, 2), (1, 2), (2, 2)]
+    assert report["method"] == "release"
+    assert report.keys() == other.keys()
+    assert report["layers"].keys() == other["layers"].keys()
+    assert watcher.losses == pytest.approx([terms["total"] for terms in report["losses"]], abs=1e-5)
+    assert report["seconds"] > 0
+    modules = {name.rpartition(".to_")[0] for name in report["layers"]}
+    assert report["trainable"] == 2 * 3 * len(modules) < other["trainable"]
+    counts = Parts.of(released.weights).counts
+    for name, entry in report["layers"].items():
+        assert (entry["content"]["kept"], entry["style"]["kept"]) == counts[name]
+        assert entry["content"].keys() == other["layers"][name]["content"].keys()
+        assert 0.8 < entry["content"]["mean_mask"] < 1.2
+    json.dumps(report)
+
+
+def test_release_can_be_cancelled_between_steps(
+    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+) -> None:
+    pictures, watcher = {"content": content_pictures, "style": style_pictures}, Watcher(stop_after=1)
+
+    with pytest.raises(Cancelled, match="after step 1 of 2"):
+        merge_sides(base, two_loras(base), pictures, merging("release"), watcher)
+
+
+@pytest.mark.parametrize("order", [("content", "style"), ("style", "content")])
+def test_release_carries_convolutions_and_text_encoders_through(
+    *, base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], order: tuple[str, str]
+) -> None:
+    carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(("conv1", "q_proj"))])
+    loras = two_loras(base)
+    loras["style"] = LoraWeights({**loras["style"].layers, **carried.layers})
+    pictures = {"content": content_pictures, "style": style_pictures}
+
+    merged = merge_sides(
+        base, {side: loras[side] for side in order}, pictures, merging("release"), strengths={"style": 0.5}
+    ).weights
+
+    assert set(merged.layers) == set(loras["style"].layers)
+    for name, layer in carried.layers.items():
+        torch.testing.assert_close(merged.layers[name].delta_weight(), 0.5 * layer.delta_weight())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("release", "the release merges one content and one style LoRA.*content, style, style-2"),
+        ("paper", "learns from captions.*recipe duolora"),
+        ("instant", "learns from captions.*recipe duolora"),
+    ],
+)
+def test_merges_that_learn_refuse_further_sides_before_they_look_at_pictures(
+    base: SdxlBase, tmp_path: Path, recipe: str, message: str
+) -> None:
+    loras = {**two_loras(base), "style-2": random_lora(base, seed=5, ranks=(3,))}
+    absent = {side: [tmp_path / f"{side}.png"] for side in loras}
+
+    with pytest.raises(InvalidConfig, match=message):
+        merge_sides(base, loras, absent, merging(recipe))
+
+
+@pytest.mark.parametrize("sides", [("content",), ("content", "content-2"), ("content", "style-2")])
+def test_release_takes_a_content_and_a_style_by_these_names(base: SdxlBase, sides: tuple[str, ...]) -> None:
+    loras = {side: random_lora(base, seed=seed) for seed, side in enumerate(sides)}
+
+    with pytest.raises(InvalidConfig, match="one content and one style LoRA"):
+        merge_sides(base, loras, {}, merging("release"))
+
+
+def test_merges_at_once_take_further_sides(base: SdxlBase) -> None:
+    loras = {**two_loras(base), "style-2": random_lora(base, seed=5, ranks=(3,))}
+
+    merged = merge_sides(base, loras, {}, merging("duolora"))
+
+    assert Parts.of(merged.weights).sides == ("content", "style", "style-2")
