@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,7 +99,7 @@ def concatenate(parts: Sequence[LoraLayer]) -> LoraLayer:
     shapes = {part.weight_shape for part in folded}
     if len(shapes) > 1:
         raise InvalidLora(f"changes of weights of shapes {sorted(shapes)} cannot be added; use LoRAs of one base")
-    dtype = torch.promote_types(folded[0].up_OR.dtype, folded[-1].up_OR.dtype)
+    dtype = reduce(torch.promote_types, [factor.dtype for part in folded for factor in (part.down_RI, part.up_OR)])
     return folded[0].with_factors(
         torch.cat([part.down_RI.to(dtype) for part in folded], dim=0),
         torch.cat([part.up_OR.to(dtype) for part in folded], dim=1),

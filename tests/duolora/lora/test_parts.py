@@ -89,6 +89,22 @@ def test_linear_layer_and_convolution_of_equal_numbers_are_not_added() -> None:
         concatenate([convolution(4, 2, 1, 0), random_layer(4, 18, 1)])
 
 
+@pytest.mark.parametrize("widest", [0, 1, 2])
+def test_the_widest_part_decides_the_precision_wherever_it_stands(widest: int) -> None:
+    parts = [random_layer(5, 6, 2, seed=seed) for seed in range(3)]
+    given = [
+        part if index == widest else part.with_factors(part.down_RI.half(), part.up_OR.half())
+        for index, part in enumerate(parts)
+    ]
+
+    joined = concatenate(given)
+
+    assert {joined.down_RI.dtype, joined.up_OR.dtype} == {torch.float32}
+    place = slice(2 * widest, 2 * widest + 2)
+    assert torch.equal(joined.down_RI[place], parts[widest].down_RI)
+    assert torch.equal(joined.up_OR[:, place], parts[widest].up_OR)
+
+
 @given(counts=st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=50)
 def test_counts_survive_the_header(counts: list[list[int]]) -> None:
