@@ -130,6 +130,7 @@ class Wishes(TypedDict, total=False):
 
     recipe: str
     base_model: str
+    merge_recipe: str
     content_trigger: str
     style_trigger: str
     style_captions: Sequence[str]

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from api.accounts.service import issue_key
-from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused
+from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused, Wishes
 from api.db import make_engine, session_factory, transaction
 from api.jobs import repository
+from api.jobs.schemas import JobParams
 from api.settings import StoreSettings
 from api.storage import ObjectStore
 from deploy.local.processes import LOOPBACK, free_port, spawn
+from duolora.recipes import MERGE_RECIPES
 
 pytestmark = pytest.mark.xdist_group("client")
 
@@ -112,6 +114,18 @@ def finish(sessions, objects, job, content):
             repository.finish_stage(
                 session, stage_id=stage.stage_id, fencing_token=stage.fencing_token, artifacts=artifacts, timings={}
             )
+
+
+def test_everything_a_job_takes_can_be_wished_for(client, pictures):
+    """Beside what `personalize` itself names."""
+    assert Wishes.__annotations__.keys() == JobParams.model_fields.keys() - {"kind", "subject_class"}
+    captions = ["a sbu teapot at sea", ""]
+    job = submit(client, pictures, merge_recipe="paper", content_captions=captions)
+    params = client._call("GET", f"/jobs/{job.id}")["params"]
+    assert params["merge"] == MERGE_RECIPES["paper"].model_dump(mode="json")
+    assert params["prompts"]["content_captions"] == captions
+    with pytest.raises(ServiceRefused, match="merge_recipe"):
+        submit(client, pictures, merge_recipe="magic")
 
 
 def test_a_job_from_submission_to_files(client, pictures, sessions, objects, tmp_path):
