@@ -13,8 +13,10 @@ from duolora.errors import InvalidConfig
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
-    from duolora.config import PersonalizeConfig
+    from duolora.evaluate.provenance import Identity
+    from duolora.evaluate.score_book import E, ScoreBook
     from duolora.models.sdxl import SdxlBase
 
 SUITES = ("truth", "folders")
@@ -49,7 +51,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--tenants", type=int, help=f"pairs per pass (default: {TENANTS_ON_GPU} for tiny on a GPU, else 1)"
     )
-    parser.add_argument("--again", action="store_true", help="score the named methods anew; LoRAs are kept")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="score the named methods anew, or all if the code has changed; LoRAs are kept",
+    )
     parser.add_argument("--base", default="tiny", help="tiny, or another base that draws the embedded world")
     parser.add_argument("--recipe", help="named settings of the trainings (default: by the base)")
     parser.add_argument("--lora-steps", type=int, help="steps of each LoRA's training (default: the recipe's)")
@@ -91,7 +97,7 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     """Run the truth suite and write its reports."""
     from duolora.evaluate.methods import chosen_methods  # noqa: PLC0415 - imports torch
     from duolora.evaluate.network import shipped_evaluator  # noqa: PLC0415
-    from duolora.evaluate.provenance import truth_identity  # noqa: PLC0415
+    from duolora.evaluate.provenance import identity, truth_identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten, outcome, print_tables, write_reports  # noqa: PLC0415
     from duolora.evaluate.run import Plan, run_truth_suite  # noqa: PLC0415
     from duolora.evaluate.score_book import Entry, ScoreBook  # noqa: PLC0415
@@ -111,13 +117,10 @@ def _run_truth(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
         lora_steps=arguments.lora_steps,
     )
-    provenance = _begin(arguments, base, plan.config(plan.pairs[0], 0), truth_identity()) | {
-        "selection": selection,
-        "pairs": len(plan.pairs),
-    }
+    decides = identity(base, plan.config(plan.pairs[0], 0), truth_identity())
     book = ScoreBook(arguments.out / "scores.jsonl", Entry.from_record)
-    if arguments.again:
-        book.forget(forgotten(methods))
+    _begin(arguments, decides, book, forgotten(methods))
+    provenance = _provenance(arguments, base, decides) | {"selection": selection, "pairs": len(plan.pairs)}
     run_truth_suite(plan, base, shipped_evaluator(base.runtime.device), book)
     found = outcome(plan, book.entries())
     write_reports(plan, found, book.entries(), provenance)
@@ -138,7 +141,7 @@ def _run_folders(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.folder_suite import read_suite  # noqa: PLC0415
     from duolora.evaluate.methods import chosen_methods  # noqa: PLC0415
     from duolora.evaluate.perceptual import Clip, Csd, Dino  # noqa: PLC0415
-    from duolora.evaluate.provenance import folders_identity  # noqa: PLC0415
+    from duolora.evaluate.provenance import folders_identity, identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten  # noqa: PLC0415
     from duolora.evaluate.score_book import ScoreBook  # noqa: PLC0415
     from duolora.runtime import choose_runtime  # noqa: PLC0415
@@ -160,25 +163,48 @@ def _run_folders(arguments: argparse.Namespace) -> int:
     )
     networks = {name: getattr(arguments, name) for name in ("dino", "clip", "csd")}
     config = plan.job(suite.pairs[0], 0).config
-    provenance = _begin(arguments, base, config, folders_identity(suite, networks))
+    decides = identity(base, config, folders_identity(suite, networks, plan.pictures))
     book = ScoreBook(arguments.out / "scores.jsonl", FolderEntry.from_record)
-    if arguments.again:
-        book.forget(forgotten(methods))
+    _begin(arguments, decides, book, forgotten(methods))
     run_folder_suite(plan, base, judges, book)
+    provenance = _provenance(arguments, base, decides)
     wide_console().print(folder_table(write_folder_reports(plan, book.entries(), provenance)))
     return 0
 
 
-def _begin(
-    arguments: argparse.Namespace, base: SdxlBase, config: PersonalizeConfig, suite: dict[str, str]
-) -> dict[str, Any]:
-    """Make sure that a folder's scores belong together, and return the provenance of the run."""
-    from duolora.evaluate.provenance import environment, identity  # noqa: PLC0415 - imports torch
+def _begin(arguments: argparse.Namespace, decides: Identity, book: ScoreBook[E], methods: Sequence[str]) -> None:
+    """Make sure that a folder's scores belong together, and note what decides them.
 
-    decides = identity(base, config, suite)
-    _require_same(arguments.out / "identity.json", decides)
+    `--again` keeps the LoRAs and drops the scores of the named methods; where something decides the scores that was not
+    so when the folder was begun, it drops all of them.
+
+    Raises:
+        InvalidConfig: the folder was begun with something else; the message names what.
+    """
+    path = arguments.out / "identity.json"
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        trained, scored = (
+            [name for name, value in of_now.items() if begun.get(part, {}).get(name) != value]
+            for part, of_now in (("loras", decides.loras), ("scores", decides.scores))
+        )
+        if trained or (scored and not arguments.again):
+            kept = "" if trained else ", or --again to keep the LoRAs and score everything anew"
+            named = ", ".join([*trained, *scored])
+            raise InvalidConfig(f"{path.parent} was begun with another {named}; choose another --out{kept}")
+        if scored:
+            book.forget_all()
+    if arguments.again:
+        book.forget(methods)
+    path.write_text(json.dumps({"loras": decides.loras, "scores": decides.scores}, indent=1) + "\n", encoding="utf-8")
+
+
+def _provenance(arguments: argparse.Namespace, base: SdxlBase, decides: Identity) -> dict[str, Any]:
+    """Return what a run was made of and with."""
+    from duolora.evaluate.provenance import environment  # noqa: PLC0415 - imports torch
+
     return {
-        **decides,
+        **decides.flat(),
         **environment(base),
         "suite": arguments.suite,
         "seeds": list(range(arguments.seeds)),
@@ -206,18 +232,3 @@ def _load(arguments: argparse.Namespace) -> SdxlBase:
     from duolora.runtime import choose_runtime  # noqa: PLC0415
 
     return load_base(arguments.base, choose_runtime(arguments.device))
-
-
-def _require_same(path: Path, decides: dict[str, Any]) -> None:
-    """Note what decides the scores of a folder, or refuse to mix them with others.
-
-    Raises:
-        InvalidConfig: the folder was begun with something else; the message names what.
-    """
-    if not path.is_file():
-        path.write_text(json.dumps(decides, indent=1) + "\n", encoding="utf-8")
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    other = [name for name, value in decides.items() if begun.get(name) != value]
-    if other:
-        raise InvalidConfig(f"{path.parent} was begun with another {', '.join(other)}; choose another --out")

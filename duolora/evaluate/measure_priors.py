@@ -127,7 +127,7 @@ def measure(base: SdxlBase, evaluator: Evaluator, search: Search) -> dict[str, A
         "scores": {group.value: _compared(before, after, [own is group for own, _ in listed]) for group in Group},
         "provenance": {
             **environment(base),
-            **truth_identity(),
+            **truth_identity().flat(),
             "search": asdict(search),
             "steps_taken": len(climbed.tried),
             "tried": [round(score, 4) for score in climbed.tried],

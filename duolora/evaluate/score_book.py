@@ -141,6 +141,11 @@ class ScoreBook(Generic[E]):
         self._entries = {key: entry for key, entry in self._entries.items() if entry.method not in methods}
         self._rewrite()
 
+    def forget_all(self) -> None:
+        """Drop every entry."""
+        self._entries = {}
+        self._rewrite()
+
     def _rewrite(self) -> None:
         """Write the whole file anew."""
         partial = self._path.with_suffix(".partial")
