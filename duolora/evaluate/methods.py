@@ -1,6 +1,7 @@
 """The methods that are compared, one line each: what is called, which knobs are swept, what is trained.
 
-DuoLoRA stands there with its default merge, with the other recipes of `duolora.recipes`, and with the paper's ablation.
+DuoLoRA stands there with its default merge, with the other recipes of `duolora.recipes`, and with the paper's ablation:
+each the same whatever merge the recipe of the run names.
 
 Three kinds. A *reference* is no rival: it shows what one LoRA does alone. A *merge* is given two LoRAs (table A). A
 *recipe* is given pictures and does everything itself (table B).
@@ -8,7 +9,7 @@ Three kinds. A *reference* is no rival: it shows what one LoRA does alone. A *me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
@@ -25,6 +26,7 @@ from duolora.baselines import (
     weighted_sum,
     zip_lora,
 )
+from duolora.baselines.side_weights import SideWeighted
 from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
 from duolora.evaluate.jobs import SIDES, case_of_loras
@@ -51,8 +53,6 @@ Knobs = Mapping[str, Knob]
 Call = Callable[..., Any]
 """(base, cases, **knobs) -> one LoRA per case, or an `Attached` that samples them all; cases are `MergeCase`s for a
 merge, `RecipeCase`s for a recipe. What takes the configuration of the run gets it after the cases."""
-Settings = Callable[["PersonalizeConfig", Knobs], "MergeConfig"]
-"""The merge of a variant of DuoLoRA, given the configuration of the run and the knobs."""
 
 
 def _never(_config: PersonalizeConfig, _knobs: Knobs) -> bool:
@@ -79,7 +79,7 @@ class Kind(StrEnum):
 class Method:
     """A method, the settings of it that are tried, and how many numbers it trains for one case.
 
-    The best setting by harmonic mean stands in the table. For our own method there is one setting: the default.
+    The best setting by harmonic mean stands in the table. For our own method there is one setting: what ships.
     `sees_pictures` says whether a merge looks at pictures; they are encoded only for one that does. `on_host` marks
     merges that need nothing but the two LoRAs and take long on one core: cases then run side by side. `recipe_numbers`
     counts what a recipe trained from what it leaves.
@@ -104,6 +104,12 @@ class Method:
 def sweep(**choices: Sequence[Knob]) -> tuple[Knobs, ...]:
     """Return every combination of the choices."""
     return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+
+def leaning(knobs: Iterable[Knobs]) -> tuple[Knobs, ...]:
+    """Return every setting with each of the `LEANINGS`."""
+    weights = [{"content_weight": content, "style_weight": style} for content, style in LEANINGS]
+    return tuple({**setting, **of_sides} for setting in knobs for of_sides in weights)
 
 
 def output_numbers(case: MergeCase) -> int:
@@ -155,22 +161,22 @@ def _scaled(train: Call) -> Call:
     return run
 
 
-def _ours(name: str, merge: MergeConfig | None = None) -> Method:
-    """Return a variant of DuoLoRA's merge, or without `merge` the one that the run is configured with."""
+def _ours(name: str, merge: MergeConfig) -> Method:
+    """Return a variant of DuoLoRA's merge."""
 
-    def settings(config: PersonalizeConfig, knobs: Knobs) -> MergeConfig:
-        return (merge or config.merge).model_copy(update=dict(knobs))
+    def settings(knobs: Knobs) -> MergeConfig:
+        return merge.model_copy(update=dict(knobs))
 
     def run(base: SdxlBase, cases: Sequence[MergeCase], config: PersonalizeConfig, **knobs: Knob) -> list[LoraWeights]:
-        results = merge_cases(base, cases, settings(config, knobs), resolution_px=config.content.resolution_px)
+        results = merge_cases(base, cases, settings(knobs), resolution_px=config.content.resolution_px)
         return [result.weights for result in results]
 
     return Method(
         name,
         run,
         trainable=rank_numbers,
-        trains=lambda config, knobs: settings(config, knobs).steps > 0,
-        sees_pictures=lambda config, knobs: needs_pictures(settings(config, knobs)),
+        trains=lambda _config, knobs: settings(knobs).steps > 0,
+        sees_pictures=lambda _config, knobs: needs_pictures(settings(knobs)),
         takes_config=True,
     )
 
@@ -208,6 +214,8 @@ def _recipe(
 
 CONTENT_WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
 STYLE_WEIGHTS = (0.7, 0.85, 1.0, 1.2, 1.4)
+LEANINGS = ((1.0, 1.0), (0.7, 1.2), (0.85, 1.4))
+"""Weights of content and style that every merge of two whole LoRAs is tried with, as the weighted sum is with more."""
 PAPER = MERGE_RECIPES["paper"]
 PLAIN = {"start": MaskStart.ONES, "prior": LayerPrior.NONE, "constyle_weight": 0.0}
 """The paper's merge without its priors and its cycles: rank masks that learn by distillation, from ones."""
@@ -236,16 +244,27 @@ METHODS: tuple[Method, ...] = (
         output_numbers,
         sees_pictures=_always,
     ),
-    Method("duolora-release", duolora_release.merge, trainable=module_rank_numbers, sees_pictures=_always),
+    Method(
+        "duolora-release",
+        duolora_release.merge,
+        sweep(prior_weight=(0.0, 0.01)),
+        module_rank_numbers,
+        sees_pictures=_always,
+    ),
     Method("k-lora", k_lora.attach, sweep(alpha=(1.0, 1.5, 2.0), beta=(0.3, 0.5, 0.8))),
-    Method("np-lora", np_lora.merge, sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0)), on_host=True),
-    Method("ssr-merge", ssr_merge.merge, sweep(ridge=(0.001, 0.01, 0.1, 0.5)), sees_pictures=_always),
-    Method("peft-svd", peft_merges.merge, sweep(combination=("svd",)), on_host=True),
+    Method("np-lora", SideWeighted(np_lora.merge), leaning(sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0))), on_host=True),
+    Method(
+        "ssr-merge",
+        SideWeighted(ssr_merge.merge),
+        leaning(sweep(ridge=(0.001, 0.01, 0.1, 0.5))),
+        sees_pictures=_always,
+    ),
+    Method("peft-svd", peft_merges.merge, leaning(sweep(combination=("svd",))), on_host=True),
     *(
         Method(
             f"peft-{name.replace('_', '-')}",
             peft_merges.merge,
-            sweep(combination=(name,), density=DENSITIES),
+            leaning(sweep(combination=(name,), density=DENSITIES)),
             on_host=True,
         )
         for name in PEFT_KEPT
@@ -255,7 +274,7 @@ METHODS: tuple[Method, ...] = (
     _ours("ziprank+priors+constyle", PAPER),
     _ours("instant", MERGE_RECIPES["instant"]),
     _ours("duolora+constyle", REFINED),
-    _ours(OURS),
+    _ours(OURS, MERGE_RECIPES["duolora"]),
     _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2)), b_lora.trained_numbers),
     _recipe("joint-training", joint_training.train, sweep(steps=(1, 2))),
     Method("company", _company, kind=Kind.RECIPE, takes_config=True),

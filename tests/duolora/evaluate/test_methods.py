@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -65,16 +66,50 @@ def test_only_merges_that_look_at_pictures_cause_any_to_be_encoded(base, job, mo
                 assert called.trainable == [0]
 
 
-def test_ours_is_the_configured_merge_and_looks_at_pictures_where_that_does(base, job):
+@pytest.mark.parametrize("configured", sorted(MERGE_RECIPES))
+def test_ours_is_the_merge_that_ships_whatever_the_run_is_configured_with(base, job, configured):
     ours = method(OURS)
-    expected = merge_cases(base, [bare_case(job)], MERGE_RECIPES["duolora"], resolution_px=64)[0]
-    assert_equal(ours.call(base, [bare_case(job)], job.config)[0], expected.weights)
-    learning = job.config.model_copy(update={"merge": MERGE_RECIPES["paper"]})
-    assert ours.sees_pictures(learning, {})
     case = bare_case(job)
+    expected = merge_cases(base, [case], MERGE_RECIPES["duolora"], resolution_px=64)[0]
+    config = job.config.model_copy(update={"merge": MERGE_RECIPES[configured]})
+    assert_equal(ours.call(base, [case], config)[0], expected.weights)
+    assert not ours.sees_pictures(config, {})
+    assert ours.trained_numbers(case, config, {}) == 0
     masks = sum(layer.rank for lora in case.loras.values() for layer in lora.layers.values())
-    assert ours.trained_numbers(case, learning, {}) == masks
-    assert ours.trained_numbers(case, job.config, {}) == 0
+    assert ours.trained_numbers(case, config, {"steps": 1}) == masks
+
+
+LEANING = ("np-lora", "ssr-merge", "peft-svd", "peft-ties-svd", "peft-dare-ties-svd", "peft-magnitude-prune-svd")
+
+
+@pytest.mark.parametrize("name", LEANING)
+def test_weights_of_the_sides_are_tried_with_every_other_setting(name):
+    weights = {"content_weight", "style_weight"}
+    tried: dict[tuple, set] = {}
+    for knobs in method(name).grid:
+        others = tuple(sorted((knob, value) for knob, value in knobs.items() if knob not in weights))
+        tried.setdefault(others, set()).add((knobs["content_weight"], knobs["style_weight"]))
+    assert all(pairs == {(1.0, 1.0), (0.7, 1.2), (0.85, 1.4)} for pairs in tried.values())
+
+
+@pytest.mark.parametrize("name", ["np-lora", "ssr-merge", "peft-svd"])
+def test_a_sides_weight_means_that_its_lora_is_given_scaled(base, job, name):
+    """Ours and peft's alike; only where signs are elected do peft's own weights mean something else."""
+    one, case = method(name), merge_case(base, job)
+    knobs = dict(next(knobs for knobs in one.grid if knobs["style_weight"] == 1.4))
+    found = one.call(base, [case], **knobs)[0]
+    scaled = replace(
+        case, loras={"content": case.loras["content"].scaled(0.85), "style": case.loras["style"].scaled(1.4)}
+    )
+    plain = knobs | {"content_weight": 1.0, "style_weight": 1.0}
+    assert_equal(found, one.call(base, [scaled], **plain)[0])
+    even = one.call(base, [case], **plain)[0]
+    assert any(not torch.allclose(layer.delta_OI(), even.layers[key].delta_OI()) for key, layer in found.layers.items())
+
+
+@pytest.mark.parametrize("one", [one for one in METHODS if one.on_host], ids=lambda one: one.name)
+def test_what_runs_on_other_processes_can_be_sent_there(one):
+    assert pickle.loads(pickle.dumps(one.call)) == one.call  # noqa: S301 - our own bytes
 
 
 def test_the_ablation_adds_one_part_of_the_paper_after_the_other(base, job):
