@@ -97,7 +97,12 @@ def _train_config(arguments: argparse.Namespace) -> PersonalizeConfig:
     for side in ("content", "style"):
         document[side]["preservation"] |= {name: value for name, value in preservation.items() if value is not None}
         document[side]["text_encoder"] |= arguments.text_encoder
-    return type(config).model_validate(document)
+    config = type(config).model_validate(document)
+    if arguments.class_pictures is not None and not any(
+        each.preservation.weight for each in (config.content, config.style)
+    ):
+        raise InvalidConfig("--class-pictures draws none without --preserve WEIGHT, which says how much they count")
+    return config
 
 
 def _sides(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import argparse
 
     from duolora.lora.weights import LoraWeights
+
+BYTES_PER_MB = 1e6
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,6 +74,7 @@ def _adjustments(parser: argparse.ArgumentParser) -> None:
 
 def _merge(arguments: argparse.Namespace) -> int:
     """Merge two LoRAs, or adjust one that was merged before."""
+    _check(arguments)
     if arguments.style is None:
         return _adjust_file(arguments)
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
@@ -80,16 +85,55 @@ def _merge(arguments: argparse.Namespace) -> int:
     files = {"content": arguments.content, "style": arguments.style} | _named_paths(arguments.also, "--also")
     folders = {"content": arguments.content_images, "style": arguments.style_images}
     folders |= _named_paths(arguments.also_images, "--also-images")
+    strengths = _strengths(arguments, set(files))
     pictures = {side: list_pictures(folder) for side, folder in folders.items() if folder is not None}
     base = load(arguments)
     layers = base.layers()
     loras = {side: read_lora(path, layers) for side, path in files.items()}
     with progress_bar() as bar:
-        result = merge_sides(
-            base, loras, pictures, config, TerminalObserver(bar), strengths=_strengths(arguments, set(loras))
-        )
+        result = merge_sides(base, loras, pictures, config, TerminalObserver(bar), strengths=strengths)
     write_both(_pruned(result.weights, arguments), arguments.out, base.family)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that say nothing, or that contradict each other, before anything is read.
+
+    Raises:
+        InvalidConfig: naming the option.
+    """
+    targets = {"target rank": arguments.target_rank, "target size": arguments.target_size_mb}
+    given = {words: target for words, target in targets.items() if target is not None}
+    for words, target in given.items():
+        if not (target > 0 and math.isfinite(target * BYTES_PER_MB)):
+            raise InvalidConfig(f"the {words} must be a positive number, not {target}")
+    if arguments.mix_parts and not given:
+        raise InvalidConfig("--mix-parts is about pruning: give --target-rank or --target-size-mb as well")
+    if arguments.style is None:
+        _check_adjusting(arguments)
+    else:
+        _check_further_sides(arguments)
+
+
+def _check_adjusting(arguments: argparse.Namespace) -> None:
+    """Refuse options of a merge where one file is adjusted, which merges nothing."""
+    for name in ("also", "also_images", "content_images", "style_images", "merge_recipe", "steps"):
+        if getattr(arguments, name) not in (None, []):
+            raise InvalidConfig(
+                f"--{name.replace('_', '-')} is for merging, but one file alone is adjusted; give the style LoRA too"
+            )
+
+
+def _check_further_sides(arguments: argparse.Namespace) -> None:
+    """Refuse further sides that are named twice, and pictures of sides that are not there."""
+    further = [word.partition("=")[0] for word in arguments.also]
+    pictured = [word.partition("=")[0] for word in arguments.also_images]
+    for option, sides in (("--also", ["content", "style", *further]), ("--also-images", pictured)):
+        for side in (side for side, count in Counter(sides).items() if count > 1):
+            raise InvalidConfig(f"{option} names {side!r}, which is given already; every side needs its own name")
+    for side in pictured:
+        if side not in further:
+            raise InvalidConfig(f"--also-images names {side!r}, but no --also does: it is for the pictures of those")
 
 
 def _named_paths(words: list[str], option: str) -> dict[str, Path]:
@@ -148,7 +192,7 @@ def _pruned(weights: LoraWeights, arguments: argparse.Namespace) -> LoraWeights:
     pruned = prune(
         weights,
         target_rank=arguments.target_rank,
-        target_bytes=None if arguments.target_size_mb is None else int(arguments.target_size_mb * 1e6),
+        target_bytes=None if arguments.target_size_mb is None else int(arguments.target_size_mb * BYTES_PER_MB),
         keep_parts=False if arguments.mix_parts else None,
     )
     console.print(

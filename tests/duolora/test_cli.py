@@ -10,10 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from duolora.baselines import duolora_release
 from duolora.cli import main
+from duolora.config import Prompts
 from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.merge import MergeSide, merge_case
+from duolora.personalize import captions
 from duolora.recipes import MERGE_RECIPES
 from duolora.strengths import reweight
 from tests.duolora.pico import draw_pictures, random_lora
@@ -148,6 +152,17 @@ def test_one_picture_a_side_is_enough(*, base: SdxlBase, base_folder: Path, tmp_
     assert not np.array_equal(*pictures)
 
 
+@pytest.mark.parametrize("options", [[], ["--preserve", "0"]])
+def test_pictures_of_a_class_that_is_not_preserved_are_refused(
+    content_pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    command = ["train", "content", str(content_pictures[0].parent), "--class-pictures", "4", *options]
+
+    assert main([*command, "--out", str(tmp_path / "x.safetensors")]) == 1
+
+    assert "without --preserve WEIGHT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -273,6 +288,41 @@ def test_every_reading_of_the_merge_can_be_chosen_by_name(
     assert config == expected
 
 
+def test_release_by_name_writes_the_weights_of_the_release(
+    *,
+    base: SdxlBase,
+    base_folder: Path,
+    lora_files: dict[str, Path],
+    content_pictures: list[Path],
+    style_pictures: list[Path],
+    tmp_path: Path,
+) -> None:
+    pictures = {"content": content_pictures, "style": style_pictures}
+    images = [word for side in pictures for word in (f"--{side}-images", str(pictures[side][0].parent))]
+    common = ["--steps", "2", *shared(base_folder)]
+
+    found = {}
+    for recipe in ("release", "paper"):
+        out = tmp_path / f"{recipe}.safetensors"
+        command = ["merge", *map(str, lora_files.values()), *images, "--merge-recipe", recipe]
+        assert main([*command, "--out", str(out), *common]) == 0
+        found[recipe] = read(out, base).layers
+
+    prompts = Prompts(subject_class="disc")
+    sides = {
+        side: MergeSide(read(lora_files[side], base), pictures[side], captions(side, prompts, len(pictures[side])))
+        for side in pictures
+    }
+    settings = MERGE_RECIPES["release"].model_copy(update={"seed": 3})
+    case = merge_case(base, sides, prompts.joint, settings, resolution_px=64)
+    [expected] = duolora_release.merge(base, [case], steps=2)
+    assert found["release"].keys() == expected.layers.keys()
+    for name, layer in expected.layers.items():
+        delta_OI = layer.delta_OI()
+        assert (found["release"][name].delta_OI() - delta_OI).norm() < 2e-3 * delta_OI.norm()  # files are float16
+        assert (found["paper"][name].delta_OI() - delta_OI).norm() > 1e-2 * delta_OI.norm()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -286,6 +336,36 @@ def test_every_reading_of_the_merge_can_be_chosen_by_name(
         (["--target-rank", "0"], "target rank must be a positive number"),
         (["--style-strength", "nan"], "finite"),
         (["--content-strength", "0", "--style-strength", "0"], "changes nothing"),
+        (["{file}", "--also", "style={file}"], "--also names 'style', which is given already"),
+        (["{file}", *2 * ["--also", "style-2={file}"]], "--also names 'style-2', which is given already"),
+        (["{file}", "--also-images", "style-2={folder}"], "--also-images names 'style-2', but no --also does"),
+        (["{file}", "--also-images", "style={folder}"], "--also-images names 'style', but no --also does"),
+        (
+            ["{file}", "--also", "style-2={file}", *2 * ["--also-images", "style-2={folder}"]],
+            "--also-images names 'style-2', which is given already",
+        ),
+        (["{file}", "--also", "style-2={file}", "--merge-recipe", "release"], "the release merges one content and one"),
+        (["{file}", "--also", "style-2={file}", "--merge-recipe", "instant"], "this merge learns from captions"),
+        (["{file}", "--mix-parts"], "--mix-parts is about pruning"),
+        (["--content-strength", "2", "--mix-parts"], "--mix-parts is about pruning"),
+        (["{file}", "--target-size-mb", "nan"], "target size must be a positive number"),
+        (["--target-size-mb", "nan"], "target size must be a positive number, not nan"),
+        (["--target-size-mb", "inf"], "target size must be a positive number, not inf"),
+        (["--target-size-mb", "1e305"], "target size must be a positive number"),
+        (["--target-size-mb", "0"], "target size must be a positive number, not 0"),
+        (["--target-size-mb=-1"], "target size must be a positive number, not -1"),
+        (["--target-rank", "nan"], "target rank must be a positive number, not nan"),
+        *(
+            (["--content-strength", "2", option, value], f"{option} is for merging, but one file alone is adjusted")
+            for option, value in (
+                ("--also", "style-2={file}"),
+                ("--also-images", "style-2={folder}"),
+                ("--content-images", "{folder}"),
+                ("--style-images", "{folder}"),
+                ("--merge-recipe", "paper"),
+                ("--steps", "5"),
+            )
+        ),
     ],
 )
 def test_adjustment_that_makes_no_sense_is_one_line(
@@ -297,12 +377,14 @@ def test_adjustment_that_makes_no_sense_is_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    given = [argument.format(file=merged_file) for argument in arguments]
+    given = [argument.format(file=merged_file, folder=tmp_path) for argument in arguments]
     out = ["--out", str(tmp_path / "x.safetensors"), "--base", str(base_folder)]
 
     assert main(["merge", str(merged_file), *given, *out]) == 1
 
-    assert message in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert "Traceback" not in said
     assert not (tmp_path / "x.safetensors").exists()
 
 
