@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.config import LayerPrior, MaskStart, MergeMethod
+from duolora.config import LayerPrior, MaskStart, MergeMethod, TargetLayers
 from duolora.errors import InvalidConfig, InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
@@ -34,7 +34,7 @@ from duolora.strengths import reweight
 from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -132,6 +132,10 @@ def merge_cases(
     Each case's own seed is used, not the configuration's. Raises what `merge_loras` raises, and InvalidLora for cases
     whose LoRAs differ in layers or ranks.
     """
+    if config.method is not MergeMethod.RANK_MASKS:
+        raise InvalidConfig(
+            f"this merges by rank masks; for {config.method.value!r} use duolora.personalize.merge_sides"
+        )
     observer = observer or Silent()
     started = time.monotonic()
     observer.on_progress(Progress(step=0, total=config.steps, note="preparing the merge"))
@@ -154,7 +158,7 @@ def merge_cases(
                 config,
                 bank=bank,
                 cycles=Cycles(base, adapter, cases),
-                layer_roles=layer_roles,
+                layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
                 side_roles=side_roles,
             )
             losses = _optimise(objective, adapter.learn_masks(start), config, generators, observer)
@@ -224,11 +228,25 @@ def _of_each_tenant(masks: Mapping[str, Mapping[str, Tensor]], tenants: int) -> 
 def _layer_roles(
     base: SdxlBase, canonical: Mapping[str, LoraWeights], config: MergeConfig, resolution_px: int
 ) -> dict[str, Role]:
-    """Role of every layer that either LoRA changes; empty when no prior is asked for."""
-    if config.prior is LayerPrior.NONE:
-        return {}
+    """Role of every layer that a LoRA changes; empty when neither start nor prior asks for it."""
     names = sorted({name for weights in canonical.values() for name in weights.layers})
-    return roles_by_resolution(base.layer_resolutions(names, resolution_px))
+    if config.prior is LayerPrior.RESOLUTION:
+        return roles_by_resolution(base.layer_resolutions(names, resolution_px))
+    return whole_model_roles(base, names, resolution_px) if config.start is MaskStart.MEASURED else {}
+
+
+def whole_model_roles(base: SdxlBase, names: Iterable[str], resolution_px: int) -> dict[str, Role]:
+    """Return what the resolution of layers makes of them, beside all that the model has.
+
+    LoRAs that change one block only have a place in the model all the same.
+
+    Raises:
+        LayerGroupEmpty: the model has one resolution only, or a layer is in no transformer block.
+    """
+    names = list(names)
+    everywhere = {*names, *(f"unet.{path}" for path in base.target_layers(TargetLayers.TRANSFORMER))}
+    roles = roles_by_resolution(base.layer_resolutions(sorted(everywhere), resolution_px))
+    return {name: roles[name] for name in names}
 
 
 def _encode(base: SdxlBase, sides: Mapping[str, MergeSide], resolution_px: int) -> dict[str, EncodedSide]:

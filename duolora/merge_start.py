@@ -50,7 +50,7 @@ def starting_masks(
         role = side_roles[side]
         if config.start is MaskStart.MEASURED:
             # Several subjects, or several styles, share what one of them would have (paper, section 5.4: uniformly).
-            return priors[role].mask(name, layer) / alike[role]
+            return priors[role].mask(name, layer, layer_roles.get(name)) / alike[role]
         dominant = config.start is not MaskStart.LEADING or layer_roles.get(name, role) is role
         return initial_mask(layer.rank, dominant=dominant, minor_share=config.prior_start)
 

@@ -6,6 +6,7 @@ B samples of a step, C latent channels, H W latent size.
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,15 @@ class LoraTask:
             raise InvalidImage(
                 f"the {self.side} LoRA has {len(self.pictures)} pictures but {len(self.captions)} captions"
             )
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of one source of random numbers.
+
+        The configuration's seed serves both sides of a job. Were they to start from the same factors, their ranks would
+        lie in the same directions, as those of LoRAs that strangers trained never do, and a merge could not tell them
+        apart.
+        """
+        return zlib.crc32(f"{self.side}/{purpose}/{self.config.seed}".encode())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,13 +127,13 @@ class CachedTask:
         if task.config.flip:
             rgb_NCHW = torch.cat([rgb_NCHW, rgb_NCHW.flip(-1)])
             captions *= 2
-        self.pools = [Pool(base, base.encode_pictures(rgb_NCHW), captions, task.config.seed)]
+        self.pools = [Pool(base, base.encode_pictures(rgb_NCHW), captions, task.seed("pictures"))]
         if task.config.preservation.weight > 0:
             if task.preserved is None:
                 raise InvalidConfig(
                     f"the {task.side} LoRA is to preserve its class, but no pictures of the class were drawn"
                 )
-            self.pools.append(Pool(base, task.preserved.moments, [task.preserved.caption], task.config.seed + 2))
+            self.pools.append(Pool(base, task.preserved.moments, [task.preserved.caption], task.seed("class")))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,7 +212,7 @@ def train_tenants(
     observer.on_progress(Progress(step=0, total=total, note="encoding pictures"))
     with memory_errors():
         cached = [[CachedTask(base, task) for task in of_tenant] for of_tenant in tenants]
-        untrained = [{task.side: _untrained(base, task.config) for task in of_tenant} for of_tenant in tenants]
+        untrained = [{task.side: _untrained(base, task) for task in of_tenant} for of_tenant in tenants]
         with WholeAdapter(base, untrained) as adapter:
             optimizer = torch.optim.AdamW(
                 [{"params": adapter.train_factors(task.side), "lr": task.config.learning_rate} for task in tasks],
@@ -223,15 +233,18 @@ def _require_alike(tenants: Sequence[Sequence[LoraTask]]) -> None:
 
     if not tenants or any(shape(tasks) != shape(tenants[0]) for tasks in tenants):
         raise InvalidConfig("tenants trained together must have the same sides and configurations, seeds apart")
+    sides = [task.side for task in tenants[0]]
+    if len(set(sides)) < len(sides):
+        raise InvalidConfig(f"every LoRA of a pass needs a side of its own, not {', '.join(sides)}")
+    if len({task.config.resolution_px for task in tenants[0]}) > 1:
+        raise InvalidConfig("LoRAs trained in one pass must have one resolution_px; train them one by one otherwise")
     if len(tenants[0]) == 1 and tenants[0][0].config.company > 0:
         raise InvalidConfig("company is for sides trained in one pass; one LoRA trained by itself has none")
 
 
-def _untrained(base: SdxlBase, config: LoraTrainConfig) -> LoraWeights:
+def _untrained(base: SdxlBase, task: LoraTask) -> LoraWeights:
     """Return a LoRA that changes nothing yet."""
-    # A seed of its own: the first noise of the training must not be the numbers that started the factors. The class
-    # pictures' samples have the next one.
-    generator = base.runtime.generator(config.seed + 1)
+    config, generator = task.config, base.runtime.generator(task.seed("start"))
     paths = {"unet": base.target_layers(config.targets)}
     for name in base.text_layers() if config.text_encoder else ():
         part, _, path = name.partition(".")

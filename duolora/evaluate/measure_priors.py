@@ -35,6 +35,7 @@ from duolora.evaluate.provenance import environment, truth_identity
 from duolora.evaluate.truth_suite import TruthPair, judge_pictures, picture_seed, write_pictures
 from duolora.lora.canonical import canonicalise
 from duolora.measured_priors import measured_priors
+from duolora.merge import whole_model_roles
 from duolora.models.registry import load_base
 from duolora.recipes import resolve
 from duolora.runtime import choose_runtime
@@ -108,7 +109,7 @@ def measure(base: SdxlBase, evaluator: Evaluator, search: Search) -> dict[str, A
     configs = [search.config(base.location, pair) for pair in pairs]
     loras = _train(base, search, pairs, configs)
     log.info("trained the LoRAs of %d pairs in %.0f s", len(pairs), time.monotonic() - started)
-    space = PriorSpace(loras[0][SIDES[0]].layers)
+    space = PriorSpace(whole_model_roles(base, loras[0][SIDES[0]].layers, configs[0].content.resolution_px))
     start_D = space.ones() if search.start == ONES else space.point(measured_priors())
     with PriorBench(
         base,

@@ -15,7 +15,7 @@ from duolora.measured_priors import SMALLEST_SHARE, SidePrior, layer_group
 from duolora.priors import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -29,9 +29,10 @@ ROLES = (Role.CONTENT, Role.STYLE)
 class PriorSpace:
     """Points and the priors that they stand for."""
 
-    def __init__(self, layer_names: Iterable[str]) -> None:
-        """Take the groups of these layers."""
-        self.groups = sorted({layer_group(name) for name in layer_names})
+    def __init__(self, layer_roles: Mapping[str, Role]) -> None:
+        """Take the groups of these layers: layer name -> what its resolution makes of it."""
+        self.group_of = {name: layer_group(name, role) for name, role in layer_roles.items()}
+        self.groups = sorted(set(self.group_of.values()))
 
     @property
     def width(self) -> int:
@@ -96,7 +97,8 @@ class PriorMasks:
             tail_J1 = points_JD[:, 2 * len(groups) + index, None]
             masks[role.value] = {
                 name: torch.exp(
-                    points_JD[:, index * len(groups) + groups[layer_group(name)], None] + tail_J1 * log_share_JR
+                    points_JD[:, index * len(groups) + groups[self._space.group_of[name]], None]
+                    + tail_J1 * log_share_JR
                 )
                 for name, log_share_JR in log_shares.items()
             }

@@ -69,3 +69,24 @@ def test_measured_strengths_say_what_the_paper_says() -> None:
     content, style = Role.CONTENT, Role.STYLE
     assert mean(content, "up_blocks.0") > 1.5 * mean(content, "up_blocks.1")
     assert mean(content, "up_blocks.1") < 0.6 * mean(style, "up_blocks.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "group"),
+    [
+        ("unet.down_blocks.0.attentions.0.attn1.to_q", Role.STYLE, "down_blocks.1.self.qk"),  # SD 1.5, 64 x 64
+        ("unet.down_blocks.2.attentions.0.attn1.to_q", Role.CONTENT, "down_blocks.2.self.qk"),
+        ("unet.up_blocks.1.attentions.0.attn2.to_v", Role.CONTENT, "up_blocks.0.cross.vo"),  # SD 1.5, 16 x 16
+        ("unet.up_blocks.3.attentions.0.attn2.to_v", Role.STYLE, "up_blocks.1.cross.vo"),
+        ("unet.mid_block.attentions.0.ff.net.2", Role.CONTENT, "mid_block.rest"),
+    ],
+)
+def test_a_layer_of_another_layout_is_told_by_where_it_stands(name: str, role: Role, group: str) -> None:
+    assert layer_group(name, role) == group
+
+
+def test_in_sdxls_layout_names_and_standing_agree() -> None:
+    base = {"down_blocks.1": Role.STYLE, "down_blocks.2": Role.CONTENT, "mid_block": Role.CONTENT}
+    for block, role in (base | {"up_blocks.0": Role.CONTENT, "up_blocks.1": Role.STYLE}).items():
+        name = f"unet.{block}.attentions.0.transformer_blocks.0.attn1.to_q"
+        assert layer_group(name, role) == layer_group(name)

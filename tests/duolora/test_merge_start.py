@@ -26,7 +26,7 @@ def sides(base: SdxlBase, seed: int = 0) -> dict[str, LoraWeights]:
 
 def start(base: SdxlBase, *tenants: dict[str, LoraWeights], kind: MaskStart, **roles: Role) -> dict:
     given = tenants or (sides(base),)
-    layer_roles = dict.fromkeys(given[0]["content"].layers, Role.STYLE)
+    layer_roles = dict.fromkeys(given[0]["content"].layers, Role.STYLE)  # as if all ran at high resolution
     return starting_masks(
         list(given), MergeConfig(start=kind, prior_start=1 / 3), layer_roles=layer_roles, side_roles=roles or ROLES
     )
@@ -52,7 +52,7 @@ def test_measured_masks_are_every_tenants_own(base: SdxlBase) -> None:
     for side, role in ROLES.items():
         for name, mask_JR in masks[side].items():
             for tenant, mask_R in zip(tenants, mask_JR, strict=True):
-                expected = measured_priors()[role].mask(name, tenant[side].layers[name])
+                expected = measured_priors()[role].mask(name, tenant[side].layers[name], Role.STYLE)
                 torch.testing.assert_close(mask_R, expected)
 
 

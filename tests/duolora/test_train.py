@@ -60,6 +60,31 @@ def test_same_seed_gives_the_same_bytes(base: SdxlBase, content_pictures: list[P
     assert tensor_data(tmp_path / "one.safetensors") == tensor_data(tmp_path / "other.safetensors")
 
 
+def test_sides_of_one_seed_start_from_other_factors_and_draw_other_noise(
+    base: SdxlBase, content_pictures: list[Path]
+) -> None:
+    """Else the ranks of both LoRAs lie in the same directions (overlap .86), as those of strangers' LoRAs never do."""
+    watchers = [Watcher(), Watcher()]
+    one, other = (
+        train_loras(base, [task(content_pictures, side, steps=1, learning_rate=1e-12, seed=4)], watcher)[side]
+        for side, watcher in zip(("content", "style"), watchers, strict=True)
+    )
+
+    assert watchers[0].losses != watchers[1].losses
+    for name, layer in one.layers.items():
+        assert (layer.down_RI - other.layers[name].down_RI).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"resolution_px": 96}, "one resolution_px"), ({"side": "content"}, "a side of its own")]
+)
+def test_tasks_that_cannot_share_a_pass_are_refused(
+    base: SdxlBase, content_pictures: list[Path], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        train_loras(base, [task(content_pictures), task(content_pictures, **{"side": "style", **change})])
+
+
 def test_another_seed_starts_from_other_factors_and_draws_other_noise(
     base: SdxlBase, content_pictures: list[Path]
 ) -> None:
@@ -179,7 +204,7 @@ def test_in_company_a_samples_gradient_reaches_the_loras_of_both_sides(
 
 def test_company_needs_another_side(base: SdxlBase, content_pictures: list[Path]) -> None:
     with pytest.raises(InvalidConfig, match="trained in one pass"):
-        train(base, task(content_pictures, company=0.5))
+        train(base, task(content_pictures, batch_size=2, company=0.5))
 
 
 def preserving(
@@ -215,8 +240,7 @@ def test_class_pictures_count_by_their_weight_and_disturb_nothing_else(
 def test_a_preserved_class_is_drawn_as_before(
     base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
-    """By how well pictures of the class are denoised after a training on another picture, with the same caption."""
-    plain = task(content_pictures[:1], steps=40, batch_size=4, rank=4, learning_rate=2e-2)
+    """By how well pictures of the class are denoised after trainings on another picture, with the same caption."""
     unseen = Batch.gather(base, [CachedTask(base, task(style_pictures, batch_size=16, seed=999))])
 
     def error(lora: LoraWeights) -> float:
@@ -225,9 +249,13 @@ def test_a_preserved_class_is_drawn_as_before(
             prediction = base.predict_noise(unseen.noisy_BCHW, unseen.timesteps_B, unseen.prompts)
         return (prediction - unseen.noise_BCHW).square().mean().item()
 
-    forgot, kept = train(base, plain), train(base, preserving(base, plain, style_pictures, caption="a sbu disc"))
+    forgot = kept = 0.0
+    for seed in range(3):
+        plain = task(content_pictures[:1], steps=60, batch_size=4, rank=4, learning_rate=5e-3, seed=seed)
+        forgot += error(train(base, plain))
+        kept += error(train(base, preserving(base, plain, style_pictures, caption="a sbu disc", weight=2.0)))
 
-    assert error(kept) < 0.95 * error(forgot)
+    assert kept < 0.99 * forgot
 
 
 @pytest.mark.parametrize("company", [0.0, 0.5])

@@ -25,7 +25,7 @@ from duolora.evaluate.truth_suite import Selection, judge_pictures, truth_pairs
 from duolora.generate import sample_tenants
 from duolora.lora.canonical import canonicalise
 from duolora.measured_priors import SidePrior, layer_group, measured_priors
-from duolora.merge import merge_cases
+from duolora.merge import merge_cases, whole_model_roles
 from duolora.priors import Role
 from duolora.recipes import MERGE_RECIPES
 from duolora.tiny.captions import training_colours
@@ -74,9 +74,8 @@ def test_calibration_pairs_are_what_the_base_knows_and_there_are_no_more_than_th
     st.lists(st.floats(-0.4, 1.5), min_size=2, max_size=2),
 )
 def test_a_point_stands_for_its_priors(strengths, tails):
-    space = PriorSpace(
-        [f"unet.up_blocks.0.attn1.to_{part}" for part in "qv"] + ["unet.mid_block.ff.net.2", "unet.mid_block.proj"]
-    )
+    names = [*(f"unet.up_blocks.0.attn1.to_{part}" for part in "qv"), "unet.mid_block.ff.net.2", "unet.mid_block.proj"]
+    space = PriorSpace(dict.fromkeys(names, Role.CONTENT))
     assert space.groups == ["mid_block.rest", "up_blocks.0.self.qk", "up_blocks.0.self.vo"]
     given = {
         role: SidePrior(dict(zip(space.groups, strengths[3 * index :], strict=False)), tails[index])
@@ -92,14 +91,15 @@ def test_a_point_stands_for_its_priors(strengths, tails):
 
 
 def test_masks_are_those_of_the_priors_for_every_tenant_at_its_own_point(base, tenants):
-    space = PriorSpace(tenants[0]["content"].layers)
+    roles = whole_model_roles(base, tenants[0]["content"].layers, 64)
+    space = PriorSpace(roles)
     points_JD = torch.stack([space.point(measured_priors()), space.ones() + 0.3])
     masks = PriorMasks(space, tenants, CPU).at(points_JD)
     for tenant, loras in enumerate(tenants):
         priors = space.priors(points_JD[tenant])
         for role in Role:
             for name, layer in loras[role.value].layers.items():
-                expected_R = priors[role].mask(name, layer)
+                expected_R = priors[role].mask(name, layer, roles[name])
                 torch.testing.assert_close(masks[role.value][name][tenant], expected_R, atol=1e-5, rtol=1e-4)
 
 
@@ -107,7 +107,7 @@ def test_the_bench_scores_what_a_merge_with_the_same_priors_draws(base, tenants)
     evaluator, pairs = shipped_evaluator(CPU), calibration_pairs(2)
     to = [references(evaluator, judge_pictures(pair, 0, 1)) for pair in pairs]
     prompts = [pair.prompts.joint for pair in pairs]
-    space = PriorSpace(tenants[0]["content"].layers)
+    space = PriorSpace(whole_model_roles(base, tenants[0]["content"].layers, 64))
     bench = PriorBench(base, evaluator, space, loras=tenants, prompts=prompts, references=to, sampling=SAMPLING)
     point_D = space.point(measured_priors())
     with bench:
@@ -144,7 +144,8 @@ def test_a_search_writes_priors_that_merges_can_start_from(base, monkeypatch, tm
     assert document["scores"]["development"]["gain"]["standard_error"] is None
     assert document["provenance"]["pairs"]["development"] == [truth_pairs(Selection.DEVELOPMENT)[0].name]
     assert document["provenance"]["steps_taken"] == len(document["provenance"]["tried"]) == 1
-    groups = {layer_group(f"unet.{path}") for path in base.target_layers(TargetLayers.TRANSFORMER)}
+    names = [f"unet.{path}" for path in base.target_layers(TargetLayers.TRANSFORMER)]
+    groups = {layer_group(name, role) for name, role in whole_model_roles(base, names, 64).items()}
     for role in Role:
         strengths = document[role.value]["strengths"]
         assert set(strengths) == groups
