@@ -84,7 +84,21 @@ def sdxl(base_model: str, prompts: Prompts) -> PersonalizeConfig:
     )
 
 
-RECIPES: Mapping[str, Recipe] = {"tiny": tiny, "sdxl": sdxl, "sdxl-paper": sdxl_paper}
+def sd15(base_model: str, prompts: Prompts) -> PersonalizeConfig:
+    """SD 1.5 at its 512 px, otherwise as `sdxl`; not yet tuned on photographs."""
+    large = sdxl(base_model, prompts)
+    size = {"resolution_px": 512}
+    return large.model_copy(
+        update={
+            "recipe": "sd15",
+            "content": large.content.model_copy(update=size),
+            "style": large.style.model_copy(update=size),
+            "preview": large.preview.model_copy(update=size),
+        }
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {"tiny": tiny, "sdxl": sdxl, "sdxl-paper": sdxl_paper, "sd15": sd15}
 
 
 SMALL_LATENTS = 32
@@ -97,6 +111,12 @@ def default_recipe(location: str) -> str:
     A local folder in diffusers' layout says itself how large it draws; of anything else only "tiny" is known to be
     small.
     """
+    index = Path(location) / "model_index.json"
+    if (
+        index.is_file()
+        and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == "StableDiffusionPipeline"
+    ):
+        return "sd15"
     configuration = Path(location) / "unet" / "config.json"
     if configuration.is_file():
         latents = json.loads(configuration.read_text(encoding="utf-8")).get("sample_size") or 0

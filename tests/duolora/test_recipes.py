@@ -43,6 +43,11 @@ def test_a_folder_says_itself_whether_its_base_is_small(tmp_path: Path) -> None:
     assert resolve(None, str(tmp_path / "large"), PROMPTS).recipe == "sdxl"
     assert resolve(None, "mine", PROMPTS, location=str(tmp_path / "small")).recipe == "tiny"
 
+    (tmp_path / "large" / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    config = resolve(None, str(tmp_path / "large"), PROMPTS)
+    assert config.recipe == "sd15"
+    assert {config.content.resolution_px, config.style.resolution_px, config.preview.resolution_px} == {512}
+
 
 def test_paper_recipe_has_the_papers_numbers() -> None:
     config = resolve("sdxl-paper", "sdxl", PROMPTS)
