@@ -93,5 +93,5 @@ def test_wish_out_of_bounds_names_its_field(wish: dict[str, int], fields: set[st
 
 
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidConfig, match="'huge'; known: sdxl, sdxl-paper, tiny"):
+    with pytest.raises(InvalidConfig, match="'huge'; known: sd15, sdxl, sdxl-paper, tiny"):
         resolve("huge", "tiny", PROMPTS)
