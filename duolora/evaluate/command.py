@@ -129,7 +129,7 @@ def _run_truth(arguments: argparse.Namespace) -> int:
 
 
 def _run_folders(arguments: argparse.Namespace) -> int:
-    """Run the paper's protocol on a user's folders and write its table."""
+    """Run the paper's protocol on a user's folders and write its tables."""
     from duolora.evaluate.folder_run import (  # noqa: PLC0415 - imports torch
         FolderEntry,
         FolderPlan,
@@ -168,7 +168,8 @@ def _run_folders(arguments: argparse.Namespace) -> int:
     _begin(arguments, decides, book, forgotten(methods))
     run_folder_suite(plan, base, judges, book)
     provenance = _provenance(arguments, base, decides)
-    wide_console().print(folder_table(write_folder_reports(plan, book.entries(), provenance)))
+    for title, rows in write_folder_reports(plan, book.entries(), provenance).items():
+        wide_console().print(folder_table(title, rows))
     return 0
 
 

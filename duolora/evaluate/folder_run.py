@@ -1,4 +1,4 @@
-"""Runs the paper's protocol on a user's folders and writes its table: DINO, CLIP-I, CLIP-T and CSD for every method.
+"""Runs the paper's protocol on a user's folders and writes its tables: DINO, CLIP-I, CLIP-T and CSD for every method.
 
 Each subject's LoRA and each style's is trained once for a seed and meets all its counterparts.
 """
@@ -18,11 +18,11 @@ from duolora.errors import TrainingDiverged
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.intervals import bootstrap
-from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing
+from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing, training_costs
 from duolora.evaluate.methods import OURS, Knobs, Method
 from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
-from duolora.evaluate.tables import Setting, best_settings, complete_settings, differences_to
+from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
@@ -255,37 +255,51 @@ def _open(path: Path) -> Image.Image:
 
 def write_folder_reports(
     plan: FolderPlan, entries: Sequence[FolderEntry], provenance: Mapping[str, Any]
-) -> list[list[str]]:
-    """Write table.csv and results.json; return the table's cells, a row for each method by its best setting."""
+) -> dict[str, list[list[str]]]:
+    """Write table.csv, recipes.csv where a whole recipe was run, and results.json.
+
+    Returns:
+        Title -> the table's cells, a row for each method by its best setting.
+    """
     pairs, seeds = [pair.name for pair in plan.suite.pairs], list(range(plan.seeds))
-    names = [method.name for method in plan.methods]
-    settings = [setting for setting in complete_settings(entries, pairs, seeds) if setting.method in names]
-    best = best_settings(settings)
-    ordered = [best[name] for name in names if name in best]
-    rows = [_cells(setting) for setting in ordered]
-    with (plan.out / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    differences = differences_to(best[OURS], ordered) if OURS in best else {}
+    found = two_tables(
+        complete_settings(entries, pairs, seeds),
+        {method.name: method.kind for method in plan.methods},
+        lambda: training_costs([plan.job(pair, seed) for pair in plan.suite.pairs for seed in seeds]),
+    )
+    merges, recipes = ([_cells(setting) for setting in table] for table in (found.merges, found.recipes))
+    _write_csv(plan.out / "table.csv", merges)
+    tables = {"Merging two LoRAs, subjects in styles from folders": merges}
+    if recipes:
+        _write_csv(plan.out / "recipes.csv", recipes)
+        tables["Whole recipes, from pictures in folders"] = recipes
     results = {
         "provenance": dict(provenance),
-        "duolora_minus_rival": {rival: asdict(interval) for rival, interval in differences.items()},
+        "duolora_minus_rival": difference_records(found.merges, OURS),
+        "duolora_minus_rival_recipes": difference_records(found.recipes, OUR_RECIPE),
         "scores": [entry.record() for entry in entries],
     }
     (plan.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return rows
+    return tables
 
 
-def folder_table(rows: Sequence[Sequence[str]]) -> Table:
-    """Return the table to print."""
-    table = Table(title="Subjects in styles, from folders")
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table with its heading."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+
+
+def folder_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table to print."""
+    table = Table(title=title)
     for column in COLUMNS:
         table.add_column(
             column, justify="left" if column in ("method", "knobs") else "right", no_wrap=column != "knobs"
         )
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] == OURS else None)
+        table.add_row(*row, style="bold" if row[0] in (OURS, OUR_RECIPE) else None)
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -15,13 +15,15 @@ from duolora.evaluate.jobs import training_costs
 from duolora.evaluate.methods import OURS, TRUTH, Kind, Method
 from duolora.evaluate.run import PICTURES, SHOWN_PAIRS, Plan
 from duolora.evaluate.tables import (
+    ALSO_RECIPES,
+    OUR_RECIPE,
+    Outcome,
     Row,
     Setting,
-    best_settings,
     complete_settings,
-    differences_to,
+    difference_records,
     truth_row,
-    with_training,
+    two_tables,
 )
 from duolora.preview import PreviewRow, preview_grid
 
@@ -46,43 +48,20 @@ COLUMNS = (
     "recontext_hmean",
     "knobs",
 )
-OUR_RECIPE = "duolora recipe"
-"""Our row among the whole recipes: the LoRAs of the run and their merge by `OURS`, so with the same scores."""
-ALSO_RECIPES = {OURS: OUR_RECIPE, "weighted-sum": "weighted-sum"}
-"""Merges that stand among the whole recipes too, by their names there, with what training both LoRAs took."""
 CELL_PX = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """The settings of a run that are complete, and the two tables: merges, and whole recipes, best settings only."""
-
-    settings: Sequence[Setting[Entry]]
-    merges: Sequence[Setting[Entry]]
-    recipes: Sequence[Setting[Entry]]
-
-
-def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome:
+def outcome(plan: Plan, entries: Sequence[Entry]) -> Outcome[Entry]:
     """Choose what stands in the tables: the truth, what one LoRA does alone, then every method by its best setting."""
     pairs, seeds = [pair.name for pair in plan.pairs], list(range(plan.seeds))
-    kinds = {method.name: method.kind for method in plan.methods} | {TRUTH: Kind.REFERENCE}
-    settings = [setting for setting in complete_settings(entries, pairs, seeds) if setting.method in kinds]
-    best = best_settings(settings)
-    ordered = [best[name] for name in (TRUTH, *(method.name for method in plan.methods)) if name in best]
-    references = [setting for setting in ordered if kinds[setting.method] is Kind.REFERENCE]
-    merges = [setting for setting in ordered if kinds[setting.method] is Kind.MERGE]
-    recipes = [setting for setting in ordered if kinds[setting.method] is Kind.RECIPE]
-    jobs = [plan.job(pair, seed) for pair in plan.pairs for seed in seeds] if recipes else []
-    trained = training_costs(jobs)
-    whole = [
-        with_training(replace(setting, method=ALSO_RECIPES[setting.method]), trained)
-        for setting in merges
-        if recipes and setting.method in ALSO_RECIPES
-    ]
-    return Outcome(settings, [*references, *merges], [*references, *recipes, *whole] if recipes else [])
+    kinds = {TRUTH: Kind.REFERENCE} | {method.name: method.kind for method in plan.methods}
+    settings = complete_settings(entries, pairs, seeds)
+    return two_tables(
+        settings, kinds, lambda: training_costs([plan.job(pair, seed) for pair in plan.pairs for seed in seeds])
+    )
 
 
-def write_reports(plan: Plan, found: Outcome, entries: Sequence[Entry], provenance: Mapping[str, Any]) -> None:
+def write_reports(plan: Plan, found: Outcome[Entry], entries: Sequence[Entry], provenance: Mapping[str, Any]) -> None:
     """Write every file of a run under its folder."""
     merge_rows = [truth_row(setting) for setting in found.merges]
     recipe_rows = [truth_row(setting) for setting in found.recipes]
@@ -97,22 +76,14 @@ def write_reports(plan: Plan, found: Outcome, entries: Sequence[Entry], provenan
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "pairs, and the seeds of each, with replacement"},
         "merging_two_loras": [asdict(row) for row in merge_rows],
         "whole_recipes": [asdict(row) for row in recipe_rows],
-        "duolora_minus_rival": _differences(found.merges, OURS),
-        "duolora_minus_rival_recipes": _differences(found.recipes, OUR_RECIPE),
+        "duolora_minus_rival": difference_records(found.merges, OURS),
+        "duolora_minus_rival_recipes": difference_records(found.recipes, OUR_RECIPE),
         "settings": [_setting_record(setting) for setting in found.settings],
         "scores": [asdict(entry) for entry in entries],
     }
     (plan.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     shown = {setting.method for setting in found.merges} | set(ALSO_RECIPES.values())
     draw_grid(plan, [*found.merges, *(setting for setting in found.recipes if setting.method not in shown)])
-
-
-def _differences(settings: Sequence[Setting[Entry]], name: str) -> dict[str, Any]:
-    """Return the paired differences of our row to all others of a table, if it is there."""
-    ours = next((setting for setting in settings if setting.method == name), None)
-    if ours is None:
-        return {}
-    return {rival: asdict(interval) for rival, interval in differences_to(ours, settings).items()}
 
 
 def _setting_record(setting: Setting[Entry]) -> dict[str, Any]:
@@ -174,7 +145,7 @@ def _short_cells(row: Row) -> list[str]:
     ]
 
 
-def print_tables(found: Outcome, console: Console) -> None:
+def print_tables(found: Outcome[Entry], console: Console) -> None:
     """Print both tables."""
     titles = {"Merging two LoRAs": found.merges, "Whole recipes, from pictures": found.recipes}
     for title, settings in titles.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from duolora.errors import InvalidConfig
 from duolora.evaluate.metrics import Score
@@ -23,6 +23,8 @@ def knobs_word(knobs: Knobs) -> str:
 
 class Scored(Protocol):
     """What every entry has: the setting of a method, the pair and the seed it was scored on, and its cost."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def method(self) -> str:

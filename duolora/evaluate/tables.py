@@ -6,12 +6,13 @@ P pairs, S seeds.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from duolora.evaluate.intervals import Interval, bootstrap, paired_difference
+from duolora.evaluate.methods import OURS, Kind
 from duolora.evaluate.score_book import Entry, Scored
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from duolora.evaluate.jobs import TrainingCost
+
+OUR_RECIPE = "duolora recipe"
+"""Our row among the whole recipes: the LoRAs of the run and their merge by `OURS`, so with the same scores."""
+ALSO_RECIPES = {OURS: OUR_RECIPE, "weighted-sum": "weighted-sum"}
+"""Merges that stand among the whole recipes too, by their names there, with what training both LoRAs took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def truth_row(setting: Setting[Entry]) -> Row:
     )
 
 
-def with_training(setting: Setting[Entry], costs: Mapping[tuple[str, int], TrainingCost]) -> Setting[Entry]:
+def with_training(setting: Setting[E], costs: Mapping[tuple[str, int], TrainingCost]) -> Setting[E]:
     """Return the same scores with what training the LoRAs took added to every entry."""
     cells = {
         cell: replace(
@@ -124,3 +130,47 @@ def differences_to(ours: Setting[E], rivals: Iterable[Setting[E]]) -> dict[str, 
         for rival in rivals
         if rival.method != ours.method
     }
+
+
+def difference_records(settings: Sequence[Setting[E]], name: str) -> dict[str, Any]:
+    """Return the paired differences of our row to all others of a table as JSON-ready values, if it is there."""
+    ours = next((setting for setting in settings if setting.method == name), None)
+    if ours is None:
+        return {}
+    return {rival: asdict(interval) for rival, interval in differences_to(ours, settings).items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome(Generic[E]):
+    """The settings of a run that are complete, and the two tables: merges, and whole recipes, best settings only."""
+
+    settings: Sequence[Setting[E]]
+    merges: Sequence[Setting[E]]
+    recipes: Sequence[Setting[E]]
+
+
+def two_tables(
+    settings: Iterable[Setting[E]],
+    kinds: Mapping[str, Kind],
+    costs: Callable[[], Mapping[tuple[str, int], TrainingCost]],
+) -> Outcome[E]:
+    """Divide methods into merges and whole recipes, references in both; without a recipe there is one table only.
+
+    Args:
+        settings: complete ones; methods that have no kind are left out.
+        kinds: method -> what it is given, in the order of the rows.
+        costs: gives what training the LoRAs of a pair with a seed took; called when recipes need it.
+    """
+    known = [setting for setting in settings if setting.method in kinds]
+    best = best_settings(known)
+    of_kind = {kind: [best[name] for name, given in kinds.items() if given is kind and name in best] for kind in Kind}
+    references, merges, recipes = of_kind[Kind.REFERENCE], of_kind[Kind.MERGE], of_kind[Kind.RECIPE]
+    if not recipes:
+        return Outcome(known, [*references, *merges], [])
+    trained = costs()
+    whole = [
+        with_training(replace(setting, method=ALSO_RECIPES[setting.method]), trained)
+        for setting in merges
+        if setting.method in ALSO_RECIPES
+    ]
+    return Outcome(known, [*references, *merges], [*references, *recipes, *whole])

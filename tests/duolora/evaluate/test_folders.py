@@ -82,7 +82,7 @@ def networks(dino_folder, clip_folder, csd_file):
 def finished(folders, base_folder, networks, tmp_path_factory):
     out = tmp_path_factory.mktemp("folder-run")
     arguments = ["evaluate", "--suite", "folders", str(folders), "--out", str(out), *networks]
-    few = ["--methods", "ssr-merge", "--seeds", "1", "--lora-steps", "1", "--pictures", "2"]
+    few = ["--methods", "duolora,joint-training", "--seeds", "1", "--lora-steps", "1", "--pictures", "2"]
     arguments += [*few, "--base", str(base_folder), "--recipe", "tiny", "--device", "cpu"]
     assert main(arguments) == 0
     return out, arguments
@@ -92,11 +92,26 @@ def test_the_table_has_a_row_for_each_method_and_the_papers_columns(finished):
     out, _ = finished
     with (out / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["content alone", "style alone", "ssr-merge"]
+    assert [row["method"] for row in rows] == ["content alone", "style alone", "duolora"]
     assert list(rows[0])[:8] == ["method", "dino", "clip_i", "clip_t", "csd", "hmean", "hmean_lo", "hmean_hi"]
     results = json.loads((out / "results.json").read_text())
     assert results["provenance"]["suite"] == "folders"
     assert {score["pair"] for score in results["scores"]} == {"backpack_dog in oil_paint", "dog2 in oil_paint"}
+
+
+def test_whole_recipes_have_a_table_of_their_own_that_counts_the_training(finished):
+    out, _ = finished
+    tables = {}
+    for name in ("table", "recipes"):
+        with (out / f"{name}.csv").open() as file:
+            tables[name] = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(tables["recipes"]) == ["content alone", "style alone", "joint-training", "duolora recipe"]
+    given, whole = tables["table"]["duolora"], tables["recipes"]["duolora recipe"]
+    trained = [json.loads(path.read_text()) for path in (out / "loras").rglob("*.json")]
+    assert int(given["trainable"]) == 0
+    assert int(whole["trainable"]) == 2 * trained[0]["trainable"]
+    assert float(whole["seconds"]) >= float(given["seconds"]) + 2 * min(record["seconds"] for record in trained) - 0.01
+    assert whole["hmean"] == given["hmean"]
 
 
 def test_scores_are_those_of_the_pictures_on_disk(finished, folders, dino_folder, clip_folder, csd_file):

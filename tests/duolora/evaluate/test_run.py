@@ -16,9 +16,10 @@ from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.jobs import merge_case, train_missing
 from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_methods, sweep
 from duolora.evaluate.network import Evaluator
-from duolora.evaluate.report import COLUMNS, OUR_RECIPE, outcome, write_reports
+from duolora.evaluate.report import COLUMNS, outcome, write_reports
 from duolora.evaluate.run import Plan, run_truth_suite
 from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
+from duolora.evaluate.tables import OUR_RECIPE
 from duolora.evaluate.truth_suite import Selection, truth_pairs
 
 pytestmark = pytest.mark.xdist_group("truth suite")  # one process makes the run that most tests look at
