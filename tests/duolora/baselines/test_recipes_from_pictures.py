@@ -37,12 +37,12 @@ def test_joint_training_sees_all_pictures_under_their_own_captions(base: SdxlBas
     found = joint_training.train(base, [pictured], CONFIG)[0]
 
     task = LoraTask(
-        "any",
+        joint_training._JOINT,
         [*pictured.pictures["content"], *pictured.pictures["style"]],
         [*pictured.captions["content"], *pictured.captions["style"]],
         CONFIG.model_copy(update={"seed": 5}),
     )
-    assert_same_change(found, train_loras(base, [task])["any"], tolerance=1e-5)
+    assert_same_change(found, train_loras(base, [task])[task.side], tolerance=1e-5)
     assert set(found.layers) == {f"unet.{path}" for path in base.target_layers(CONFIG.targets)}
 
 
@@ -95,16 +95,18 @@ def test_b_lora_trains_both_blocks_together_on_either_side(base: SdxlBase, pictu
     one, other = "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"
     usual = b_lora.train(base, [pictured], CONFIG)[0]
     crossed = b_lora.train(base, [pictured], CONFIG, content_block=other, style_block=one)[0]
-    both = RecipeCase(
-        dict.fromkeys(("content", "style"), pictured.pictures["content"]),
-        dict.fromkeys(("content", "style"), pictured.captions["content"]),
-        pictured.seed,
+    narrowed = b_lora._OnlyBlocks(base, (one, other))
+    content = LoraTask(
+        "content",
+        pictured.pictures["content"],
+        pictured.captions["content"],
+        CONFIG.model_copy(update={"seed": pictured.seed}),
     )
-    whole = b_lora.train(base, [both], CONFIG)[0]  # both blocks of the content training
+    whole = train_loras(narrowed, [content])["content"]
 
     for name, layer in whole.layers.items():
         kept = usual if name.startswith(f"unet.{one}.") else crossed
-        assert (dense(layer) - dense(kept.layers[name])).norm() <= 1e-5 * dense(layer).norm(), name
+        assert (dense(layer) - dense(kept.layers[name])).norm() <= 1e-3 * dense(layer).norm(), name
 
 
 @pytest.mark.parametrize("train", [b_lora.train, joint_training.train])
