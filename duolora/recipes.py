@@ -41,7 +41,7 @@ def tiny(base_model: str, prompts: Prompts) -> PersonalizeConfig:
         learning_rate=2e-3,
         batch_size=4,
         resolution_px=64,
-        targets=TargetLayers.TRANSFORMER,
+        targets=TargetLayers.ATTENTION,
         snr_gamma=5.0,
         warmup_steps=5,
     )
