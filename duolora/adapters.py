@@ -211,15 +211,6 @@ class RankSpaceAdapter:
             masks.append(layer.learned_JR)
         return masks
 
-    def set_masks(self, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Let the role `merged` use these masks, which may be results of a computation that gradients flow through.
-
-        Args:
-            masks: side -> layer name -> (J, R of that side).
-        """
-        for name, layer in self.layers.items():
-            layer.learned_JR = torch.cat([masks[side][name] for side in layer.ranks], dim=1)
-
     def switch_all_on(self) -> int:
         """Let the role `merged` have every rank of every side in full, and return it."""
         for layer in self.layers.values():

@@ -14,17 +14,17 @@ import torch
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.generate import sample_tenants
 from duolora.merge_objective import CONTENT
-from duolora.models.sdxl import LatentMoments
+from duolora.models.base import LatentMoments
 from duolora.runtime import memory_errors
 from duolora.train import ClassPictures, LoraTask
 
 if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def with_class_pictures(
-    base: SdxlBase, task: LoraTask, config: PersonalizeConfig, observer: Observer | None = None
+    base: DiffusionBase, task: LoraTask, config: PersonalizeConfig, observer: Observer | None = None
 ) -> LoraTask:
     """Let the base draw what a task is to preserve; a task that preserves nothing comes back as it is.
 

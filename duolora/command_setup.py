@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from duolora.families.family import Family
     from duolora.lora.base_layers import BaseLayers
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 console = Console(stderr=True)
 
@@ -92,7 +92,7 @@ def resolve_config(arguments: argparse.Namespace) -> PersonalizeConfig:
     )
 
 
-def load(arguments: argparse.Namespace) -> SdxlBase:
+def load(arguments: argparse.Namespace) -> DiffusionBase:
     """Load the base; torch is imported here, so that `duolora --help` answers at once."""
     from duolora.models.registry import load_base  # noqa: PLC0415
     from duolora.runtime import choose_runtime  # noqa: PLC0415

@@ -18,8 +18,8 @@ from duolora.errors import InvalidConfig, InvalidLora
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import to_pictures
 from duolora.lora.carry import split
+from duolora.models.base import DiffusionBase, PromptEmbeddings
 from duolora.models.carried import applied
-from duolora.models.sdxl import PromptEmbeddings, SdxlBase
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Predicting(Attached, Protocol):
 
 
 def generate(
-    base: SdxlBase,
+    base: DiffusionBase,
     prompts: Sequence[str],
     config: GenerateConfig,
     lora: LoraWeights | None = None,
@@ -79,7 +79,7 @@ def generate(
 
 
 def sample_tenants(
-    base: SdxlBase,
+    base: DiffusionBase,
     loras: Sequence[LoraWeights] | Attached | None,
     prompts: Sequence[Sequence[str]],
     config: GenerateConfig,
@@ -117,7 +117,7 @@ class _Request:
     config: GenerateConfig
 
 
-def starting_noise(base: SdxlBase, config: GenerateConfig, seed: int | None = None) -> Tensor:
+def starting_noise(base: DiffusionBase, config: GenerateConfig, seed: int | None = None) -> Tensor:
     """Return the noise that sampling starts from, (n, C, H, W) float32 standard normal; the seed alone decides it."""
     side = base.latent_size(config.resolution_px)
     shape = (config.images, base.latent_channels, side, side)
@@ -128,7 +128,7 @@ def starting_noise(base: SdxlBase, config: GenerateConfig, seed: int | None = No
 class _Fixed:
     """Plain LoRAs, one per tenant, the same at every step."""
 
-    def __init__(self, loras: Sequence[LoraWeights], base: SdxlBase) -> None:
+    def __init__(self, loras: Sequence[LoraWeights], base: DiffusionBase) -> None:
         halves = [split(lora) for lora in loras]
         self._base = base
         self._by_masks = [half.by_masks for half in halves]
@@ -157,7 +157,7 @@ class _Fixed:
         """Change nothing."""
 
 
-def _sample(base: SdxlBase, request: _Request, attached: Attached | None, observer: Observer) -> Tensor:
+def _sample(base: DiffusionBase, request: _Request, attached: Attached | None, observer: Observer) -> Tensor:
     """Sample and decode; pictures in [-1, 1], (B, 3, H, W)."""
     with memory_errors(), torch.no_grad():
         if attached is None:
@@ -168,7 +168,7 @@ def _sample(base: SdxlBase, request: _Request, attached: Attached | None, observ
 
 
 def _denoise(
-    base: SdxlBase,
+    base: DiffusionBase,
     request: _Request,
     predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor],
     before_step: Callable[[int, int], None],
@@ -196,7 +196,7 @@ def _denoise(
     return latents_BCHW
 
 
-def _conditions(base: SdxlBase, request: _Request) -> tuple[PromptEmbeddings, int]:
+def _conditions(base: DiffusionBase, request: _Request) -> tuple[PromptEmbeddings, int]:
     """Encode prompts, each once, for a pass of all tenants; with guidance also its unconditional half, 2 copies."""
     prompts = request.prompts
     distinct = list(dict.fromkeys(prompt for of_tenant in prompts for prompt in of_tenant))

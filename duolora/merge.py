@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from duolora.config import MergeConfig
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
     from duolora.priors import Role
 
 
@@ -67,7 +67,7 @@ class MergeResult:
 
 
 def merge_loras(
-    base: SdxlBase,
+    base: DiffusionBase,
     sides: Mapping[str, MergeSide],
     joint_prompt: str,
     config: MergeConfig,
@@ -97,7 +97,7 @@ def merge_loras(
 
 
 def merge_case(
-    base: SdxlBase, sides: Mapping[str, MergeSide], joint_prompt: str, config: MergeConfig, *, resolution_px: int
+    base: DiffusionBase, sides: Mapping[str, MergeSide], joint_prompt: str, config: MergeConfig, *, resolution_px: int
 ) -> MergeCase:
     """Return what a merge may look at; pictures are encoded only if it does. Raises what `merge_loras` raises."""
     by_masks, _ = split_sides({side: given.weights for side, given in sides.items()})
@@ -120,7 +120,7 @@ def needs_pictures(config: MergeConfig) -> bool:
 
 
 def merge_cases(
-    base: SdxlBase,
+    base: DiffusionBase,
     cases: Sequence[MergeCase],
     config: MergeConfig,
     *,
@@ -226,7 +226,7 @@ def _of_each_tenant(masks: Mapping[str, Mapping[str, Tensor]], tenants: int) -> 
 
 
 def _layer_roles(
-    base: SdxlBase, canonical: Mapping[str, LoraWeights], config: MergeConfig, resolution_px: int
+    base: DiffusionBase, canonical: Mapping[str, LoraWeights], config: MergeConfig, resolution_px: int
 ) -> dict[str, Role]:
     """Role of every layer that a LoRA changes; empty when neither start nor prior asks for it."""
     names = sorted({name for weights in canonical.values() for name in weights.layers})
@@ -235,7 +235,7 @@ def _layer_roles(
     return whole_model_roles(base, names, resolution_px) if config.start is MaskStart.MEASURED else {}
 
 
-def whole_model_roles(base: SdxlBase, names: Iterable[str], resolution_px: int) -> dict[str, Role]:
+def whole_model_roles(base: DiffusionBase, names: Iterable[str], resolution_px: int) -> dict[str, Role]:
     """Return what the resolution of layers makes of them, beside all that the model has.
 
     LoRAs that change one block only have a place in the model all the same.
@@ -249,7 +249,7 @@ def whole_model_roles(base: SdxlBase, names: Iterable[str], resolution_px: int) 
     return {name: roles[name] for name in names}
 
 
-def _encode(base: SdxlBase, sides: Mapping[str, MergeSide], resolution_px: int) -> dict[str, EncodedSide]:
+def _encode(base: DiffusionBase, sides: Mapping[str, MergeSide], resolution_px: int) -> dict[str, EncodedSide]:
     """Encode every side's pictures and captions once."""
     missing = [side for side, given in sides.items() if not given.pictures]
     if missing:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import LatentMoments, PromptEmbeddings
+    from duolora.models.base import LatentMoments, PromptEmbeddings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

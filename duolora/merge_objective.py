@@ -16,7 +16,7 @@ from duolora.adapters import role_rows
 from duolora.capture import CapturedPredictor
 from duolora.constyle import CycleNoise, cycle_loss
 from duolora.losses import squared_error
-from duolora.models.sdxl import PromptEmbeddings
+from duolora.models.base import PromptEmbeddings
 from duolora.priors import Role, prior_loss
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from duolora.adapters import RankSpaceAdapter
     from duolora.config import MergeConfig
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
 SIDES = (CONTENT, STYLE)
@@ -79,7 +79,7 @@ class TeacherBank:
 
 @torch.no_grad()
 def teacher_bank(
-    base: SdxlBase,
+    base: DiffusionBase,
     adapter: RankSpaceAdapter,
     cases: Sequence[MergeCase],
     count: int,
@@ -103,7 +103,7 @@ def teacher_bank(
 
 
 def _noised(
-    base: SdxlBase, case: MergeCase, count: int, generator: torch.Generator
+    base: DiffusionBase, case: MergeCase, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Noise one tenant's pictures: latents (N, C, H, W), timesteps (N,) and prompts."""
     device = base.runtime.device
@@ -123,7 +123,7 @@ def _noised(
 class Cycles:
     """The Constyle cycles of all sides and tenants in one pass: content and style pictures side by side."""
 
-    def __init__(self, base: SdxlBase, adapter: RankSpaceAdapter, cases: Sequence[MergeCase]) -> None:
+    def __init__(self, base: DiffusionBase, adapter: RankSpaceAdapter, cases: Sequence[MergeCase]) -> None:
         self._base = base
         self._adapter = adapter
         self._cases = cases
@@ -167,7 +167,7 @@ class MergeObjective:
 
     def __init__(
         self,
-        base: SdxlBase,
+        base: DiffusionBase,
         adapter: RankSpaceAdapter,
         config: MergeConfig,
         *,

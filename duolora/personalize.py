@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def captions(side: str, prompts: Prompts, count: int) -> list[str]:
@@ -36,7 +36,11 @@ def captions(side: str, prompts: Prompts, count: int) -> list[str]:
 
 
 def train_side(
-    base: SdxlBase, side: str, pictures: Sequence[Path], config: PersonalizeConfig, observer: Observer | None = None
+    base: DiffusionBase,
+    side: str,
+    pictures: Sequence[Path],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
 ) -> LoraWeights:
     """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
 
@@ -51,7 +55,7 @@ def train_side(
 
 
 def train_both(
-    base: SdxlBase,
+    base: DiffusionBase,
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
@@ -84,7 +88,7 @@ def _signed(trained: LoraWeights, side: str, config: PersonalizeConfig) -> LoraW
 
 
 def merge_sides(
-    base: SdxlBase,
+    base: DiffusionBase,
     loras: Mapping[str, LoraWeights],
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
@@ -158,7 +162,7 @@ def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int
 
 
 def draw_preview(
-    base: SdxlBase,
+    base: DiffusionBase,
     loras: Mapping[str, LoraWeights],
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
@@ -195,7 +199,7 @@ def draw_preview(
     return preview_grid(rows, columns=config.preview.images)
 
 
-def job_report(base: SdxlBase, merge_report: Mapping[str, Any], config: PersonalizeConfig) -> dict[str, Any]:
+def job_report(base: DiffusionBase, merge_report: Mapping[str, Any], config: PersonalizeConfig) -> dict[str, Any]:
     """Return what a job's report file says: configuration, versions and what the merge kept."""
     return {
         "version": version("duolora"),

@@ -19,7 +19,7 @@ from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.losses import min_snr_weight, squared_error
-from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
+from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 from duolora.runtime import memory_errors
 from duolora.whole_adapter import WholeAdapter
 
@@ -82,7 +82,7 @@ class Draw:
 class Pool:
     """Encoded pictures with a caption each, or one for all; draws samples of them by random numbers of its own."""
 
-    def __init__(self, base: SdxlBase, moments: LatentMoments, captions: Sequence[str], seed: int) -> None:
+    def __init__(self, base: DiffusionBase, moments: LatentMoments, captions: Sequence[str], seed: int) -> None:
         # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
         self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
         self._captions = captions
@@ -119,7 +119,7 @@ class CachedTask:
         InvalidConfig: it is to preserve a class, but has no pictures of it.
     """
 
-    def __init__(self, base: SdxlBase, task: LoraTask) -> None:
+    def __init__(self, base: DiffusionBase, task: LoraTask) -> None:
         self.side = task.side
         self.config = task.config
         rgb_NCHW = load_pictures(task.pictures, task.config.resolution_px)
@@ -146,7 +146,7 @@ class Batch:
     prompts: PromptEmbeddings
 
     @classmethod
-    def gather(cls, base: SdxlBase, tasks: Sequence[CachedTask], *, encodes: bool = False) -> Batch:
+    def gather(cls, base: DiffusionBase, tasks: Sequence[CachedTask], *, encodes: bool = False) -> Batch:
         """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn.
 
         Captions are encoded anew, in the roles assigned at the moment, if `encodes`; else as the base encodes them.
@@ -166,7 +166,9 @@ class Batch:
         return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts)
 
 
-def train_loras(base: SdxlBase, tasks: Sequence[LoraTask], observer: Observer | None = None) -> dict[str, LoraWeights]:
+def train_loras(
+    base: DiffusionBase, tasks: Sequence[LoraTask], observer: Observer | None = None
+) -> dict[str, LoraWeights]:
     """Train one LoRA per task; tasks share every pass of the U-Net, their gradients stay apart by their masks.
 
     Args:
@@ -188,7 +190,7 @@ def train_loras(base: SdxlBase, tasks: Sequence[LoraTask], observer: Observer | 
 
 
 def train_tenants(
-    base: SdxlBase, tenants: Sequence[Sequence[LoraTask]], observer: Observer | None = None
+    base: DiffusionBase, tenants: Sequence[Sequence[LoraTask]], observer: Observer | None = None
 ) -> list[dict[str, LoraWeights]]:
     """Train the LoRAs of several tenants in the same passes of the U-Net; each gets what it would get alone.
 
@@ -242,7 +244,7 @@ def _require_alike(tenants: Sequence[Sequence[LoraTask]]) -> None:
         raise InvalidConfig("company is for sides trained in one pass; one LoRA trained by itself has none")
 
 
-def _untrained(base: SdxlBase, task: LoraTask) -> LoraWeights:
+def _untrained(base: DiffusionBase, task: LoraTask) -> LoraWeights:
     """Return a LoRA that changes nothing yet."""
     config, generator = task.config, base.runtime.generator(task.seed("start"))
     paths = {"unet": base.target_layers(config.targets)}
@@ -260,7 +262,7 @@ class _Lesson:
 
     def __init__(
         self,
-        base: SdxlBase,
+        base: DiffusionBase,
         adapter: WholeAdapter,
         optimizer: torch.optim.Optimizer,
         tenants: Sequence[Sequence[CachedTask]],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from duolora.baselines.pairing import CONTENT, SIDES, STYLE
 from duolora.errors import LayerGroupEmpty
 from duolora.lora.weights import LoraWeights
-from duolora.models.sdxl import SdxlBase
+from duolora.models.base import DiffusionBase
 from duolora.train import LoraTask, train_tenants
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ STYLE_BLOCK = "up_blocks.0.attentions.1"
 
 
 def train(
-    base: SdxlBase,
+    base: DiffusionBase,
     cases: Sequence[RecipeCase],
     config: LoraTrainConfig,
     observer: Observer | None = None,
@@ -69,10 +69,10 @@ def trained_numbers(joined: LoraWeights) -> int:
     return len(SIDES) * joined.trainable_numbers
 
 
-class _OnlyBlocks(SdxlBase):
+class _OnlyBlocks(DiffusionBase):
     """A base that offers only the layers of some blocks for adapting; model and encoders are the given base's own."""
 
-    def __init__(self, base: SdxlBase, blocks: tuple[str, ...]) -> None:
+    def __init__(self, base: DiffusionBase, blocks: tuple[str, ...]) -> None:
         self.__dict__.update(base.__dict__)
         self._blocks = blocks
 

@@ -44,7 +44,7 @@ from duolora.config import MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.merge import MergeResult
-from duolora.models.sdxl import PromptEmbeddings
+from duolora.models.base import PromptEmbeddings
 from duolora.runtime import memory_errors
 from duolora.ziprank import merge_by_masks
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PRIOR_BLOCKS = {CONTENT: ("down_blocks.2", "middle_block"), STYLE: ("down_blocks.1", "up_blocks.1", "up_blocks.2")}
 """Names of the blocks that are to have a prior, by the side that dominates them."""
@@ -78,13 +78,13 @@ class Settings(TypedDict, total=False):
     observer: Observer | None
 
 
-def merge(base: SdxlBase, cases: Sequence[MergeCase], **settings: Unpack[Settings]) -> list[LoraWeights]:
+def merge(base: DiffusionBase, cases: Sequence[MergeCase], **settings: Unpack[Settings]) -> list[LoraWeights]:
     """Merge the LoRAs of all cases as the release would. Takes and raises what `learn_masks` does."""
     learned = learn_masks(base, cases, **settings)
     return [_fold(case, learned.of_case(j)) for j, case in enumerate(cases)]
 
 
-def merge_as_job(base: SdxlBase, case: MergeCase, **settings: Unpack[Settings]) -> MergeResult:
+def merge_as_job(base: DiffusionBase, case: MergeCase, **settings: Unpack[Settings]) -> MergeResult:
     """Merge one case and report on it with the fields that `merge_loras` reports.
 
     Takes and raises what `learn_masks` does.
@@ -115,7 +115,7 @@ class LearnedMasks:
 
 
 def learn_masks(
-    base: SdxlBase,
+    base: DiffusionBase,
     cases: Sequence[MergeCase],
     *,
     steps: int = 100,
@@ -188,7 +188,7 @@ def _require_finite(masks: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def distillation_target(
-    base: SdxlBase, adapter: RankSpaceAdapter, noised: NoisedCases, joint: PromptEmbeddings, constyle_weight: float
+    base: DiffusionBase, adapter: RankSpaceAdapter, noised: NoisedCases, joint: PromptEmbeddings, constyle_weight: float
 ) -> Tensor:
     """Return what the merged model is held to on every sample, (J, S, N, C, H, W): `(cc + w csc) / (1 + w)`.
 

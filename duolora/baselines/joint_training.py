@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from duolora.config import LoraTrainConfig
     from duolora.events import Observer
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 _JOINT = "joint"
 
 
 def train(
-    base: SdxlBase, cases: Sequence[RecipeCase], config: LoraTrainConfig, observer: Observer | None = None
+    base: DiffusionBase, cases: Sequence[RecipeCase], config: LoraTrainConfig, observer: Observer | None = None
 ) -> list[LoraWeights]:
     """Train one LoRA per case, all cases in the same passes.
 

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from duolora.adapters import RankSpaceLinear
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def attach(
-    base: SdxlBase, cases: Sequence[MergeCase], *, alpha: float = 1.5, beta: float = 0.5, balance: bool = True
+    base: DiffusionBase, cases: Sequence[MergeCase], *, alpha: float = 1.5, beta: float = 0.5, balance: bool = True
 ) -> KLora:
     """Return the adapter that samples all cases as tenants of one pass; `balance` applies gamma."""
     return KLora(base, cases, alpha=alpha, beta=beta, balance=balance)
@@ -42,7 +42,9 @@ def attach(
 class KLora:
     """An adapter that chooses anew before each step. Attached while it is entered; leaving restores the base."""
 
-    def __init__(self, base: SdxlBase, cases: Sequence[MergeCase], *, alpha: float, beta: float, balance: bool) -> None:
+    def __init__(
+        self, base: DiffusionBase, cases: Sequence[MergeCase], *, alpha: float, beta: float, balance: bool
+    ) -> None:
         self._base = base
         self._cases = cases
         self._alpha = alpha

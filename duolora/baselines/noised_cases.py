@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.baselines.pairing import SIDES
-from duolora.models.sdxl import PromptEmbeddings
+from duolora.models.base import PromptEmbeddings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from duolora.adapters import RankSpaceAdapter
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PASS_LATENT_PIXELS = 2**18
 """Latent pixels of one pass without gradient: 16 samples of SDXL at 1024 px, 1024 samples of the tiny base."""
@@ -39,7 +39,7 @@ class NoisedCases:
     """Rows of `prompts`."""
 
     @classmethod
-    def draw(cls, base: SdxlBase, cases: Sequence[MergeCase], count: int) -> NoisedCases:
+    def draw(cls, base: DiffusionBase, cases: Sequence[MergeCase], count: int) -> NoisedCases:
         """Draw `count` samples of each side of each case: picture, latent, noise and timestep, from the case's seed."""
         device = base.runtime.device
         latents, noises, timesteps, captions = [], [], [], []
@@ -108,7 +108,7 @@ def assign_sides(adapter: RankSpaceAdapter, samples: NoisedCases, roles_S: Seque
 
 
 @torch.no_grad()
-def predict_as(base: SdxlBase, adapter: RankSpaceAdapter, samples: NoisedCases, roles_S: Sequence[int]) -> Tensor:
+def predict_as(base: DiffusionBase, adapter: RankSpaceAdapter, samples: NoisedCases, roles_S: Sequence[int]) -> Tensor:
     """Predict with a role per side, in as many passes as it takes; (J, S, N, C, H, W)."""
     predictions = []
     for span in samples.spans():

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 NO_DIRECTION = 1e-6
 """Singular values below this share of the largest are rounding, not a direction of the style."""
 
 
 def merge(
-    base: SdxlBase,  # noqa: ARG001 - every rival is called alike
+    base: DiffusionBase,  # noqa: ARG001 - every rival is called alike
     cases: Sequence[MergeCase],
     *,
     mu: float = 0.5,

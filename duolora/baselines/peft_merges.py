@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraLayer
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PeftCombination = Literal[
     "svd",
@@ -50,7 +50,7 @@ _MERGED = "merged"
 
 
 def merge(
-    base: SdxlBase,  # noqa: ARG001 - every rival is called alike
+    base: DiffusionBase,  # noqa: ARG001 - every rival is called alike
     cases: Sequence[MergeCase],
     *,
     combination: PeftCombination = "svd",

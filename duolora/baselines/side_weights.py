@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class SideWeighted:
 
     def __call__(
         self,
-        base: SdxlBase,
+        base: DiffusionBase,
         cases: Sequence[MergeCase],
         *,
         content_weight: float = 1.0,

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from duolora.adapters import RankSpaceLinear
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
-def merge(base: SdxlBase, cases: Sequence[MergeCase], *, ridge: float = 0.01, samples: int = 8) -> list[LoraWeights]:
+def merge(
+    base: DiffusionBase, cases: Sequence[MergeCase], *, ridge: float = 0.01, samples: int = 8
+) -> list[LoraWeights]:
     """Merge every case by its router; all cases calibrate in the same passes.
 
     Args:
@@ -62,7 +64,7 @@ def merge(base: SdxlBase, cases: Sequence[MergeCase], *, ridge: float = 0.01, sa
 
 
 def calibrate(
-    base: SdxlBase, cases: Sequence[MergeCase], samples: int
+    base: DiffusionBase, cases: Sequence[MergeCase], samples: int
 ) -> tuple[dict[str, Tensor], dict[str, Mapping[str, int]]]:
     """Run each side's LoRA alone on its own noised pictures and captions and gather its joined signals.
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def merge(
-    base: SdxlBase,  # noqa: ARG001 - every rival is called alike
+    base: DiffusionBase,  # noqa: ARG001 - every rival is called alike
     cases: Sequence[MergeCase],
     *,
     content_weight: float = 1.0,

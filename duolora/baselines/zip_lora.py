@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def merge(
-    base: SdxlBase,
+    base: DiffusionBase,
     cases: Sequence[MergeCase],
     *,
     steps: int = 100,

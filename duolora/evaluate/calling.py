@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from duolora.config import GenerateConfig
     from duolora.evaluate.host_pool import HostPool
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 Made = Sequence[LoraWeights] | Attached
 """What a method leaves: a LoRA for each job, or what samples them all."""
@@ -44,7 +44,7 @@ class Caller:
     does not cause any to be encoded.
     """
 
-    def __init__(self, base: SdxlBase, pool: HostPool) -> None:
+    def __init__(self, base: DiffusionBase, pool: HostPool) -> None:
         self._base, self._pool = base, pool
         self._bare: dict[tuple[str, int], MergeCase] = {}
         self._encoded: dict[tuple[str, int], MergeCase] = {}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from duolora.evaluate.network import Evaluator
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def chosen_pairs(count: int) -> dict[str, list[TruthPair]]:
     }
 
 
-def measure_base(base: SdxlBase, evaluator: Evaluator, count: int, recipe: str | None) -> dict[str, Fidelity]:
+def measure_base(base: DiffusionBase, evaluator: Evaluator, count: int, recipe: str | None) -> dict[str, Fidelity]:
     """Draw every kind of caption with a base and score the pictures; `recipe` decides how they are sampled."""
     found = {
         kind: _summary(_score_captions(base, evaluator, pairs, recipe, grounded=kind == GROUNDED))
@@ -87,7 +87,7 @@ def measure_base(base: SdxlBase, evaluator: Evaluator, count: int, recipe: str |
 
 
 def _score_captions(
-    base: SdxlBase, evaluator: Evaluator, pairs: Sequence[TruthPair], recipe: str | None, *, grounded: bool
+    base: DiffusionBase, evaluator: Evaluator, pairs: Sequence[TruthPair], recipe: str | None, *, grounded: bool
 ) -> Iterable[Score]:
     """Score the pictures of some captions, many captions a pass."""
     for number, chunk in enumerate(in_chunks(pairs, CAPTIONS_PER_PASS)):

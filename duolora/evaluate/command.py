@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from duolora.evaluate.provenance import Identity
     from duolora.evaluate.score_book import E, ScoreBook
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 SUITES = ("truth", "folders")
 TENANTS_ON_GPU = 48
@@ -200,7 +200,7 @@ def _begin(arguments: argparse.Namespace, decides: Identity, book: ScoreBook[E],
     path.write_text(json.dumps({"loras": decides.loras, "scores": decides.scores}, indent=1) + "\n", encoding="utf-8")
 
 
-def _provenance(arguments: argparse.Namespace, base: SdxlBase, decides: Identity) -> dict[str, Any]:
+def _provenance(arguments: argparse.Namespace, base: DiffusionBase, decides: Identity) -> dict[str, Any]:
     """Return what a run was made of and with."""
     from duolora.evaluate.provenance import environment  # noqa: PLC0415 - imports torch
 
@@ -213,7 +213,7 @@ def _provenance(arguments: argparse.Namespace, base: SdxlBase, decides: Identity
     }
 
 
-def _tenants(arguments: argparse.Namespace, base: SdxlBase) -> int:
+def _tenants(arguments: argparse.Namespace, base: DiffusionBase) -> int:
     """Return how many pairs share a pass: one where a pass fills the machine already."""
     if arguments.tenants is not None:
         return int(arguments.tenants)
@@ -227,7 +227,7 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
-def _load(arguments: argparse.Namespace) -> SdxlBase:
+def _load(arguments: argparse.Namespace) -> DiffusionBase:
     """Load the base."""
     from duolora.models.registry import load_base  # noqa: PLC0415 - imports torch
     from duolora.runtime import choose_runtime  # noqa: PLC0415

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from duolora.evaluate.folder_suite import FolderPair, FolderSuite
     from duolora.evaluate.perceptual import Clip, Csd, Dino, PictureEmbedder
     from duolora.events import Observer
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class FolderPlan:
 
 def run_folder_suite(
     plan: FolderPlan,
-    base: SdxlBase,
+    base: DiffusionBase,
     judges: Judges,
     book: ScoreBook[FolderEntry],
     observer: Observer | None = None,

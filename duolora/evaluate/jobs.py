@@ -15,7 +15,7 @@ from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
 from duolora.merge_case import EncodedSide, MergeCase
-from duolora.models.sdxl import PromptEmbeddings
+from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
 from duolora.priors import Role
 from duolora.train import LoraTask, train_tenants
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
     from duolora.events import Observer
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 T = TypeVar("T")
 SIDES = (Role.CONTENT.value, Role.STYLE.value)
@@ -59,7 +59,7 @@ def in_chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def train_missing(base: SdxlBase, jobs: Sequence[Job], tenants: int, observer: Observer | None = None) -> int:
+def train_missing(base: DiffusionBase, jobs: Sequence[Job], tenants: int, observer: Observer | None = None) -> int:
     """Train the LoRAs that are not there yet, `tenants` at once; return how many.
 
     Both sides of a job share passes where every job has LoRAs of its own; one that several share is trained once.
@@ -75,7 +75,7 @@ def train_missing(base: SdxlBase, jobs: Sequence[Job], tenants: int, observer: O
     return sum(len(of_side) for of_side in missing.values())
 
 
-def _train(base: SdxlBase, tenants: Sequence[Sequence[tuple[Job, str]]], observer: Observer | None) -> None:
+def _train(base: DiffusionBase, tenants: Sequence[Sequence[tuple[Job, str]]], observer: Observer | None) -> None:
     """Train LoRAs in the same passes and write them, each with its share of the time."""
     started = time.monotonic()
     complete = [
@@ -137,7 +137,7 @@ def bare_case(job: Job) -> MergeCase:
     return case_of_loras({side: read_lora(job.loras[side]) for side in SIDES}, job.config.merge.seed)
 
 
-def merge_case(base: SdxlBase, job: Job) -> MergeCase:
+def merge_case(base: DiffusionBase, job: Job) -> MergeCase:
     """Read the LoRAs of a job and encode the pictures and captions that a merge may look at."""
     tasks = {side: job.task(side) for side in SIDES}
     return replace(

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from duolora.evaluate.network import Evaluator
     from duolora.lora.weights import LoraWeights
     from duolora.measured_priors import SidePrior
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
     from duolora.priors import Role
 
 log = logging.getLogger("duolora.evaluate.measure_priors")
@@ -96,7 +96,7 @@ class Search:
         return config.model_copy(update={**sides, "preview": config.preview.model_copy(update=sampled)})
 
 
-def measure(base: SdxlBase, evaluator: Evaluator, search: Search) -> dict[str, Any]:
+def measure(base: DiffusionBase, evaluator: Evaluator, search: Search) -> dict[str, Any]:
     """Run a search and return the document to write.
 
     Raises:
@@ -159,7 +159,7 @@ def _priors_record(
 
 
 def _train(
-    base: SdxlBase, search: Search, pairs: Sequence[TruthPair], configs: Sequence[PersonalizeConfig]
+    base: DiffusionBase, search: Search, pairs: Sequence[TruthPair], configs: Sequence[PersonalizeConfig]
 ) -> list[dict[str, LoraWeights]]:
     """Train both LoRAs of every pair and return them in canonical form."""
     trained: list[Mapping[str, LoraWeights]] = []

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from duolora.config import MergeConfig, PersonalizeConfig
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 OURS = "duolora"
 """The method that every rival's difference is taken to."""
@@ -135,7 +135,7 @@ def module_rank_numbers(case: MergeCase) -> int:
 def _one_side(side: str) -> Call:
     """Return the method that uses one side's LoRA as it is."""
 
-    def take(_base: SdxlBase, cases: Sequence[MergeCase]) -> list[LoraWeights]:
+    def take(_base: DiffusionBase, cases: Sequence[MergeCase]) -> list[LoraWeights]:
         return [case.loras[side] for case in cases]
 
     return take
@@ -145,7 +145,12 @@ def _scaled(train: Call) -> Call:
     """Return a recipe whose training knobs are factors of the configured steps and learning rate."""
 
     def run(
-        base: SdxlBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, steps: float = 1, rate: float = 1
+        base: DiffusionBase,
+        cases: Sequence[RecipeCase],
+        config: PersonalizeConfig,
+        *,
+        steps: float = 1,
+        rate: float = 1,
     ) -> list[LoraWeights]:
         lora = config.content
         changed = {
@@ -167,7 +172,9 @@ def _ours(name: str, merge: MergeConfig) -> Method:
     def settings(knobs: Knobs) -> MergeConfig:
         return merge.model_copy(update=dict(knobs))
 
-    def run(base: SdxlBase, cases: Sequence[MergeCase], config: PersonalizeConfig, **knobs: Knob) -> list[LoraWeights]:
+    def run(
+        base: DiffusionBase, cases: Sequence[MergeCase], config: PersonalizeConfig, **knobs: Knob
+    ) -> list[LoraWeights]:
         results = merge_cases(base, cases, settings(knobs), resolution_px=config.content.resolution_px)
         return [result.weights for result in results]
 
@@ -182,7 +189,7 @@ def _ours(name: str, merge: MergeConfig) -> Method:
 
 
 def _company(
-    base: SdxlBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, company: float = COMPANY
+    base: DiffusionBase, cases: Sequence[RecipeCase], config: PersonalizeConfig, *, company: float = COMPANY
 ) -> list[LoraWeights]:
     """Train both LoRAs of every case in one pass, each in the other's company, and merge them as by default."""
     changed = {"company": company, "preservation": Preservation()}

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from duolora.evaluate.network import Evaluator
     from duolora.evaluate.prior_space import PriorSpace
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 class MaskedLoras:
     """An attached adapter for sampling, which stays attached from one to the next."""
 
-    def __init__(self, base: SdxlBase, adapter: RankSpaceAdapter, samples: int) -> None:
+    def __init__(self, base: DiffusionBase, adapter: RankSpaceAdapter, samples: int) -> None:
         """`samples`: of a pass, all tenants together."""
         self.predict_noise = CapturedPredictor(base)
         self._adapter = adapter
@@ -69,7 +69,7 @@ class PriorBench:
 
     def __init__(
         self,
-        base: SdxlBase,
+        base: DiffusionBase,
         evaluator: Evaluator,
         space: PriorSpace,
         *,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from duolora.config import PersonalizeConfig
     from duolora.evaluate.folder_suite import FolderSuite
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PACKAGES = ("duolora", "torch", "diffusers", "transformers", "peft", "numpy")
 SOURCES = Path(duolora.__file__).parent
@@ -57,7 +57,7 @@ class Identity:
         return {**self.loras, **self.scores}
 
 
-def environment(base: SdxlBase) -> dict[str, Any]:
+def environment(base: DiffusionBase) -> dict[str, Any]:
     """Return versions and device, which change seconds and last digits."""
     device = base.runtime.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
@@ -70,7 +70,7 @@ def environment(base: SdxlBase) -> dict[str, Any]:
     }
 
 
-def identity(base: SdxlBase, config: PersonalizeConfig, suite: Identity) -> Identity:
+def identity(base: DiffusionBase, config: PersonalizeConfig, suite: Identity) -> Identity:
     """Return what decides a score, besides method, pair and seed.
 
     `suite` says the same of the suite and of the networks it measures with.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
     from duolora.evaluate.network import Evaluator
     from duolora.events import Observer
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Plan:
 
 
 def run_truth_suite(
-    plan: Plan, base: SdxlBase, evaluator: Evaluator, book: ScoreBook[Entry], observer: Observer | None = None
+    plan: Plan, base: DiffusionBase, evaluator: Evaluator, book: ScoreBook[Entry], observer: Observer | None = None
 ) -> None:
     """Fill the book with every method's scores on every pair and seed.
 

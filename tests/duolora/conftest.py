@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,12 +29,12 @@ def one_thread_per_process() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_base() -> SdxlBase:
+def shared_base() -> DiffusionBase:
     return pico_base()
 
 
 @pytest.fixture
-def base(shared_base: SdxlBase) -> Iterator[SdxlBase]:
+def base(shared_base: DiffusionBase) -> Iterator[DiffusionBase]:
     """The pico base; every test must leave it as it found it."""
     before = {path: id(module) for path, module in shared_base.unet.named_modules()}
     yield shared_base
@@ -43,7 +43,7 @@ def base(shared_base: SdxlBase) -> Iterator[SdxlBase]:
 
 
 @pytest.fixture(scope="session")
-def sd15_base() -> SdxlBase:
+def sd15_base() -> DiffusionBase:
     return pico_sd15_base()
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from duolora.lora.weights import LoraLayer, LoraWeights
-from duolora.models.sdxl import SdxlBase
+from duolora.models.base import DiffusionBase
 from duolora.runtime import Runtime
 from duolora.tiny.base import base_path
 
@@ -128,12 +128,12 @@ def pico_sd15_pipeline(seed: int = 7) -> StableDiffusionPipeline:
     return pipeline
 
 
-def pico_sd15_base(seed: int = 7) -> SdxlBase:
-    return SdxlBase(pico_sd15_pipeline(seed), "pico SD 1.5", CPU)
+def pico_sd15_base(seed: int = 7) -> DiffusionBase:
+    return DiffusionBase(pico_sd15_pipeline(seed), "pico SD 1.5", CPU)
 
 
-def pico_base(seed: int = 7) -> SdxlBase:
-    return SdxlBase(pico_pipeline(seed), "pico", CPU)
+def pico_base(seed: int = 7) -> DiffusionBase:
+    return DiffusionBase(pico_pipeline(seed), "pico", CPU)
 
 
 def _vae() -> AutoencoderKL:
@@ -180,7 +180,7 @@ def random_layer(
 
 
 def random_lora(
-    base: SdxlBase,
+    base: DiffusionBase,
     *,
     seed: int = 0,
     ranks: tuple[int, ...] = (4,),
@@ -205,7 +205,7 @@ def random_lora(
 
 
 def random_lora_on(
-    base: SdxlBase, names: list[str], *, seed: int = 0, ranks: tuple[int, ...] = (3,), scale: float = 0.1
+    base: DiffusionBase, names: list[str], *, seed: int = 0, ranks: tuple[int, ...] = (3,), scale: float = 0.1
 ) -> LoraWeights:
     """A LoRA on any layers of the base, convolutions and text encoders included; ranks are dealt out in turn."""
     layers = {}

@@ -16,21 +16,21 @@ from tests.duolora.pico import random_layer, random_lora
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 CPU = torch.device("cpu")
 CONTENT, STYLE = 0, 1
 SIDES = ("content", "style")
 
 
-def inputs(base: SdxlBase, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, object]:
+def inputs(base: DiffusionBase, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, object]:
     """Noised latents, timesteps and prompts, all different."""
     generator = torch.Generator().manual_seed(seed)
     prompts = base.encode_prompts([f"picture number {index}" for index in range(batch)])
     return torch.randn(batch, 4, 8, 8, generator=generator), torch.arange(batch) * 150 + 50, prompts
 
 
-def two_sides(base: SdxlBase) -> dict[str, LoraWeights]:
+def two_sides(base: DiffusionBase) -> dict[str, LoraWeights]:
     """Ranks differ between the sides; each side also changes a layer that the other does not."""
     paths = base.target_layers("attention")
     return {
@@ -39,7 +39,7 @@ def two_sides(base: SdxlBase) -> dict[str, LoraWeights]:
     }
 
 
-def test_inject_attaches_every_layer_of_every_side_exactly_once(base: SdxlBase) -> None:
+def test_inject_attaches_every_layer_of_every_side_exactly_once(base: DiffusionBase) -> None:
     sides = two_sides(base)
     originals = {path: module for path, module in base.unet.named_modules() if isinstance(module, nn.Linear)}
 
@@ -51,7 +51,7 @@ def test_inject_attaches_every_layer_of_every_side_exactly_once(base: SdxlBase) 
         assert not any(isinstance(module.base, RankSpaceLinear) for module in attached.values())
 
 
-def test_second_inject_is_refused_and_changes_nothing(base: SdxlBase) -> None:
+def test_second_inject_is_refused_and_changes_nothing(base: DiffusionBase) -> None:
     sides = two_sides(base)
 
     with RankSpaceAdapter(sides).inject(base.unet) as adapter:
@@ -63,7 +63,7 @@ def test_second_inject_is_refused_and_changes_nothing(base: SdxlBase) -> None:
         assert adapter.layers == attached
 
 
-def test_layer_of_another_shape_is_refused_by_name_and_side(base: SdxlBase) -> None:
+def test_layer_of_another_shape_is_refused_by_name_and_side(base: DiffusionBase) -> None:
     path = base.target_layers("attention")[3]
     wrong = LoraWeights({f"unet.{path}": random_layer(5, 7, 2)})
     right = random_lora(base)
@@ -80,7 +80,7 @@ def test_layer_of_another_shape_is_refused_by_name_and_side(base: SdxlBase) -> N
         ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "is not a layer of 'unet'"),
     ],
 )
-def test_layer_that_the_base_does_not_have_is_refused_by_name(base: SdxlBase, name: str, message: str) -> None:
+def test_layer_that_the_base_does_not_have_is_refused_by_name(base: DiffusionBase, name: str, message: str) -> None:
     weights = LoraWeights({**random_lora(base).layers, name: random_layer(8, 8, 2)})
 
     with pytest.raises(InvalidLora, match=message):
@@ -96,7 +96,7 @@ def stop_here() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_leaving_restores_the_very_same_modules_and_outputs(base: SdxlBase, fails: bool) -> None:
+def test_leaving_restores_the_very_same_modules_and_outputs(base: DiffusionBase, fails: bool) -> None:
     before = {path: id(module) for path, module in base.unet.named_modules()}
     noisy, timesteps, prompts = inputs(base, 2)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_leaving_restores_the_very_same_modules_and_outputs(base: SdxlBase, fail
     assert not any(parameter.requires_grad for parameter in base.unet.parameters())
 
 
-def test_an_adapter_can_be_injected_again_after_it_was_ejected(base: SdxlBase) -> None:
+def test_an_adapter_can_be_injected_again_after_it_was_ejected(base: DiffusionBase) -> None:
     adapter = RankSpaceAdapter({"lora": random_lora(base)})
 
     for _ in range(2):
@@ -127,12 +127,12 @@ def test_an_adapter_can_be_injected_again_after_it_was_ejected(base: SdxlBase) -
         assert not adapter.layers
 
 
-def test_running_without_roles_is_an_error_not_a_guess(base: SdxlBase) -> None:
+def test_running_without_roles_is_an_error_not_a_guess(base: DiffusionBase) -> None:
     with RankSpaceAdapter(two_sides(base)).inject(base.unet), pytest.raises(RuntimeError, match="assign a role"):
         base.predict_noise(*inputs(base, 1))
 
 
-def test_roles_of_one_batch_equal_separate_passes(base: SdxlBase) -> None:
+def test_roles_of_one_batch_equal_separate_passes(base: DiffusionBase) -> None:
     sides = two_sides(base)
     noisy, timesteps, prompts = inputs(base, 3)
     generator = torch.Generator().manual_seed(3)
@@ -154,7 +154,7 @@ def test_roles_of_one_batch_equal_separate_passes(base: SdxlBase) -> None:
         torch.testing.assert_close(together[row], separate, rtol=1e-4, atol=1e-4)
 
 
-def test_one_side_alone_equals_adding_its_delta_to_the_weights(base: SdxlBase) -> None:
+def test_one_side_alone_equals_adding_its_delta_to_the_weights(base: DiffusionBase) -> None:
     lora = random_lora(base, alpha=1.0)
     noisy, timesteps, prompts = inputs(base, 2)
     with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
@@ -200,7 +200,7 @@ def test_roles_hold_for_inputs_of_any_number_of_dimensions(shape: tuple[int, ...
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_of_a_content_sample_reaches_content_factors_only(base: SdxlBase) -> None:
+def test_gradient_of_a_content_sample_reaches_content_factors_only(base: DiffusionBase) -> None:
     with RankSpaceAdapter(two_sides(base)).inject(base.unet) as adapter:
         content, style = adapter.train_factors("content"), adapter.train_factors("style")
         adapter.assign_all(CONTENT, 1, CPU)
@@ -211,7 +211,7 @@ def test_gradient_of_a_content_sample_reaches_content_factors_only(base: SdxlBas
     assert all(parameter.grad is None for parameter in base.unet.parameters())
 
 
-def test_masks_learn_alone(base: SdxlBase) -> None:
+def test_masks_learn_alone(base: DiffusionBase) -> None:
     sides = two_sides(base)
     with RankSpaceAdapter(sides).inject(base.unet) as adapter:
         ones = {
@@ -230,7 +230,7 @@ def test_masks_learn_alone(base: SdxlBase) -> None:
         assert all(mask.grad is not None and mask.grad.abs().max() > 0 for mask in masks)
 
 
-def test_masks_do_not_learn_from_samples_of_the_sides(base: SdxlBase) -> None:
+def test_masks_do_not_learn_from_samples_of_the_sides(base: DiffusionBase) -> None:
     lora = random_lora(base)
     with RankSpaceAdapter({"content": lora, "style": lora}).inject(base.unet) as adapter:
         start = {name: torch.ones(layer.rank) for name, layer in lora.layers.items()}
@@ -241,7 +241,7 @@ def test_masks_do_not_learn_from_samples_of_the_sides(base: SdxlBase) -> None:
         assert all(mask.grad is None or mask.grad.abs().max() == 0 for mask in masks)
 
 
-def test_learned_masks_are_split_as_they_were_given(base: SdxlBase) -> None:
+def test_learned_masks_are_split_as_they_were_given(base: DiffusionBase) -> None:
     sides = two_sides(base)
     generator = torch.Generator().manual_seed(0)
     starts = {
@@ -259,7 +259,7 @@ def test_learned_masks_are_split_as_they_were_given(base: SdxlBase) -> None:
         assert all(torch.equal(learned[side][name][0], mask) for name, mask in of_side.items())
 
 
-def test_export_returns_the_factors_with_the_scale_folded_in(base: SdxlBase) -> None:
+def test_export_returns_the_factors_with_the_scale_folded_in(base: DiffusionBase) -> None:
     lora = random_lora(base, alpha=2.0)
 
     with RankSpaceAdapter({"content": lora, "style": random_lora(base, seed=5)}).inject(base.unet) as adapter:
@@ -271,7 +271,7 @@ def test_export_returns_the_factors_with_the_scale_folded_in(base: SdxlBase) -> 
         torch.testing.assert_close(exported.layers[name].delta_OI(), layer.delta_OI())
 
 
-def test_fresh_lora_changes_nothing_and_can_learn(base: SdxlBase) -> None:
+def test_fresh_lora_changes_nothing_and_can_learn(base: DiffusionBase) -> None:
     generator = torch.Generator().manual_seed(0)
 
     lora = fresh_lora(base.unet, base.target_layers("attention"), 3, generator)
@@ -283,12 +283,12 @@ def test_fresh_lora_changes_nothing_and_can_learn(base: SdxlBase) -> None:
         assert 0.5 * bound < layer.down_RI.abs().max() <= bound
 
 
-def test_fresh_lora_on_no_layers_is_refused(base: SdxlBase) -> None:
+def test_fresh_lora_on_no_layers_is_refused(base: DiffusionBase) -> None:
     with pytest.raises(LayerGroupEmpty):
         fresh_lora(base.unet, [], 3, torch.Generator())
 
 
-def test_fresh_lora_on_a_convolution_is_refused(base: SdxlBase) -> None:
+def test_fresh_lora_on_a_convolution_is_refused(base: DiffusionBase) -> None:
     with pytest.raises(InvalidLora, match="conv_in is a Conv2d"):
         fresh_lora(base.unet, ["conv_in"], 3, torch.Generator())
 
@@ -297,7 +297,7 @@ def test_role_rows_follow_the_counts() -> None:
     assert role_rows([(0, 2), (2, 1), (1, 0), (1, 3)], CPU).tolist() == [0, 0, 2, 1, 1, 1]
 
 
-def test_every_tenant_meets_its_own_loras_only(base: SdxlBase) -> None:
+def test_every_tenant_meets_its_own_loras_only(base: DiffusionBase) -> None:
     """Three tenants with other ranks and other masks, two samples each: the same as one pass for each."""
     tenants = [
         {side: random_lora(base, seed=10 * tenant + role, ranks=(2 + tenant,)) for role, side in enumerate(SIDES)}
@@ -330,7 +330,7 @@ def test_every_tenant_meets_its_own_loras_only(base: SdxlBase) -> None:
         torch.testing.assert_close(together[span], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_tenants_with_other_sides_are_refused(base: SdxlBase) -> None:
+def test_tenants_with_other_sides_are_refused(base: DiffusionBase) -> None:
     lora = random_lora(base)
     with pytest.raises(InvalidLora, match="same sides"):
         RankSpaceAdapter({"content": lora}, {"style": lora})

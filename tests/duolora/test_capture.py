@@ -12,7 +12,7 @@ from duolora import capture
 from duolora.adapters import RankSpaceAdapter, role_rows
 from duolora.capture import CapturedPredictor
 from duolora.config import LoraTrainConfig
-from duolora.models.sdxl import SdxlBase
+from duolora.models.base import DiffusionBase
 from duolora.runtime import Runtime
 from duolora.train import LoraTask, train_loras
 from tests.duolora.pico import pico_pipeline, random_lora
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import PromptEmbeddings
+    from duolora.models.base import PromptEmbeddings
 
 SIDES = ("content", "style")
 CONTENT, STYLE, MERGED = 0, 1, 2  # roles of an adapter of both sides
 
 
 def draw_inputs(
-    base: SdxlBase, batch: int, seed: int = 0, latent_size: int = 8
+    base: DiffusionBase, batch: int, seed: int = 0, latent_size: int = 8
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     generator = torch.Generator().manual_seed(seed)
     device = base.runtime.device
@@ -40,7 +40,7 @@ def draw_inputs(
     return noisy_BCHW, timesteps_B, base.encode_prompts([f"picture {seed} {index}" for index in range(batch)])
 
 
-def two_sides(base: SdxlBase) -> dict[str, LoraWeights]:
+def two_sides(base: DiffusionBase) -> dict[str, LoraWeights]:
     return {side: random_lora(base, seed=role + 1, ranks=(3,), scale=0.1) for role, side in enumerate(SIDES)}
 
 
@@ -77,12 +77,12 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorder, Recorder]:
     return learning, resting
 
 
-def say_it_is_on_a_gpu(base: SdxlBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def say_it_is_on_a_gpu(base: DiffusionBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the base name a GPU as its device; its weights stay where they are, so draw the inputs before."""
     monkeypatch.setattr(base, "runtime", Runtime(torch.device("cuda"), torch.float32))
 
 
-def test_on_a_cpu_every_pass_is_an_ordinary_one(base: SdxlBase, recorders: tuple[Recorder, Recorder]) -> None:
+def test_on_a_cpu_every_pass_is_an_ordinary_one(base: DiffusionBase, recorders: tuple[Recorder, Recorder]) -> None:
     predict = CapturedPredictor(base)
 
     for seed in range(2):
@@ -94,7 +94,7 @@ def test_on_a_cpu_every_pass_is_an_ordinary_one(base: SdxlBase, recorders: tuple
     assert not any(recorder.recorded for recorder in recorders)
 
 
-def test_gradients_on_a_cpu_are_those_of_an_ordinary_pass(base: SdxlBase) -> None:
+def test_gradients_on_a_cpu_are_those_of_an_ordinary_pass(base: DiffusionBase) -> None:
     sides, given = two_sides(base), draw_inputs(base, 2)
     gradients = []
     with RankSpaceAdapter(sides).inject(base.unet) as adapter:
@@ -108,7 +108,7 @@ def test_gradients_on_a_cpu_are_those_of_an_ordinary_pass(base: SdxlBase) -> Non
 
 
 def test_pass_is_recorded_once_for_its_shapes_and_replayed_with_what_comes(
-    base: SdxlBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning, resting = recorders
     passes = [draw_inputs(base, 2, seed) for seed in range(3)]
@@ -126,7 +126,7 @@ def test_pass_is_recorded_once_for_its_shapes_and_replayed_with_what_comes(
 
 
 def test_passes_that_learn_are_recorded_apart_from_those_that_do_not(
-    base: SdxlBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learning, resting = recorders
     given = draw_inputs(base, 2)
@@ -143,7 +143,7 @@ def test_passes_that_learn_are_recorded_apart_from_those_that_do_not(
 
 
 def test_other_shapes_and_dtypes_are_other_recordings(
-    base: SdxlBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, resting = recorders
     two, three, larger = draw_inputs(base, 2), draw_inputs(base, 3), draw_inputs(base, 2, latent_size=16)
@@ -161,7 +161,7 @@ def test_other_shapes_and_dtypes_are_other_recordings(
 
 
 def test_recordings_are_of_one_predictor(
-    base: SdxlBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new adapter means new memory; whoever attaches one makes a new predictor."""
     _, resting = recorders
@@ -175,7 +175,7 @@ def test_recordings_are_of_one_predictor(
     assert len(resting.recorded) == 2
 
 
-def mask_gradients(base: SdxlBase, predict: Callable[..., Tensor], steps: int) -> list[Tensor]:
+def mask_gradients(base: DiffusionBase, predict: Callable[..., Tensor], steps: int) -> list[Tensor]:
     """Train the masks of a merged role by plain gradient descent; the gradients of every step, flattened."""
     sides = two_sides(base)
     gradients = []
@@ -191,7 +191,7 @@ def mask_gradients(base: SdxlBase, predict: Callable[..., Tensor], steps: int) -
     return gradients
 
 
-def denoised(base: SdxlBase, predict: Callable[..., Tensor], steps: int) -> Tensor:
+def denoised(base: DiffusionBase, predict: Callable[..., Tensor], steps: int) -> Tensor:
     """Denoise a content, a merged and a style sample side by side, by deterministic steps."""
     sides, schedule = two_sides(base), base.schedule
     latents_BCHW, _, prompts = draw_inputs(base, 3)
@@ -209,16 +209,16 @@ def denoised(base: SdxlBase, predict: Callable[..., Tensor], steps: int) -> Tens
 
 
 @pytest.fixture(scope="module")
-def gpu_base() -> Iterator[SdxlBase]:
+def gpu_base() -> Iterator[DiffusionBase]:
     """The pico base on the GPU, computing in full float32 with kernels that give the same each time."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield SdxlBase(pico_pipeline(), "pico", Runtime(torch.device("cuda"), torch.float32))
+        yield DiffusionBase(pico_pipeline(), "pico", Runtime(torch.device("cuda"), torch.float32))
 
 
 @pytest.mark.gpu
-def test_recorded_steps_of_masks_have_the_gradients_of_ordinary_ones(gpu_base: SdxlBase) -> None:
+def test_recorded_steps_of_masks_have_the_gradients_of_ordinary_ones(gpu_base: DiffusionBase) -> None:
     recorded = mask_gradients(gpu_base, CapturedPredictor(gpu_base), steps=4)
     ordinary = mask_gradients(gpu_base, gpu_base.predict_noise, steps=4)
 
@@ -229,7 +229,7 @@ def test_recorded_steps_of_masks_have_the_gradients_of_ordinary_ones(gpu_base: S
 
 
 @pytest.mark.gpu
-def test_recorded_sampling_arrives_where_ordinary_sampling_does(gpu_base: SdxlBase) -> None:
+def test_recorded_sampling_arrives_where_ordinary_sampling_does(gpu_base: DiffusionBase) -> None:
     found = denoised(gpu_base, CapturedPredictor(gpu_base), steps=6)
 
     torch.testing.assert_close(found, denoised(gpu_base, gpu_base.predict_noise, steps=6), rtol=1e-5, atol=1e-5)
@@ -237,7 +237,7 @@ def test_recorded_sampling_arrives_where_ordinary_sampling_does(gpu_base: SdxlBa
 
 @pytest.mark.gpu
 def test_loras_trained_by_recorded_steps_are_those_of_ordinary_ones(
-    gpu_base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    gpu_base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The style task ends early, so that a second recording with another batch takes over."""
     recorded = trained(gpu_base, content_pictures, style_pictures)
@@ -247,7 +247,7 @@ def test_loras_trained_by_recorded_steps_are_those_of_ordinary_ones(
     assert_loras_close(recorded, ordinary, 1e-5)
 
 
-def trained(base: SdxlBase, content: list[Path], style: list[Path]) -> dict[str, dict[str, Tensor]]:
+def trained(base: DiffusionBase, content: list[Path], style: list[Path]) -> dict[str, dict[str, Tensor]]:
     """Side -> layer -> the change that a short training makes."""
     tasks = [
         LoraTask(

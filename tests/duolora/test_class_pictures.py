@@ -17,7 +17,7 @@ from tests.duolora.watch import Watcher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def preserving_config(*, weight: float = 1.0, pictures: int = 3, at_once: int = 2) -> PersonalizeConfig:
@@ -39,7 +39,7 @@ def side_task(side: str, pictures: list[Path], config: PersonalizeConfig) -> Lor
 
 @pytest.mark.parametrize(("side", "caption"), [("content", "an owl"), ("style", "a picture")])
 def test_class_pictures_are_what_the_base_draws_of_the_class(
-    base: SdxlBase, content_pictures: list[Path], side: str, caption: str
+    base: DiffusionBase, content_pictures: list[Path], side: str, caption: str
 ) -> None:
     config = preserving_config()
 
@@ -58,7 +58,7 @@ def test_class_pictures_are_what_the_base_draws_of_the_class(
     assert len(preserved.moments.mean_BCHW.flatten(1).unique(dim=0)) == 3, "two pictures are the same"
 
 
-def test_nothing_is_drawn_where_nothing_is_preserved(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_nothing_is_drawn_where_nothing_is_preserved(base: DiffusionBase, content_pictures: list[Path]) -> None:
     config, watcher = preserving_config(weight=0), Watcher()
     task = side_task("content", content_pictures, config)
 
@@ -67,7 +67,7 @@ def test_nothing_is_drawn_where_nothing_is_preserved(base: SdxlBase, content_pic
 
 
 def test_drawing_is_reported_before_the_first_step_and_can_be_stopped(
-    base: SdxlBase, content_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path]
 ) -> None:
     config = preserving_config()
     task, watcher = side_task("content", content_pictures, config), Watcher()
@@ -83,7 +83,7 @@ def test_drawing_is_reported_before_the_first_step_and_can_be_stopped(
 
 
 def test_jobs_train_with_their_class_pictures(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     pictures = {"content": content_pictures, "style": style_pictures}
     plain, kept = (

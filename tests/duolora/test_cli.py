@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def shared(base_folder: Path) -> list[str]:
     return ["--base", str(base_folder), "--recipe", "tiny", "--class", "disc", "--seed", "3", "--device", "cpu"]
 
 
-def read(path: Path, base: SdxlBase) -> Any:
+def read(path: Path, base: DiffusionBase) -> Any:
     return read_lora(path, base.layers())
 
 
 def test_train_merge_generate_and_inspect_work_together(
     *,
-    base: SdxlBase,
+    base: DiffusionBase,
     base_folder: Path,
     content_pictures: list[Path],
     style_pictures: list[Path],
@@ -89,7 +89,7 @@ def test_train_merge_generate_and_inspect_work_together(
 
 
 def test_both_sides_are_trained_in_one_pass_into_a_folder(
-    base: SdxlBase, base_folder: Path, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+    base: DiffusionBase, base_folder: Path, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
 ) -> None:
     folders = [str(pictures[0].parent) for pictures in (content_pictures, style_pictures)]
     out = tmp_path / "new" / "loras"
@@ -110,7 +110,7 @@ def test_both_sides_are_trained_in_one_pass_into_a_folder(
 
 @pytest.mark.parametrize("side", ["content", "both"])
 def test_class_is_preserved_and_text_encoders_are_adapted_when_asked_for(
-    *, base: SdxlBase, base_folder: Path, content_pictures: list[Path], tmp_path: Path, side: str
+    *, base: DiffusionBase, base_folder: Path, content_pictures: list[Path], tmp_path: Path, side: str
 ) -> None:
     folders = [str(content_pictures[0].parent)] * (2 if side == "both" else 1)
     out = tmp_path / ("loras" if side == "both" else "content_lora.safetensors")
@@ -128,7 +128,7 @@ def test_class_is_preserved_and_text_encoders_are_adapted_when_asked_for(
             assert settings[trained]["text_encoder"] is True
 
 
-def test_one_picture_a_side_is_enough(*, base: SdxlBase, base_folder: Path, tmp_path: Path) -> None:
+def test_one_picture_a_side_is_enough(*, base: DiffusionBase, base_folder: Path, tmp_path: Path) -> None:
     common, short = shared(base_folder), ["--steps", "3", "--rank", "3"]
     colours = {"content": (230, 40, 40), "style": (40, 40, 230)}
     folders = {side: str(draw_pictures(tmp_path / side, (colour,))[0].parent) for side, colour in colours.items()}
@@ -189,7 +189,7 @@ def test_folders_and_output_must_fit_what_is_trained(
 
 
 @pytest.fixture
-def lora_files(base: SdxlBase, tmp_path: Path) -> dict[str, Path]:
+def lora_files(base: DiffusionBase, tmp_path: Path) -> dict[str, Path]:
     files = {side: tmp_path / f"{side}.safetensors" for side in ("content", "style")}
     for seed, path in enumerate(files.values()):
         write_diffusers(random_lora(base, seed=seed, ranks=(3,)), path)
@@ -197,7 +197,7 @@ def lora_files(base: SdxlBase, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
+def merged_file(base: DiffusionBase, tmp_path: Path) -> Path:
     sides = {side: random_lora(base, seed=seed, ranks=(2, 3)) for seed, side in enumerate(("content", "style"))}
     write_diffusers(join_sides(sides), tmp_path / "merged.safetensors")
     return tmp_path / "merged.safetensors"
@@ -208,7 +208,7 @@ def merged_file(base: SdxlBase, tmp_path: Path) -> Path:
     [["--content-strength", ".8", "--style-strength", "1.2"], ["--strength", "content=.8", "--strength", "style=1.2"]],
 )
 def test_strengths_of_a_merged_file_are_changed_without_a_merge(
-    *, base: SdxlBase, base_folder: Path, merged_file: Path, tmp_path: Path, strengths: list[str]
+    *, base: DiffusionBase, base_folder: Path, merged_file: Path, tmp_path: Path, strengths: list[str]
 ) -> None:
     out = tmp_path / "adjusted.safetensors"
     options = [*strengths, "--out", str(out), "--base", str(base_folder)]
@@ -226,7 +226,7 @@ def test_strengths_of_a_merged_file_are_changed_without_a_merge(
 @pytest.mark.parametrize("mixes", [True, False])
 def test_merged_file_is_pruned_and_says_what_it_cost(
     *,
-    base: SdxlBase,
+    base: DiffusionBase,
     base_folder: Path,
     merged_file: Path,
     tmp_path: Path,
@@ -247,7 +247,7 @@ def test_merged_file_is_pruned_and_says_what_it_cost(
 
 
 def test_three_loras_merge_without_pictures_and_stay_addressable(
-    base: SdxlBase, base_folder: Path, lora_files: dict[str, Path], tmp_path: Path
+    base: DiffusionBase, base_folder: Path, lora_files: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "three.safetensors"
     inputs = [str(lora_files["content"]), str(lora_files["style"]), "--also", f"style-2={lora_files['style']}"]
@@ -268,7 +268,7 @@ def only_side(merged: LoraWeights, wanted: str) -> LoraWeights:
 @pytest.mark.parametrize("recipe", ["paper", "release", "instant", "duolora"])
 def test_every_reading_of_the_merge_can_be_chosen_by_name(
     *,
-    base: SdxlBase,
+    base: DiffusionBase,
     base_folder: Path,
     lora_files: dict[str, Path],
     content_pictures: list[Path],
@@ -290,7 +290,7 @@ def test_every_reading_of_the_merge_can_be_chosen_by_name(
 
 def test_release_by_name_writes_the_weights_of_the_release(
     *,
-    base: SdxlBase,
+    base: DiffusionBase,
     base_folder: Path,
     lora_files: dict[str, Path],
     content_pictures: list[Path],
@@ -389,7 +389,7 @@ def test_adjustment_that_makes_no_sense_is_one_line(
 
 
 def test_unmerged_file_cannot_be_reweighted(
-    base: SdxlBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: DiffusionBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_kohya(random_lora(base), tmp_path / "lora.safetensors")
     command = ["merge", str(tmp_path / "lora.safetensors"), "--content-strength", "2", "--base", str(base_folder)]
@@ -400,7 +400,7 @@ def test_unmerged_file_cannot_be_reweighted(
 
 
 def test_inspect_reads_kohya_keys_of_the_shipped_base(
-    base: SdxlBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: DiffusionBase, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = random_lora(base, ranks=(1, 2))
     write_kohya(lora, tmp_path / "lora.safetensors")

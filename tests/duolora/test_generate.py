@@ -17,19 +17,19 @@ from tests.duolora.watch import Watcher
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duolora.models.sdxl import PromptEmbeddings, SdxlBase
+    from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 
 def config(**changes: Any) -> GenerateConfig:
     return GenerateConfig(**({"steps": 2, "images": 2, "resolution_px": 64, "guidance_scale": 4.0} | changes))
 
 
-def draw(base: SdxlBase, prompts: list[str], lora: LoraWeights | None = None, **changes: Any) -> np.ndarray:
+def draw(base: DiffusionBase, prompts: list[str], lora: LoraWeights | None = None, **changes: Any) -> np.ndarray:
     pictures = generate(base, prompts, config(**changes), lora)
     return np.stack([np.asarray(picture) for picture in pictures]).astype(np.int64)
 
 
-def test_seed_decides_the_pictures(base: SdxlBase) -> None:
+def test_seed_decides_the_pictures(base: DiffusionBase) -> None:
     torch.manual_seed(1)
     one = draw(base, ["a dog"], seed=3)
     torch.manual_seed(2)  # the process's own random numbers must not matter
@@ -38,7 +38,7 @@ def test_seed_decides_the_pictures(base: SdxlBase) -> None:
     assert np.abs(one - draw(base, ["a dog"], seed=4)).mean() > 10
 
 
-def test_starting_noise_is_standard_normal_and_of_the_bases_size(base: SdxlBase) -> None:
+def test_starting_noise_is_standard_normal_and_of_the_bases_size(base: DiffusionBase) -> None:
     noise = starting_noise(base, config(images=16, resolution_px=128))
 
     assert noise.shape == (16, 4, 16, 16)
@@ -46,7 +46,7 @@ def test_starting_noise_is_standard_normal_and_of_the_bases_size(base: SdxlBase)
     assert noise.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_prompts_are_used_in_turn(base: SdxlBase) -> None:
+def test_prompts_are_used_in_turn(base: DiffusionBase) -> None:
     both = draw(base, ["a dog", "zebra crossing"], images=3, guidance_scale=9.0)
 
     dogs = draw(base, ["a dog"], images=3, guidance_scale=9.0)
@@ -56,18 +56,18 @@ def test_prompts_are_used_in_turn(base: SdxlBase) -> None:
     assert np.abs(dogs - zebras).max() > 1
 
 
-def test_guidance_pushes_away_from_the_empty_prompt(base: SdxlBase) -> None:
+def test_guidance_pushes_away_from_the_empty_prompt(base: DiffusionBase) -> None:
     assert np.abs(draw(base, ["a dog"], guidance_scale=9.0) - draw(base, ["a dog"], guidance_scale=1.0)).max() > 1
 
 
-def test_pictures_have_the_size_asked_for(base: SdxlBase) -> None:
+def test_pictures_have_the_size_asked_for(base: DiffusionBase) -> None:
     pictures = generate(base, ["a dog"], config(images=3, resolution_px=96))
 
     assert [picture.size for picture in pictures] == [(96, 96)] * 3
     assert {picture.mode for picture in pictures} == {"RGB"}
 
 
-def test_lora_changes_the_pictures_and_the_base_is_restored(base: SdxlBase) -> None:
+def test_lora_changes_the_pictures_and_the_base_is_restored(base: DiffusionBase) -> None:
     before = draw(base, ["a dog"])
 
     changed = draw(base, ["a dog"], random_lora(base))
@@ -76,7 +76,7 @@ def test_lora_changes_the_pictures_and_the_base_is_restored(base: SdxlBase) -> N
     assert np.array_equal(draw(base, ["a dog"]), before)
 
 
-def test_lora_of_another_base_is_refused_and_nothing_stays_attached(base: SdxlBase) -> None:
+def test_lora_of_another_base_is_refused_and_nothing_stays_attached(base: DiffusionBase) -> None:
     name = f"unet.{base.target_layers('attention')[0]}"
 
     with pytest.raises(InvalidLora, match=name):
@@ -85,7 +85,7 @@ def test_lora_of_another_base_is_refused_and_nothing_stays_attached(base: SdxlBa
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
 
 
-def test_progress_counts_every_step_and_cancelling_stops(base: SdxlBase) -> None:
+def test_progress_counts_every_step_and_cancelling_stops(base: DiffusionBase) -> None:
     whole, stopped = Watcher(), Watcher(stop_after=1)
 
     generate(base, ["a dog"], config(steps=3), observer=whole)
@@ -98,7 +98,7 @@ def test_progress_counts_every_step_and_cancelling_stops(base: SdxlBase) -> None
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_tenants_sampled_together_get_the_pictures_each_would_get_alone(base: SdxlBase, guidance: float) -> None:
+def test_tenants_sampled_together_get_the_pictures_each_would_get_alone(base: DiffusionBase, guidance: float) -> None:
     loras = [random_lora(base, seed=1), random_lora(base, seed=2, ranks=(5,))]
     prompts = [["a dog", "zebra crossing"], ["zebra crossing", "a teapot"]]
     settings = config(guidance_scale=guidance)
@@ -113,7 +113,7 @@ def test_tenants_sampled_together_get_the_pictures_each_would_get_alone(base: Sd
     assert (together[0] - together[1]).abs().mean() > 0.01
 
 
-def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) -> None:
+def test_attached_change_hears_of_every_step_and_is_taken_out(base: DiffusionBase) -> None:
     heard: list[tuple[int, int] | str] = []
 
     class Listener:
@@ -132,7 +132,7 @@ def test_attached_change_hears_of_every_step_and_is_taken_out(base: SdxlBase) ->
     assert heard == ["in", (0, 2), (1, 2), "out"]
 
 
-def test_attached_change_that_predicts_runs_every_pass_itself(base: SdxlBase) -> None:
+def test_attached_change_that_predicts_runs_every_pass_itself(base: DiffusionBase) -> None:
     class Still:
         """Stays attached between samplings."""
 
@@ -160,12 +160,12 @@ def test_attached_change_that_predicts_runs_every_pass_itself(base: SdxlBase) ->
     assert torch.equal(pictures, sample_tenants(base, None, [["a dog", "a cat"]], config(steps=3), seeds=[0]))
 
 
-def test_tenant_with_another_number_of_prompts_is_refused(base: SdxlBase) -> None:
+def test_tenant_with_another_number_of_prompts_is_refused(base: DiffusionBase) -> None:
     with pytest.raises(InvalidConfig, match="2 prompts"):
         sample_tenants(base, None, [["a dog"]], config(), seeds=[0])
 
 
-def test_convolutions_and_text_encoders_of_a_lora_are_drawn_with_and_the_base_is_restored(base: SdxlBase) -> None:
+def test_convolutions_and_text_encoders_of_a_lora_are_drawn_with_and_the_base_is_restored(base: DiffusionBase) -> None:
     ends = ("conv1", "q_proj")
     carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(ends)])
     whole = LoraWeights({**random_lora(base, seed=1).layers, **carried.layers})

@@ -19,13 +19,13 @@ from duolora.train import LoraTask, train_loras
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_loss.json"
 RTOL = 2e-3
 
 
-def loss_series(base: SdxlBase, content: list[Path], style: list[Path]) -> dict[str, list[float]]:
+def loss_series(base: DiffusionBase, content: list[Path], style: list[Path]) -> dict[str, list[float]]:
     settings = LoraTrainConfig(
         steps=6, rank=4, learning_rate=1e-2, batch_size=2, resolution_px=64, snr_gamma=5.0, warmup_steps=2, seed=11
     )
@@ -53,7 +53,7 @@ def loss_series(base: SdxlBase, content: list[Path], style: list[Path]) -> dict[
 
 
 def test_losses_are_those_of_the_golden_file(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], request: pytest.FixtureRequest
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], request: pytest.FixtureRequest
 ) -> None:
     found = loss_series(base, content_pictures, style_pictures)
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from duolora.models.sdxl import PromptEmbeddings, SdxlBase
+    from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 CPU = torch.device("cpu")
 SIDES = ("content", "style")
 
 
-def inputs(base: SdxlBase) -> tuple[Tensor, Tensor, PromptEmbeddings]:
+def inputs(base: DiffusionBase) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Noised latents, timesteps and prompts of two samples."""
     noisy_BCHW = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return noisy_BCHW, torch.tensor([50, 700]), base.encode_prompts(["one picture", "another"])
@@ -83,7 +83,7 @@ def test_all_ones_are_the_exact_sum() -> None:
     torch.testing.assert_close(found.output, expected, rtol=1e-12, atol=1e-11)
 
 
-def test_zero_masks_leave_a_whole_model_as_it_is(base: SdxlBase) -> None:
+def test_zero_masks_leave_a_whole_model_as_it_is(base: DiffusionBase) -> None:
     sides = {side: random_lora(base, seed=role, ranks=(3,)) for role, side in enumerate(SIDES)}
     given_inputs = inputs(base)
     zeros = {
@@ -101,7 +101,7 @@ def test_zero_masks_leave_a_whole_model_as_it_is(base: SdxlBase) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 3])
-def test_masking_all_but_the_leading_ranks_is_truncating_the_factors(base: SdxlBase, kept: int) -> None:
+def test_masking_all_but_the_leading_ranks_is_truncating_the_factors(base: DiffusionBase, kept: int) -> None:
     """In canonical form, so that what is left is the best change of that rank."""
     lora, given_inputs = canonicalise(random_lora(base, seed=4, ranks=(4,))), inputs(base)
     leading = {name: (torch.arange(layer.rank) < kept).float() for name, layer in lora.layers.items()}

@@ -21,7 +21,7 @@ from tests.duolora.watch import Watcher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 JOINT = "a sbu disc in szn style"
 
@@ -31,7 +31,7 @@ def config(**changes: Any) -> MergeConfig:
 
 
 @pytest.fixture
-def sides(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, MergeSide]:
+def sides(base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, MergeSide]:
     """Strong LoRAs of unequal rank; the style one misses the last layer."""
     paths = base.target_layers("attention")
     return {
@@ -46,7 +46,9 @@ def sides(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Pat
     }
 
 
-def merge(base: SdxlBase, sides: dict[str, MergeSide], observer: Watcher | None = None, **changes: Any) -> MergeResult:
+def merge(
+    base: DiffusionBase, sides: dict[str, MergeSide], observer: Watcher | None = None, **changes: Any
+) -> MergeResult:
     return merge_loras(base, sides, JOINT, config(**changes), resolution_px=64, observer=observer)
 
 
@@ -55,7 +57,7 @@ def mask_numbers(sides: dict[str, MergeSide]) -> int:
 
 
 def objective(
-    base: SdxlBase, sides: dict[str, MergeSide], adapter: RankSpaceAdapter, settings: MergeConfig
+    base: DiffusionBase, sides: dict[str, MergeSide], adapter: RankSpaceAdapter, settings: MergeConfig
 ) -> MergeObjective:
     """The objective of a merge whose adapter is attached and learning."""
     cases = [merge_case(base, sides)]
@@ -64,7 +66,7 @@ def objective(
     return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, layer_roles={}, side_roles={})
 
 
-def merge_case(base: SdxlBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:
+def merge_case(base: DiffusionBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:
     encoded = {
         side: EncodedSide(
             base.encode_pictures(load_pictures(sides[side].pictures, 64)), base.encode_prompts(sides[side].captions)
@@ -74,7 +76,7 @@ def merge_case(base: SdxlBase, sides: dict[str, MergeSide], seed: int = 0) -> Me
     return MergeCase({side: sides[side].weights for side in SIDES}, encoded, base.encode_prompts([JOINT]), seed)
 
 
-def test_no_steps_and_no_prior_give_the_plain_sum(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_no_steps_and_no_prior_give_the_plain_sum(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     merged = merge(base, sides, steps=0, prior="none", prune_below=0).weights
 
     content, style = sides["content"].weights, sides["style"].weights
@@ -89,7 +91,7 @@ def test_no_steps_and_no_prior_give_the_plain_sum(base: SdxlBase, sides: dict[st
 
 
 def test_prior_start_keeps_the_dominant_side_whole_and_the_leading_share_of_the_other(
-    base: SdxlBase, sides: dict[str, MergeSide]
+    base: DiffusionBase, sides: dict[str, MergeSide]
 ) -> None:
     result = merge(base, sides, steps=0, prior="resolution", prior_start=0.5)
 
@@ -104,7 +106,7 @@ def test_prior_start_keeps_the_dominant_side_whole_and_the_leading_share_of_the_
                 assert entry[side]["kept"] == (whole if entry["role"] == side else round(whole / 2))
 
 
-def test_distillation_loss_falls(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_distillation_loss_falls(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """Evaluated on one fixed set of noised samples, at the start of the masks and after 15 steps."""
     settings = config(steps=15, learning_rate=0.05, batch_size=4, prior="none", constyle_weight=0, bank_size=8)
     loras = {side: sides[side].weights.folded() for side in SIDES}
@@ -134,7 +136,7 @@ def test_distillation_loss_falls(base: SdxlBase, sides: dict[str, MergeSide]) ->
 
 
 def test_reported_distillation_is_lower_at_the_end_than_at_the_start(
-    base: SdxlBase, sides: dict[str, MergeSide]
+    base: DiffusionBase, sides: dict[str, MergeSide]
 ) -> None:
     report = merge(base, sides, steps=16, learning_rate=0.05, batch_size=4, prior="none", constyle_weight=0).report
 
@@ -142,7 +144,7 @@ def test_reported_distillation_is_lower_at_the_end_than_at_the_start(
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
-def test_teacher_of_a_side_is_that_sides_own_lora(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_teacher_of_a_side_is_that_sides_own_lora(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """When only the content LoRA is kept, content samples are met exactly and style samples are not."""
     settings = config(prior="none", constyle_weight=0)
     loras = {side: sides[side].weights.folded() for side in SIDES}
@@ -165,7 +167,7 @@ def test_teacher_of_a_side_is_that_sides_own_lora(base: SdxlBase, sides: dict[st
                 assert (error < 1e-4) is (side == kept), f"{kept} kept, {side} samples: {error:.1e}"
 
 
-def test_cycle_moves_the_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_cycle_moves_the_masks(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     loras = {side: sides[side].weights.folded() for side in SIDES}
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
         goal = objective(base, sides, adapter, config())
@@ -181,7 +183,7 @@ def test_cycle_moves_the_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> N
 
 
 def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_each_sides_own(
-    base: SdxlBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loras = {side: sides[side].weights.folded() for side in SIDES}
     passes: list[tuple[list[int], torch.Tensor]] = []
@@ -209,7 +211,7 @@ def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_e
         torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_terms_add_up_to_the_total_with_their_weights(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_terms_add_up_to_the_total_with_their_weights(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     report = merge(base, sides, steps=3, prior_weight=0.3, constyle_weight=0.2, constyle_every=2).report
 
     assert [sorted(terms) for terms in report["losses"]] == [
@@ -222,7 +224,7 @@ def test_terms_add_up_to_the_total_with_their_weights(base: SdxlBase, sides: dic
         assert terms["total"] == pytest.approx(total, abs=1e-5)
 
 
-def test_prior_pulls_down_the_dominant_masks(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_prior_pulls_down_the_dominant_masks(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """Under a huge weight every dominant mask falls by a full step of Adam, each step."""
     result = merge(base, sides, steps=3, prior_weight=1e4, prior_start=0.5, constyle_weight=0, prune_below=0)
 
@@ -232,7 +234,7 @@ def test_prior_pulls_down_the_dominant_masks(base: SdxlBase, sides: dict[str, Me
         assert entry[entry["role"]]["mean_mask"] == pytest.approx(0.97, abs=0.01)
 
 
-def test_masks_learn_and_the_factors_are_left_alone(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_masks_learn_and_the_factors_are_left_alone(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     before = {
         (side, name): (layer.down_RI.clone(), layer.up_OR.clone())
         for side in SIDES
@@ -249,7 +251,7 @@ def test_masks_learn_and_the_factors_are_left_alone(base: SdxlBase, sides: dict[
         assert not torch.allclose(result.weights.layers[name].delta_OI(), layer.delta_OI(), rtol=1e-3), name
 
 
-def test_report_counts_what_the_file_holds(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_report_counts_what_the_file_holds(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     result = merge(base, sides, steps=2, prune_below=0.5)
 
     report = result.report
@@ -265,7 +267,7 @@ def test_report_counts_what_the_file_holds(base: SdxlBase, sides: dict[str, Merg
 
 
 def test_merged_file_predicts_what_the_adapters_merged_role_predicts(
-    base: SdxlBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is exported is the model that was trained: same noise, same prompt, same prediction."""
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -289,7 +291,7 @@ def test_merged_file_predicts_what_the_adapters_merged_role_predicts(
 
 
 def test_same_seed_gives_the_same_merge_and_another_a_different_one(
-    base: SdxlBase, sides: dict[str, MergeSide]
+    base: DiffusionBase, sides: dict[str, MergeSide]
 ) -> None:
     one, same, other = (merge(base, sides, seed=seed) for seed in (1, 1, 2))
 
@@ -299,7 +301,7 @@ def test_same_seed_gives_the_same_merge_and_another_a_different_one(
     assert one.report["losses"] != other.report["losses"]
 
 
-def test_rotating_the_raw_factors_does_not_change_the_merge(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_rotating_the_raw_factors_does_not_change_the_merge(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """Masks stand in the SVD basis; on raw factors the result would depend on how the training turned them."""
     turn_RR = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(4)
     content = sides["content"]
@@ -318,7 +320,7 @@ def test_rotating_the_raw_factors_does_not_change_the_merge(base: SdxlBase, side
         assert (again.layers[name].delta_OI() - delta_OI).norm() < 1e-3 * delta_OI.norm()
 
 
-def test_loras_that_share_no_layer_are_merged_side_by_side(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_loras_that_share_no_layer_are_merged_side_by_side(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     paths = base.target_layers("attention")
     apart = {
         "content": MergeSide(
@@ -336,7 +338,7 @@ def test_loras_that_share_no_layer_are_merged_side_by_side(base: SdxlBase, sides
 
 
 def test_cases_merged_together_get_what_each_would_get_alone(
-    base: SdxlBase, sides: dict[str, MergeSide], style_pictures: list[Path]
+    base: DiffusionBase, sides: dict[str, MergeSide], style_pictures: list[Path]
 ) -> None:
     """Other LoRAs, pictures and seeds; all terms of the loss. Masks agree to 1e-3."""
     paths = base.target_layers("attention")
@@ -363,7 +365,7 @@ def test_cases_merged_together_get_what_each_would_get_alone(
 
 
 def test_convolutions_and_text_encoders_are_carried_through_as_they_are(
-    base: SdxlBase, sides: dict[str, MergeSide]
+    base: DiffusionBase, sides: dict[str, MergeSide]
 ) -> None:
     carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(("conv1", "q_proj"))])
     content = sides["content"]
@@ -376,14 +378,14 @@ def test_convolutions_and_text_encoders_are_carried_through_as_they_are(
         torch.testing.assert_close(merged.layers[name].delta_weight(), layer.delta_weight())
 
 
-def test_cases_of_other_ranks_are_refused(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_cases_of_other_ranks_are_refused(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     other = {**sides, "content": replace(sides["content"], weights=random_lora(base, ranks=(5,)))}
 
     with pytest.raises(InvalidLora, match="same ranks"):
         merge_cases(base, [merge_case(base, sides), merge_case(base, other)], config(), resolution_px=64)
 
 
-def test_cancelling_leaves_the_model_clean(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_cancelling_leaves_the_model_clean(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     watcher = Watcher(stop_after=1)
 
     with pytest.raises(Cancelled):
@@ -394,7 +396,7 @@ def test_cancelling_leaves_the_model_clean(base: SdxlBase, sides: dict[str, Merg
 
 
 def test_loss_that_is_not_finite_stops_the_merge(
-    base: SdxlBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bias = base.unet.conv_out.bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))
@@ -403,7 +405,7 @@ def test_loss_that_is_not_finite_stops_the_merge(
         merge(base, sides)
 
 
-def test_lora_of_another_base_is_refused_by_name(base: SdxlBase, sides: dict[str, MergeSide]) -> None:
+def test_lora_of_another_base_is_refused_by_name(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     name, layer = next(iter(sides["style"].weights.layers.items()))
     foreign = LoraWeights({name: type(layer)(torch.randn(2, 7), torch.randn(5, 2), 2.0)})
 

@@ -17,13 +17,13 @@ from tests.duolora.pico import random_lora
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 ALL_TERMS = {"steps": 2, "bank_size": 4, "learning_rate": 0.05, "constyle_every": 1, "prune_below": 0.0, "seed": 5}
 
 
 @pytest.fixture
-def sides(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, MergeSide]:
+def sides(base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, MergeSide]:
     loras = {
         "content": random_lora(base, seed=1, ranks=(3,), scale=0.15),
         "style": random_lora(base, seed=2, ranks=(2,), scale=0.15),
@@ -32,7 +32,7 @@ def sides(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Pat
     return {side: MergeSide(loras[side], pictures[side], [f"a disc, {side}"] * len(pictures[side])) for side in loras}
 
 
-def merge(base: SdxlBase, sides: dict[str, MergeSide], **changes: Any) -> MergeResult:
+def merge(base: DiffusionBase, sides: dict[str, MergeSide], **changes: Any) -> MergeResult:
     return merge_loras(base, sides, "a sbu disc in szn style", MergeConfig(**(ALL_TERMS | changes)), resolution_px=64)
 
 
@@ -51,7 +51,7 @@ def turned(side: MergeSide, seed: int) -> MergeSide:
 
 @pytest.mark.parametrize("changes", [{}, {"start": "closed-form", "steps": 0}], ids=["learned", "closed form"])
 def test_masks_do_not_depend_on_the_gauge_of_either_lora(
-    base: SdxlBase, sides: dict[str, MergeSide], changes: dict[str, Any]
+    base: DiffusionBase, sides: dict[str, MergeSide], changes: dict[str, Any]
 ) -> None:
     """Both merges must agree far better than the masks have moved from the plain sum."""
     again = {side: turned(given, seed) for seed, (side, given) in enumerate(sides.items())}
@@ -69,7 +69,7 @@ def test_masks_do_not_depend_on_the_gauge_of_either_lora(
 
 
 def test_same_seed_gives_the_same_bytes_whatever_the_process_has_drawn(
-    base: SdxlBase, sides: dict[str, MergeSide], tmp_path: Path
+    base: DiffusionBase, sides: dict[str, MergeSide], tmp_path: Path
 ) -> None:
     for run in ("one", "other"):
         torch.manual_seed(len(run))
@@ -90,7 +90,7 @@ def tensor_data(path: Path) -> bytes:
 
 
 def test_only_masks_get_gradients_from_all_terms_together(
-    base: SdxlBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked at when the adapter leaves, after steps with distillation, prior and cycles."""
     seen: list[tuple[list[bool], list[str]]] = []

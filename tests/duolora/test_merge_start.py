@@ -15,16 +15,16 @@ from tests.duolora.pico import random_lora
 
 if TYPE_CHECKING:
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 ROLES = {"content": Role.CONTENT, "style": Role.STYLE}
 
 
-def sides(base: SdxlBase, seed: int = 0) -> dict[str, LoraWeights]:
+def sides(base: DiffusionBase, seed: int = 0) -> dict[str, LoraWeights]:
     return {side: canonicalise(random_lora(base, seed=seed + role, ranks=(3,))) for role, side in enumerate(ROLES)}
 
 
-def start(base: SdxlBase, *tenants: dict[str, LoraWeights], kind: MaskStart, **roles: Role) -> dict:
+def start(base: DiffusionBase, *tenants: dict[str, LoraWeights], kind: MaskStart, **roles: Role) -> dict:
     given = tenants or (sides(base),)
     layer_roles = dict.fromkeys(given[0]["content"].layers, Role.STYLE)  # as if all ran at high resolution
     return starting_masks(
@@ -32,19 +32,19 @@ def start(base: SdxlBase, *tenants: dict[str, LoraWeights], kind: MaskStart, **r
     )
 
 
-def test_ones_are_the_plain_sum(base: SdxlBase) -> None:
+def test_ones_are_the_plain_sum(base: DiffusionBase) -> None:
     for of_side in start(base, kind=MaskStart.ONES).values():
         assert all(torch.equal(mask, torch.ones(1, 3)) for mask in of_side.values())
 
 
-def test_leading_keeps_the_dominant_role_whole_and_a_share_of_the_other(base: SdxlBase) -> None:
+def test_leading_keeps_the_dominant_role_whole_and_a_share_of_the_other(base: DiffusionBase) -> None:
     masks = start(base, kind=MaskStart.LEADING)
 
     assert all(torch.equal(mask, torch.tensor([[1.0, 0, 0]])) for mask in masks["content"].values())
     assert all(torch.equal(mask, torch.ones(1, 3)) for mask in masks["style"].values())
 
 
-def test_measured_masks_are_every_tenants_own(base: SdxlBase) -> None:
+def test_measured_masks_are_every_tenants_own(base: DiffusionBase) -> None:
     tenants = [sides(base), sides(base, seed=5)]
 
     masks = start(base, *tenants, kind=MaskStart.MEASURED)
@@ -56,7 +56,7 @@ def test_measured_masks_are_every_tenants_own(base: SdxlBase) -> None:
                 torch.testing.assert_close(mask_R, expected)
 
 
-def test_sides_of_one_role_share_what_one_of_them_would_have(base: SdxlBase) -> None:
+def test_sides_of_one_role_share_what_one_of_them_would_have(base: DiffusionBase) -> None:
     two = sides(base)
     three = {**two, "style-2": two["style"]}
 
@@ -70,7 +70,7 @@ def test_sides_of_one_role_share_what_one_of_them_would_have(base: SdxlBase) -> 
         torch.testing.assert_close(shared["content"][name], alone["content"][name])
 
 
-def test_closed_form_comes_near_both_loras_on_their_own_inputs(base: SdxlBase) -> None:
+def test_closed_form_comes_near_both_loras_on_their_own_inputs(base: DiffusionBase) -> None:
     """Per layer, measured on the very inputs: nearer to each side's own change than the plain sum, and than nothing."""
     given = sides(base)
     with RankSpaceAdapter(given).inject(base.unet) as adapter, torch.no_grad():
@@ -106,7 +106,7 @@ def test_closed_form_comes_near_both_loras_on_their_own_inputs(base: SdxlBase) -
         assert solved < error(name, {side: torch.zeros(3) for side in masks}) == pytest.approx(2)
 
 
-def test_recorder_leaves_no_hook_behind(base: SdxlBase) -> None:
+def test_recorder_leaves_no_hook_behind(base: DiffusionBase) -> None:
     with RankSpaceAdapter(sides(base)).inject(base.unet) as adapter:
         with MomentRecorder(adapter):
             assert all(layer._forward_pre_hooks for layer in adapter.layers.values())

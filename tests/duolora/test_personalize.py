@@ -27,7 +27,7 @@ from tests.duolora.watch import Watcher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PROMPTS = Prompts(subject_class="disc", style_captions=("a ball", "a sun"))
 
@@ -55,7 +55,7 @@ def test_captions_follow_the_files(content_pictures: list[Path]) -> None:
 @pytest.mark.parametrize(("name", "company"), [("pico", 0.0), ("tiny", 0.0), ("tiny", 1.0)])
 def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
     *,
-    base: SdxlBase,
+    base: DiffusionBase,
     name: str,
     company: float,
     content_pictures: list[Path],
@@ -88,7 +88,7 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
 
 
 def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     pictures = {"content": content_pictures, "style": style_pictures}
     loras = {name: random_lora(base, seed=seed) for seed, name in enumerate(("content", "style", "merged"))}
@@ -110,7 +110,7 @@ def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
 
 @pytest.mark.parametrize("company", [0.0, 1.0])
 def test_files_carry_their_words(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], company: float
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], company: float
 ) -> None:
     config = lean_config(company=company)
     pictures = {"content": content_pictures, "style": style_pictures}
@@ -134,7 +134,7 @@ def test_files_carry_their_words(
         assert PersonalizeConfig.model_validate_json(word["duolora.config"]) == config
 
 
-def test_each_side_is_trained_by_its_own_settings(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_each_side_is_trained_by_its_own_settings(base: DiffusionBase, content_pictures: list[Path]) -> None:
     config = lean_config()
     config = config.model_copy(update={"style": config.style.model_copy(update={"rank": 5, "seed": 9})})
 
@@ -151,7 +151,7 @@ def deltas(lora: LoraWeights) -> torch.Tensor:
 
 
 def test_both_sides_in_one_pass_are_trained_on_their_own_pictures_and_captions(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     """Without company one pass gives what two give; tolerance as where `train_loras` is tested for that."""
     pictures = {"content": content_pictures, "style": style_pictures}
@@ -163,7 +163,7 @@ def test_both_sides_in_one_pass_are_trained_on_their_own_pictures_and_captions(
         assert (deltas(lora) - alone).norm() < 1e-3 * alone.norm(), side
 
 
-def test_a_side_trained_by_itself_has_no_company_and_says_so(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_a_side_trained_by_itself_has_no_company_and_says_so(base: DiffusionBase, content_pictures: list[Path]) -> None:
     without, wished = (
         train_side(base, "content", content_pictures, lean_config(company=share)) for share in (0.0, 1.0)
     )
@@ -174,7 +174,7 @@ def test_a_side_trained_by_itself_has_no_company_and_says_so(base: SdxlBase, con
 
 
 def test_company_changes_what_both_sides_learn(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     pictures = {"content": content_pictures, "style": style_pictures}
 
@@ -184,7 +184,7 @@ def test_company_changes_what_both_sides_learn(
         assert (deltas(with_it[side]) - deltas(lora)).norm() > 1e-2 * deltas(lora).norm(), side
 
 
-def test_loras_trained_on_different_words_differ(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_loras_trained_on_different_words_differ(base: DiffusionBase, content_pictures: list[Path]) -> None:
     other = lean_config().model_copy(update={"prompts": Prompts(subject_class="zebra")})
 
     one, two = (train_side(base, "content", content_pictures, config) for config in (lean_config(), other))
@@ -199,12 +199,12 @@ def merging(recipe: str, **changes: object) -> PersonalizeConfig:
     return config.model_copy(update={"merge": MERGE_RECIPES[recipe].model_copy(update={**steps, "seed": 8, **changes})})
 
 
-def two_loras(base: SdxlBase) -> dict[str, LoraWeights]:
+def two_loras(base: DiffusionBase) -> dict[str, LoraWeights]:
     return {side: random_lora(base, seed=seed, ranks=(3,)) for seed, side in enumerate(("content", "style"))}
 
 
 def test_release_of_a_job_is_the_release_of_the_comparison(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     config, loras = merging("release"), two_loras(base)
     pictures = {"content": content_pictures, "style": style_pictures}
@@ -224,7 +224,7 @@ def test_release_of_a_job_is_the_release_of_the_comparison(
 
 
 def test_release_reports_progress_and_what_it_kept_as_other_merges_do(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     pictures, loras = {"content": content_pictures, "style": style_pictures}, two_loras(base)
     watcher = Watcher()
@@ -249,7 +249,7 @@ def test_release_reports_progress_and_what_it_kept_as_other_merges_do(
 
 
 def test_release_can_be_cancelled_between_steps(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     pictures, watcher = {"content": content_pictures, "style": style_pictures}, Watcher(stop_after=1)
 
@@ -259,7 +259,7 @@ def test_release_can_be_cancelled_between_steps(
 
 @pytest.mark.parametrize("order", [("content", "style"), ("style", "content")])
 def test_release_carries_convolutions_and_text_encoders_through(
-    *, base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], order: tuple[str, str]
+    *, base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], order: tuple[str, str]
 ) -> None:
     carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(("conv1", "q_proj"))])
     loras = two_loras(base)
@@ -284,7 +284,7 @@ def test_release_carries_convolutions_and_text_encoders_through(
     ],
 )
 def test_merges_that_learn_refuse_further_sides_before_they_look_at_pictures(
-    base: SdxlBase, tmp_path: Path, recipe: str, message: str
+    base: DiffusionBase, tmp_path: Path, recipe: str, message: str
 ) -> None:
     loras = {**two_loras(base), "style-2": random_lora(base, seed=5, ranks=(3,))}
     absent = {side: [tmp_path / f"{side}.png"] for side in loras}
@@ -294,14 +294,14 @@ def test_merges_that_learn_refuse_further_sides_before_they_look_at_pictures(
 
 
 @pytest.mark.parametrize("sides", [("content",), ("content", "content-2"), ("content", "style-2")])
-def test_release_takes_a_content_and_a_style_by_these_names(base: SdxlBase, sides: tuple[str, ...]) -> None:
+def test_release_takes_a_content_and_a_style_by_these_names(base: DiffusionBase, sides: tuple[str, ...]) -> None:
     loras = {side: random_lora(base, seed=seed) for seed, side in enumerate(sides)}
 
     with pytest.raises(InvalidConfig, match="one content and one style LoRA"):
         merge_sides(base, loras, {}, merging("release"))
 
 
-def test_merges_at_once_take_further_sides(base: SdxlBase) -> None:
+def test_merges_at_once_take_further_sides(base: DiffusionBase) -> None:
     loras = {**two_loras(base), "style-2": random_lora(base, seed=5, ranks=(3,))}
 
     merged = merge_sides(base, loras, {}, merging("duolora"))

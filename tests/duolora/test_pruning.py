@@ -19,7 +19,7 @@ from tests.duolora.pico import random_layer, random_lora_on
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def merged_lora(seed: int = 0) -> LoraWeights:
@@ -142,7 +142,7 @@ def test_mixed_parts_are_not_claimed() -> None:
 @pytest.mark.parametrize("keep_parts", [True, False])
 @pytest.mark.parametrize("target_bytes", [30_000, 60_000, 120_000])
 def test_both_files_fit_into_the_size_asked_for(
-    base: SdxlBase, tmp_path: Path, target_bytes: int, *, keep_parts: bool
+    base: DiffusionBase, tmp_path: Path, target_bytes: int, *, keep_parts: bool
 ) -> None:
     names = [name for name in base.layers().shapes if name.endswith(("to_q", "ff.net.2", "conv1", "q_proj"))]
     sides = {side: random_lora_on(base, names, seed=place, ranks=(8, 5, 7)) for place, side in enumerate("ab")}

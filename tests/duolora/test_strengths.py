@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 ENDS = ("attn1.to_q", "conv1", "q_proj")
 
 
 @pytest.fixture
-def sides(base: SdxlBase) -> dict[str, LoraWeights]:
+def sides(base: DiffusionBase) -> dict[str, LoraWeights]:
     names = [name for name in base.layers().shapes if name.endswith(ENDS)]
     return {
         "content": random_lora_on(base, names, seed=1, ranks=(2, 3)),
@@ -36,7 +36,7 @@ def sides(base: SdxlBase) -> dict[str, LoraWeights]:
     "strengths", [{"content": 0.8, "style": 1.2}, {"style": -3.0}, {"content": 0.0}, {"style": 0.0}, {}]
 )
 def test_written_merge_is_reweighted_exactly(
-    base: SdxlBase,
+    base: DiffusionBase,
     sides: dict[str, LoraWeights],
     tmp_path: Path,
     write: Callable[..., Any],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def config(**changes: Any) -> LoraTrainConfig:
@@ -31,7 +31,7 @@ def task(pictures: list[Path], side: str = "content", **changes: Any) -> LoraTas
     return LoraTask(side, pictures, ["a sbu disc"] * len(pictures), config(**changes))
 
 
-def train(base: SdxlBase, lora_task: LoraTask) -> LoraWeights:
+def train(base: DiffusionBase, lora_task: LoraTask) -> LoraWeights:
     return train_loras(base, [lora_task])[lora_task.side]
 
 
@@ -48,7 +48,7 @@ def tensor_data(path: Path) -> bytes:
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
-def test_same_seed_gives_the_same_bytes(base: SdxlBase, content_pictures: list[Path], tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(base: DiffusionBase, content_pictures: list[Path], tmp_path: Path) -> None:
     torch.manual_seed(1)
     one = train(base, task(content_pictures, batch_size=2, seed=4))
     torch.manual_seed(2)  # the process's own random numbers must not matter
@@ -61,7 +61,7 @@ def test_same_seed_gives_the_same_bytes(base: SdxlBase, content_pictures: list[P
 
 
 def test_sides_of_one_seed_start_from_other_factors_and_draw_other_noise(
-    base: SdxlBase, content_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path]
 ) -> None:
     """Else the ranks of both LoRAs lie in the same directions (overlap .86), as those of strangers' LoRAs never do."""
     watchers = [Watcher(), Watcher()]
@@ -79,14 +79,14 @@ def test_sides_of_one_seed_start_from_other_factors_and_draw_other_noise(
     ("change", "message"), [({"resolution_px": 96}, "one resolution_px"), ({"side": "content"}, "a side of its own")]
 )
 def test_tasks_that_cannot_share_a_pass_are_refused(
-    base: SdxlBase, content_pictures: list[Path], change: dict[str, Any], message: str
+    base: DiffusionBase, content_pictures: list[Path], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         train_loras(base, [task(content_pictures), task(content_pictures, **{"side": "style", **change})])
 
 
 def test_another_seed_starts_from_other_factors_and_draws_other_noise(
-    base: SdxlBase, content_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path]
 ) -> None:
     """Untrained, a LoRA changes nothing, so the first loss shows what was drawn alone."""
     watchers = [Watcher(), Watcher()]
@@ -100,7 +100,9 @@ def test_another_seed_starts_from_other_factors_and_draws_other_noise(
         assert (layer.down_RI - other.layers[name].down_RI).abs().mean() > 1e-3
 
 
-def test_training_adapts_the_chosen_layers_at_the_chosen_rank(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_training_adapts_the_chosen_layers_at_the_chosen_rank(
+    base: DiffusionBase, content_pictures: list[Path]
+) -> None:
     lora = train(base, task(content_pictures, rank=3, targets=TargetLayers.TRANSFORMER))
 
     assert set(lora.layers) == {f"unet.{path}" for path in base.target_layers(TargetLayers.TRANSFORMER)}
@@ -109,7 +111,7 @@ def test_training_adapts_the_chosen_layers_at_the_chosen_rank(base: SdxlBase, co
     assert {layer.up_OR.dtype for layer in lora.layers.values()} == {torch.float32}
 
 
-def denoising_error(base: SdxlBase, pictures: list[Path], lora: LoraWeights) -> float:
+def denoising_error(base: DiffusionBase, pictures: list[Path], lora: LoraWeights) -> float:
     """Error on noise, timesteps and latents that no training drew."""
     unseen = Batch.gather(base, [CachedTask(base, task(pictures, batch_size=16, seed=999))])
     with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
@@ -118,7 +120,7 @@ def denoising_error(base: SdxlBase, pictures: list[Path], lora: LoraWeights) -> 
     return (prediction - unseen.noise_BCHW).square().mean().item()
 
 
-def test_loss_falls_on_a_task_of_one_picture(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_loss_falls_on_a_task_of_one_picture(base: DiffusionBase, content_pictures: list[Path]) -> None:
     picture = content_pictures[:1]
     untouched = train(base, task(picture, steps=1, learning_rate=1e-12))
     before = denoising_error(base, picture, untouched)
@@ -130,7 +132,7 @@ def test_loss_falls_on_a_task_of_one_picture(base: SdxlBase, content_pictures: l
 
 @pytest.mark.parametrize("steps", [(3, 3), (5, 2), (2, 5)])
 def test_training_two_loras_in_one_pass_equals_training_each_alone(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], steps: tuple[int, int]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], steps: tuple[int, int]
 ) -> None:
     """Tolerance: 1e-3 of each delta's norm in float32, since a larger batch sums in another order.
 
@@ -150,7 +152,7 @@ def test_training_two_loras_in_one_pass_equals_training_each_alone(
 
 
 def test_tenants_trained_together_get_what_each_would_get_alone(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     """Unequal numbers of pictures and unequal seeds; both sides. Tolerance 1e-2 of a delta's norm: where a gradient is
     nearly nothing, Adam makes a whole step of its rounding, and a batched product rounds in another order.
@@ -170,13 +172,13 @@ def test_tenants_trained_together_get_what_each_would_get_alone(
                 assert error < 1e-2, f"{side} {name}: relative error {error:.1e}"
 
 
-def test_tenants_with_other_configurations_are_refused(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_tenants_with_other_configurations_are_refused(base: DiffusionBase, content_pictures: list[Path]) -> None:
     with pytest.raises(InvalidConfig, match="seeds apart"):
         train_tenants(base, [[task(content_pictures)], [task(content_pictures, rank=5)]])
 
 
 def test_in_company_a_samples_gradient_reaches_the_loras_of_both_sides(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     content = task(content_pictures, "content", batch_size=2, steps=4)
     alone = train_loras(base, [content, task(style_pictures, "style", batch_size=2, steps=4)])
@@ -202,13 +204,13 @@ def test_in_company_a_samples_gradient_reaches_the_loras_of_both_sides(
     assert min(changed) > 1e-3
 
 
-def test_company_needs_another_side(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_company_needs_another_side(base: DiffusionBase, content_pictures: list[Path]) -> None:
     with pytest.raises(InvalidConfig, match="trained in one pass"):
         train(base, task(content_pictures, batch_size=2, company=0.5))
 
 
 def preserving(
-    base: SdxlBase, lora_task: LoraTask, pictures: list[Path], *, weight: float = 1.0, caption: str = "a disc"
+    base: DiffusionBase, lora_task: LoraTask, pictures: list[Path], *, weight: float = 1.0, caption: str = "a disc"
 ) -> LoraTask:
     """The task, made to preserve these pictures as if the base had drawn them."""
     moments = base.encode_pictures(load_pictures(pictures, 64))
@@ -217,7 +219,7 @@ def preserving(
 
 
 def test_class_pictures_count_by_their_weight_and_disturb_nothing_else(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     plain = task(content_pictures, batch_size=2)
     watchers = {weight: Watcher() for weight in (None, 0.0, 1e-9, 1.0, 2.0)}
@@ -238,7 +240,7 @@ def test_class_pictures_count_by_their_weight_and_disturb_nothing_else(
 
 
 def test_a_preserved_class_is_drawn_as_before(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     """By how well pictures of the class are denoised after trainings on another picture, with the same caption."""
     unseen = Batch.gather(base, [CachedTask(base, task(style_pictures, batch_size=16, seed=999))])
@@ -260,7 +262,7 @@ def test_a_preserved_class_is_drawn_as_before(
 
 @pytest.mark.parametrize("company", [0.0, 0.5])
 def test_tenants_preserve_each_its_own_class(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], company: float
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], company: float
 ) -> None:
     """Tolerance as for tenants without a class to preserve."""
     content = task(content_pictures, "content", batch_size=2, seed=1, company=company)
@@ -281,7 +283,7 @@ def test_tenants_preserve_each_its_own_class(
 
 
 def test_class_samples_reach_the_lora_of_their_own_side_only(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     content = preserving(base, task(content_pictures, "content"), content_pictures)
     style = task(style_pictures, "style")
@@ -299,12 +301,12 @@ def test_class_samples_reach_the_lora_of_their_own_side_only(
     )
 
 
-def test_class_without_pictures_is_refused(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_class_without_pictures_is_refused(base: DiffusionBase, content_pictures: list[Path]) -> None:
     with pytest.raises(InvalidConfig, match="content LoRA is to preserve its class, but no pictures"):
         train(base, task(content_pictures, preservation=Preservation(weight=1)))
 
 
-def test_warmup_raises_the_learning_rate_from_its_first_step(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_warmup_raises_the_learning_rate_from_its_first_step(base: DiffusionBase, content_pictures: list[Path]) -> None:
     """AdamW's first step moves every factor by the learning rate, so the size of the step shows the rate."""
     fast, slow = (train(base, task(content_pictures, steps=1, warmup_steps=warmup)) for warmup in (0, 10))
 
@@ -313,13 +315,13 @@ def test_warmup_raises_the_learning_rate_from_its_first_step(base: SdxlBase, con
         assert slow.layers[name].up_OR.abs().max().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_mirrored_pictures_are_trained_on_when_asked_for(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_mirrored_pictures_are_trained_on_when_asked_for(base: DiffusionBase, content_pictures: list[Path]) -> None:
     plain, flipped = (train(base, task(content_pictures[:1], steps=6, flip=flip)) for flip in (False, True))
 
     assert any(not torch.equal(layer.up_OR, flipped.layers[name].up_OR) for name, layer in plain.layers.items())
 
 
-def test_progress_counts_every_step_with_its_loss(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_progress_counts_every_step_with_its_loss(base: DiffusionBase, content_pictures: list[Path]) -> None:
     watcher = Watcher()
 
     train_loras(base, [task(content_pictures)], watcher)
@@ -330,7 +332,7 @@ def test_progress_counts_every_step_with_its_loss(base: SdxlBase, content_pictur
 
 
 def test_cancelling_stops_at_the_next_step_and_leaves_the_model_clean(
-    base: SdxlBase, content_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path]
 ) -> None:
     watcher = Watcher(stop_after=2)
 
@@ -342,7 +344,7 @@ def test_cancelling_stops_at_the_next_step_and_leaves_the_model_clean(
 
 
 def test_loss_that_is_not_finite_stops_the_training_and_leaves_the_model_clean(
-    base: SdxlBase, content_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, content_pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bias = base.unet.conv_out.bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))
@@ -363,7 +365,7 @@ def test_task_without_pictures_is_refused() -> None:
         LoraTask("content", [], [], config())
 
 
-def test_picture_that_cannot_be_read_is_named_and_nothing_is_attached(base: SdxlBase, tmp_path: Path) -> None:
+def test_picture_that_cannot_be_read_is_named_and_nothing_is_attached(base: DiffusionBase, tmp_path: Path) -> None:
     pictures = draw_pictures(tmp_path, ((255, 0, 0), (0, 255, 0)))
     pictures[1].write_bytes(pictures[1].read_bytes()[:60])
 
@@ -371,7 +373,7 @@ def test_picture_that_cannot_be_read_is_named_and_nothing_is_attached(base: Sdxl
         train(base, task(pictures))
 
 
-def test_written_lora_holds_what_was_trained(base: SdxlBase, content_pictures: list[Path], tmp_path: Path) -> None:
+def test_written_lora_holds_what_was_trained(base: DiffusionBase, content_pictures: list[Path], tmp_path: Path) -> None:
     lora = train(base, task(content_pictures))
     write_diffusers(lora, tmp_path / "lora.safetensors", torch.float32)
 

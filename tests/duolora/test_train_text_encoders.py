@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 NAMES = {f"self_attn.{name}_proj" for name in "qkv"} | {"self_attn.out_proj"}
 
@@ -36,7 +36,7 @@ def text_part(lora: LoraWeights) -> LoraWeights | None:
     return lora.only({name for name in lora.layers if name.startswith("text_encoder")})
 
 
-def denoising_error(base: SdxlBase, unseen: LoraTask, lora: LoraWeights) -> float:
+def denoising_error(base: DiffusionBase, unseen: LoraTask, lora: LoraWeights) -> float:
     """Error as sampling would have it: the LoRA added to the weights, the captions encoded with it."""
     with applied(base, lora), torch.no_grad():
         batch = Batch.gather(base, [CachedTask(base, unseen)])
@@ -54,7 +54,7 @@ def assert_close(found: LoraWeights, expected: LoraWeights, tolerance: float) ->
 
 @pytest.mark.parametrize(("kind", "encoders"), [("sdxl", 2), ("sd15", 1)])
 def test_attention_of_all_text_encoders_is_adapted_and_restored(
-    *, base: SdxlBase, sd15_base: SdxlBase, content_pictures: list[Path], kind: str, encoders: int
+    *, base: DiffusionBase, sd15_base: DiffusionBase, content_pictures: list[Path], kind: str, encoders: int
 ) -> None:
     model = base if kind == "sdxl" else sd15_base
     plain = train_loras(model, [task(content_pictures)])["content"]
@@ -78,7 +78,7 @@ def test_attention_of_all_text_encoders_is_adapted_and_restored(
 
 
 def test_text_encoders_that_do_not_learn_leave_the_training_as_it_was(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
 ) -> None:
     """The other side's text encoders may learn: tolerance for prompts encoded in another batch."""
     content, style = task(content_pictures, "content"), text_task(style_pictures, "style")
@@ -90,7 +90,9 @@ def test_text_encoders_that_do_not_learn_leave_the_training_as_it_was(
     assert text_part(beside["style"]) is not None
 
 
-def test_what_the_text_encoders_learn_helps_as_sampling_uses_it(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_what_the_text_encoders_learn_helps_as_sampling_uses_it(
+    base: DiffusionBase, content_pictures: list[Path]
+) -> None:
     learned = text_task(content_pictures[:1], steps=40, batch_size=4, rank=4)
     unseen = task(content_pictures[:1], batch_size=16, seed=999)
 
@@ -105,7 +107,7 @@ def test_what_the_text_encoders_learn_helps_as_sampling_uses_it(base: SdxlBase, 
     assert errors[2] < errors[3], "the text encoders' part alone does not help"
 
 
-def test_a_first_step_is_taken_down_the_slope_of_the_loss(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_a_first_step_is_taken_down_the_slope_of_the_loss(base: DiffusionBase, content_pictures: list[Path]) -> None:
     """By the loss itself, as sampling computes it, at the samples that the training drew.
 
     AdamW's first step moves every up factor by the learning rate against the sign of its gradient.
@@ -130,7 +132,7 @@ def test_a_first_step_is_taken_down_the_slope_of_the_loss(base: SdxlBase, conten
 
 @pytest.mark.parametrize("both", [True, False])
 def test_sides_trained_in_one_pass_learn_what_each_learns_alone(
-    *, base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], both: bool
+    *, base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], both: bool
 ) -> None:
     content = text_task(content_pictures, "content", batch_size=2, seed=1)
     style = task(style_pictures, "style", batch_size=3, steps=2, rank=3, text_encoder=both)
@@ -144,7 +146,7 @@ def test_sides_trained_in_one_pass_learn_what_each_learns_alone(
 
 @pytest.mark.parametrize("company", [0.0, 0.5])
 def test_tenants_learn_what_each_learns_alone(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], company: float
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], company: float
 ) -> None:
     def tenant(content: list[Path], style: list[Path], seed: int) -> list[LoraTask]:
         tasks = [
@@ -181,7 +183,7 @@ def text_config() -> PersonalizeConfig:
 
 
 def test_a_job_carries_its_text_encoders_through_files_merge_and_sampling(
-    base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
 ) -> None:
     config, pictures = text_config(), {"content": content_pictures, "style": style_pictures}
 
@@ -203,7 +205,7 @@ def test_a_job_carries_its_text_encoders_through_files_merge_and_sampling(
     assert drawn[0][0].tobytes() != drawn[1][0].tobytes()
 
 
-def test_same_seed_gives_the_same_numbers(base: SdxlBase, content_pictures: list[Path]) -> None:
+def test_same_seed_gives_the_same_numbers(base: DiffusionBase, content_pictures: list[Path]) -> None:
     one, other = (train_loras(base, [text_task(content_pictures, seed=4)])["content"] for _ in range(2))
 
     assert_same_lora(one, other)

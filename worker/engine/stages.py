@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from duolora.events import Observer
     from duolora.families.family import Family
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 SAFETENSORS = "application/octet-stream"
 MERGE_REPORT = "merge_report.json"
@@ -35,7 +35,7 @@ class BaseModels:
         self._runtime = choose_runtime(
             os.environ.get("DUOLORA_DEVICE", "auto"), os.environ.get("DUOLORA_DTYPE", "auto")
         )
-        self._loaded: SdxlBase | None = None
+        self._loaded: DiffusionBase | None = None
         self._location: str | None = None
 
     @property
@@ -47,7 +47,7 @@ class BaseModels:
         """Load a base ahead of its first stage."""
         self.get(location)
 
-    def get(self, location: str) -> SdxlBase:
+    def get(self, location: str) -> DiffusionBase:
         """Return a loaded base; another one loaded before is dropped first, two may not fit.
 
         Raises:
@@ -66,7 +66,7 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
     Raises:
         DuoLoraError: any error of the engine.
     """
-    stages: dict[str, Callable[[StageRequest, SdxlBase, Observer], list[Output]]] = {
+    stages: dict[str, Callable[[StageRequest, DiffusionBase, Observer], list[Output]]] = {
         "loras": _train_both,
         "content_lora": lambda r, b, o: _train(r, b, o, "content"),
         "style_lora": lambda r, b, o: _train(r, b, o, "style"),
@@ -78,24 +78,24 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
     return stages[request.stage](request, models.get(request.base), observer)
 
 
-def _train(request: StageRequest, base: SdxlBase, observer: Observer, side: str) -> list[Output]:
+def _train(request: StageRequest, base: DiffusionBase, observer: Observer, side: str) -> list[Output]:
     """Train one side's LoRA and write it in both key formats."""
     weights = train_side(base, side, list_pictures(request.inputs_dir / side), request.config, observer)
     return _write_side(weights, side, request, base)
 
 
-def _train_both(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+def _train_both(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train both LoRAs in one pass and write the files that the two stages of their own write."""
     loras = train_both(base, _pictures(request), request.config, observer)
     return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
 
 
-def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: SdxlBase) -> list[Output]:
+def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: DiffusionBase) -> list[Output]:
     """Write one side's LoRA in both key formats."""
     return _write_both(weights, request.outputs_dir, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
 
 
-def _merge(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
     result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer)
     (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
@@ -105,7 +105,7 @@ def _merge(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Ou
     return [*outputs, Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json")]
 
 
-def _package(request: StageRequest, base: SdxlBase, observer: Observer) -> list[Output]:
+def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
     merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
     preview = draw_preview(
@@ -126,7 +126,7 @@ def _pictures(request: StageRequest) -> dict[str, list[Path]]:
     return {side: list_pictures(request.inputs_dir / side) for side in ("content", "style")}
 
 
-def _side_loras(request: StageRequest, base: SdxlBase) -> dict[str, LoraWeights]:
+def _side_loras(request: StageRequest, base: DiffusionBase) -> dict[str, LoraWeights]:
     """Read the two trained LoRAs."""
     layers = base.layers()
     return {side: read_lora(request.inputs_dir / f"{side}_lora.safetensors", layers) for side in ("content", "style")}

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 @pytest.fixture
-def encoded(base: SdxlBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, EncodedSide]:
+def encoded(base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, EncodedSide]:
     pictures = {"content": content_pictures, "style": style_pictures}
     captions = {"content": "a sbu disc", "style": "a disc in szn style"}
     return {
@@ -31,7 +31,7 @@ def encoded(base: SdxlBase, content_pictures: list[Path], style_pictures: list[P
 
 
 @pytest.fixture
-def make_case(base: SdxlBase, encoded: dict[str, EncodedSide]) -> Callable[..., MergeCase]:
+def make_case(base: DiffusionBase, encoded: dict[str, EncodedSide]) -> Callable[..., MergeCase]:
     def make(
         seed: int = 0, content_ranks: tuple[int, ...] = (4,), style_ranks: tuple[int, ...] = (3,), scale: float = 0.15
     ) -> MergeCase:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import PromptEmbeddings, SdxlBase
+    from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 
 def masks_of(case: MergeCase, merged: LoraWeights, name: str) -> dict[str, torch.Tensor]:
@@ -44,7 +44,7 @@ def module_layers(case: MergeCase) -> dict[str, list[str]]:
     return modules
 
 
-def test_projections_of_one_module_share_their_masks_and_modules_do_not(base: SdxlBase, case: MergeCase) -> None:
+def test_projections_of_one_module_share_their_masks_and_modules_do_not(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], steps=3)[0]
 
     firsts = []
@@ -58,7 +58,7 @@ def test_projections_of_one_module_share_their_masks_and_modules_do_not(base: Sd
     assert torch.stack(firsts).std(dim=0).min() > 1e-3
 
 
-def test_every_loss_is_stepped_four_times(base: SdxlBase, case: MergeCase) -> None:
+def test_every_loss_is_stepped_four_times(base: DiffusionBase, case: MergeCase) -> None:
     """Adam's first steps with one gradient move a number by the learning rate each."""
     merged = merge(base, [case], steps=1, learning_rate=0.01)[0]
 
@@ -66,7 +66,7 @@ def test_every_loss_is_stepped_four_times(base: SdxlBase, case: MergeCase) -> No
     assert moves.median() == pytest.approx(0.04, rel=0.05)
 
 
-def test_no_steps_give_the_plain_sum_as_no_prior_thins_the_start(base: SdxlBase, case: MergeCase) -> None:
+def test_no_steps_give_the_plain_sum_as_no_prior_thins_the_start(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], steps=0)[0]
 
     for name, layer in merged.layers.items():
@@ -75,7 +75,7 @@ def test_no_steps_give_the_plain_sum_as_no_prior_thins_the_start(base: SdxlBase,
         assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_prior_knows_only_the_listed_blocks(base: SdxlBase, case: MergeCase) -> None:
+def test_prior_knows_only_the_listed_blocks(base: DiffusionBase, case: MergeCase) -> None:
     """Under a huge weight only their dominant masks feel it: pico has down_blocks.1 and up_blocks.1 of the list."""
     light, heavy = (merge(base, [case], steps=2, prior_weight=weight, constyle_weight=0)[0] for weight in (0.0, 1e4))
 
@@ -89,7 +89,7 @@ def test_prior_knows_only_the_listed_blocks(base: SdxlBase, case: MergeCase) -> 
             torch.testing.assert_close(found["style"], without["style"], rtol=0, atol=0.02)
 
 
-def test_lists_that_match_nothing_are_passed_over(base: SdxlBase, case: MergeCase) -> None:
+def test_lists_that_match_nothing_are_passed_over(base: DiffusionBase, case: MergeCase) -> None:
     nothing = {"content": ("middle_block",), "style": ("up_blocks.2",)}
 
     unlisted = merge(base, [case], steps=2, prior_weight=1e4, prior_blocks=nothing)[0]
@@ -106,7 +106,7 @@ def test_prior_formula_is_the_l1_norm_and_a_difference_of_l2_norms() -> None:
 
 
 def test_prior_starts_at_the_rank_whatever_the_number_of_layers(
-    base: SdxlBase, make_case: Callable[..., MergeCase]
+    base: DiffusionBase, make_case: Callable[..., MergeCase]
 ) -> None:
     cases = [make_case(seed=s, content_ranks=(4,), style_ranks=(4,)) for s in (0, 1)]
     with RankSpaceAdapter(*(case.loras for case in cases)).inject(base.unet) as adapter:
@@ -116,7 +116,7 @@ def test_prior_starts_at_the_rank_whatever_the_number_of_layers(
 
 
 def test_target_is_the_direct_teacher_shifted_by_a_cycle_through_the_other_lora(
-    base: SdxlBase, make_case: Callable[..., MergeCase]
+    base: DiffusionBase, make_case: Callable[..., MergeCase]
 ) -> None:
     cases = [make_case(seed=0), make_case(seed=1)]
     noised = NoisedCases.draw(base, cases, 2)
@@ -140,7 +140,7 @@ def test_target_is_the_direct_teacher_shifted_by_a_cycle_through_the_other_lora(
 
 @torch.no_grad()
 def alone(
-    base: SdxlBase, lora: LoraWeights, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: PromptEmbeddings
+    base: DiffusionBase, lora: LoraWeights, noisy: torch.Tensor, timesteps: torch.Tensor, prompts: PromptEmbeddings
 ) -> torch.Tensor:
     """Prediction with one LoRA attached."""
     with RankSpaceAdapter({"only": lora}).inject(base.unet) as adapter:
@@ -148,14 +148,14 @@ def alone(
         return base.predict_noise(noisy, timesteps, prompts)
 
 
-def test_cycle_weight_changes_the_result(base: SdxlBase, case: MergeCase) -> None:
+def test_cycle_weight_changes_the_result(base: DiffusionBase, case: MergeCase) -> None:
     without, with_cycle = (merge(base, [case], steps=3, constyle_weight=weight)[0] for weight in (0.0, 1.0))
 
     name = next(iter(without.layers))
     assert (dense(without.layers[name]) - dense(with_cycle.layers[name])).norm() > 1e-3
 
 
-def test_cases_together_learn_what_each_learns_alone(base: SdxlBase, make_case: Callable[..., MergeCase]) -> None:
+def test_cases_together_learn_what_each_learns_alone(base: DiffusionBase, make_case: Callable[..., MergeCase]) -> None:
     cases = [make_case(seed=0), make_case(seed=1, content_ranks=(2,), style_ranks=(5,))]
 
     together = merge(base, cases, steps=3)
@@ -164,7 +164,7 @@ def test_cases_together_learn_what_each_learns_alone(base: SdxlBase, make_case: 
         assert_same_change(merged, merge(base, [case], steps=3)[0], tolerance=1e-5)
 
 
-def test_only_the_masks_change(base: SdxlBase, case: MergeCase) -> None:
+def test_only_the_masks_change(base: DiffusionBase, case: MergeCase) -> None:
     before = {(side, name): layer.down_RI.clone() for side in SIDES for name, layer in case.loras[side].layers.items()}
 
     merge(base, [case], steps=1)
@@ -173,13 +173,13 @@ def test_only_the_masks_change(base: SdxlBase, case: MergeCase) -> None:
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base.unet.parameters())
 
 
-def test_unequal_ranks_inside_a_module_are_refused(base: SdxlBase, make_case: Callable[..., MergeCase]) -> None:
+def test_unequal_ranks_inside_a_module_are_refused(base: DiffusionBase, make_case: Callable[..., MergeCase]) -> None:
     with pytest.raises(InvalidLora, match="ranks 2 and 4"):
         merge(base, [make_case(content_ranks=(4, 2))], steps=1)
 
 
 def test_masks_that_are_not_finite_are_reported(
-    base: SdxlBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bias = base.unet.conv_out.bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def densely_chosen(case: MergeCase, step: int, total: int, *, balance: bool) -> dict[str, str]:
@@ -45,7 +45,7 @@ def pieced(case: MergeCase, chosen: dict[str, str]) -> LoraWeights:
 
 @pytest.mark.parametrize("balance", [True, False])
 def test_chooses_by_the_papers_formula_at_every_step(
-    base: SdxlBase, make_case: Callable[..., MergeCase], *, balance: bool
+    base: DiffusionBase, make_case: Callable[..., MergeCase], *, balance: bool
 ) -> None:
     cases = [make_case(seed=0), make_case(seed=1, content_ranks=(2, 5), style_ranks=(4,))]
     seen = set()
@@ -60,7 +60,7 @@ def test_chooses_by_the_papers_formula_at_every_step(
     assert {side for _, side in seen} == {"content", "style"}
 
 
-def test_style_is_chosen_more_often_in_later_steps(base: SdxlBase, case: MergeCase) -> None:
+def test_style_is_chosen_more_often_in_later_steps(base: DiffusionBase, case: MergeCase) -> None:
     with attach(base, [case]) as adapter:
         shares = [float(adapter.chooses_content(step, 10).double().mean()) for step in range(10)]
 
@@ -69,7 +69,7 @@ def test_style_is_chosen_more_often_in_later_steps(base: SdxlBase, case: MergeCa
     assert shares[-1] < 0.2
 
 
-def test_pass_equals_one_with_the_chosen_parts_alone(base: SdxlBase, make_case: Callable[..., MergeCase]) -> None:
+def test_pass_equals_one_with_the_chosen_parts_alone(base: DiffusionBase, make_case: Callable[..., MergeCase]) -> None:
     """Two tenants, two samples each; every step's choice takes effect."""
     cases = [make_case(seed=0), make_case(seed=1, content_ranks=(2, 5), style_ranks=(4,))]
     noised = NoisedCases.draw(base, cases, 1)
@@ -89,7 +89,7 @@ def test_pass_equals_one_with_the_chosen_parts_alone(base: SdxlBase, make_case: 
     assert (before[0] - before[1]).abs().max() > 1e-2
 
 
-def test_content_that_wins_everywhere_samples_as_the_content_lora(base: SdxlBase, case: MergeCase) -> None:
+def test_content_that_wins_everywhere_samples_as_the_content_lora(base: DiffusionBase, case: MergeCase) -> None:
     config = GenerateConfig(steps=3, images=2, resolution_px=64, guidance_scale=3.0)
     prompts = [["a sbu disc", "a disc"]]
 
@@ -101,7 +101,7 @@ def test_content_that_wins_everywhere_samples_as_the_content_lora(base: SdxlBase
     assert (style - content).abs().max() > 0.05
 
 
-def test_leaving_restores_the_base_even_after_an_error(base: SdxlBase, case: MergeCase) -> None:
+def test_leaving_restores_the_base_even_after_an_error(base: DiffusionBase, case: MergeCase) -> None:
     with pytest.raises(ZeroDivisionError), attach(base, [case]) as adapter:
         adapter.before_step(0, 0)
 
@@ -110,7 +110,7 @@ def test_leaving_restores_the_base_even_after_an_error(base: SdxlBase, case: Mer
 
 
 def test_entering_that_fails_leaves_the_base_as_it_was(
-    base: SdxlBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_arguments: object) -> torch.Tensor:
         raise torch.cuda.OutOfMemoryError

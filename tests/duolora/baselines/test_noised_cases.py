@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
-def test_samples_are_pictures_of_the_side_noised_as_the_schedule_says(base: SdxlBase, case: MergeCase) -> None:
+def test_samples_are_pictures_of_the_side_noised_as_the_schedule_says(base: DiffusionBase, case: MergeCase) -> None:
     samples = NoisedCases.draw(base, [case], 50)
 
     for index, side in enumerate(SIDES):
@@ -32,7 +32,7 @@ def test_samples_are_pictures_of_the_side_noised_as_the_schedule_says(base: Sdxl
 
 
 def test_what_a_case_draws_does_not_depend_on_its_neighbours(
-    base: SdxlBase, make_case: Callable[..., MergeCase]
+    base: DiffusionBase, make_case: Callable[..., MergeCase]
 ) -> None:
     cases = [make_case(seed=0), make_case(seed=1)]
 
@@ -45,7 +45,7 @@ def test_what_a_case_draws_does_not_depend_on_its_neighbours(
 
 
 def test_many_small_passes_predict_what_one_does(
-    base: SdxlBase, make_case: Callable[..., MergeCase], monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, make_case: Callable[..., MergeCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [make_case(seed=0), make_case(seed=1)]
     samples = NoisedCases.draw(base, cases, 5)
@@ -60,7 +60,7 @@ def test_many_small_passes_predict_what_one_does(
 
 @pytest.mark.parametrize("merge", [zip_lora.merge, duolora_release.merge])
 def test_every_step_learns_from_new_samples_of_all_cases_in_one_pass(
-    base: SdxlBase, make_case: Callable[..., MergeCase], monkeypatch: pytest.MonkeyPatch, merge: Any
+    base: DiffusionBase, make_case: Callable[..., MergeCase], monkeypatch: pytest.MonkeyPatch, merge: Any
 ) -> None:
     passes: list[torch.Tensor] = []
     predict = base.predict_noise

@@ -13,7 +13,7 @@ from duolora.merge_case import MergeCase
 from tests.duolora.baselines.dense import dense, side_dense
 
 if TYPE_CHECKING:
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def reference(content: torch.Tensor, style: torch.Tensor, rank: int, strength: float) -> torch.Tensor:
@@ -25,7 +25,7 @@ def reference(content: torch.Tensor, style: torch.Tensor, rank: int, strength: f
 @pytest.mark.parametrize(("mu", "strength"), [(0.0, 0.0), (0.5, 1 / 3), (3.0, 0.75), (math.inf, 1.0)])
 @pytest.mark.parametrize("directions", [None, 2])
 def test_equals_the_dense_formula(
-    base: SdxlBase, case: MergeCase, mu: float, strength: float, directions: int | None
+    base: DiffusionBase, case: MergeCase, mu: float, strength: float, directions: int | None
 ) -> None:
     merged = merge(base, [case], mu=mu, directions=directions)[0]
 
@@ -36,7 +36,7 @@ def test_equals_the_dense_formula(
         assert (found - expected).norm() < 1e-5 * expected.norm(), name
 
 
-def test_full_projection_leaves_the_content_nothing_that_the_style_reads(base: SdxlBase, case: MergeCase) -> None:
+def test_full_projection_leaves_the_content_nothing_that_the_style_reads(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], mu=math.inf)[0]
 
     for name, style in case.loras["style"].layers.items():
@@ -46,7 +46,7 @@ def test_full_projection_leaves_the_content_nothing_that_the_style_reads(base: S
         assert (dense(case.loras["content"].layers[name]) @ reads.mT).norm() > 1e-2 * content.norm() * reads.norm()
 
 
-def test_directions_that_the_style_does_not_use_are_left_to_the_content(base: SdxlBase, case: MergeCase) -> None:
+def test_directions_that_the_style_does_not_use_are_left_to_the_content(base: DiffusionBase, case: MergeCase) -> None:
     """A style down factor whose last row the up factor ignores must not cost the content that row."""
     name, layer = next(iter(case.loras["style"].layers.items()))
     up_OR = layer.up_OR.clone()
@@ -60,7 +60,7 @@ def test_directions_that_the_style_does_not_use_are_left_to_the_content(base: Sd
     assert (dense(merged.layers[name]) - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_result_is_an_ordinary_lora_of_the_summed_rank(base: SdxlBase, case: MergeCase) -> None:
+def test_result_is_an_ordinary_lora_of_the_summed_rank(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case])[0]
 
     for name, layer in merged.layers.items():
@@ -68,6 +68,6 @@ def test_result_is_an_ordinary_lora_of_the_summed_rank(base: SdxlBase, case: Mer
         assert layer.down_RI.dtype == layer.up_OR.dtype == torch.float32
 
 
-def test_negative_mu_is_refused(base: SdxlBase, case: MergeCase) -> None:
+def test_negative_mu_is_refused(base: DiffusionBase, case: MergeCase) -> None:
     with pytest.raises(InvalidConfig, match="mu"):
         merge(base, [case], mu=-0.1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 WEIGHTS = {"content_weight": 0.8, "style_weight": 1.1}
 
@@ -33,7 +33,7 @@ def cut(delta: torch.Tensor, rank: int) -> torch.Tensor:
     return u[:, :rank] * s[:rank] @ vh[:rank]
 
 
-def test_svd_cuts_the_weighted_sum_to_the_larger_rank(base: SdxlBase, case: MergeCase) -> None:
+def test_svd_cuts_the_weighted_sum_to_the_larger_rank(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], combination="svd", **WEIGHTS)[0]
 
     for name, layer in merged.layers.items():
@@ -44,7 +44,7 @@ def test_svd_cuts_the_weighted_sum_to_the_larger_rank(base: SdxlBase, case: Merg
 
 
 @pytest.mark.parametrize("knobs", [{"combination": "cat"}, {"combination": "svd", "rank": 7}])
-def test_whole_combinations_give_the_weighted_sum(base: SdxlBase, case: MergeCase, knobs: dict[str, Any]) -> None:
+def test_whole_combinations_give_the_weighted_sum(base: DiffusionBase, case: MergeCase, knobs: dict[str, Any]) -> None:
     merged = merge(base, [case], **knobs, **WEIGHTS)[0]
 
     assert set(merged.layers) == set(case.loras["content"].layers)
@@ -54,7 +54,7 @@ def test_whole_combinations_give_the_weighted_sum(base: SdxlBase, case: MergeCas
         assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_magnitude_prune_keeps_the_largest_entries_of_each_side(base: SdxlBase, case: MergeCase) -> None:
+def test_magnitude_prune_keeps_the_largest_entries_of_each_side(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], combination="magnitude_prune_svd", density=0.25, rank=64, **WEIGHTS)[0]
 
     for name, layer in list(merged.layers.items())[:8]:
@@ -67,7 +67,7 @@ def test_magnitude_prune_keeps_the_largest_entries_of_each_side(base: SdxlBase, 
         assert (found - expected).norm() < 1e-3 * expected.norm(), name
 
 
-def test_ties_drops_entries_whose_sign_lost_the_vote(base: SdxlBase, case: MergeCase) -> None:
+def test_ties_drops_entries_whose_sign_lost_the_vote(base: DiffusionBase, case: MergeCase) -> None:
     """At density 1 only the election is left: entries with the sign of the sum are averaged over those who have it."""
     merged = merge(base, [case], combination="ties_svd", density=1.0, rank=64)[0]
 
@@ -79,7 +79,9 @@ def test_ties_drops_entries_whose_sign_lost_the_vote(base: SdxlBase, case: Merge
         assert (found - expected).norm() < 1e-3 * expected.norm(), name
 
 
-def test_dare_draws_from_the_cases_seed_and_leaves_the_processs_numbers_alone(base: SdxlBase, case: MergeCase) -> None:
+def test_dare_draws_from_the_cases_seed_and_leaves_the_processs_numbers_alone(
+    base: DiffusionBase, case: MergeCase
+) -> None:
     other = type(case)(case.loras, case.encoded, case.joint, case.seed + 1)
     torch.manual_seed(3)
     first = merge(base, [case, other], combination="dare_ties_svd")
@@ -96,7 +98,7 @@ def test_dare_draws_from_the_cases_seed_and_leaves_the_processs_numbers_alone(ba
 
 
 @pytest.mark.parametrize("combination", ["ties_svd", "magnitude_prune_svd", "dare_linear_svd"])
-def test_density_matters(base: SdxlBase, case: MergeCase, combination: Any) -> None:
+def test_density_matters(base: DiffusionBase, case: MergeCase, combination: Any) -> None:
     sparse, full = (merge(base, [case], combination=combination, density=d)[0] for d in (0.1, 1.0))
 
     name = next(iter(sparse.layers))
@@ -104,7 +106,7 @@ def test_density_matters(base: SdxlBase, case: MergeCase, combination: Any) -> N
 
 
 def test_raw_factors_of_one_rank_are_mixed_and_of_unequal_ranks_refused(
-    base: SdxlBase, case: MergeCase, make_case: Callable[..., MergeCase]
+    base: DiffusionBase, case: MergeCase, make_case: Callable[..., MergeCase]
 ) -> None:
     equal = make_case(content_ranks=(4,), style_ranks=(4,))
     mixed: LoraWeights = merge(base, [equal], combination="linear")[0]
@@ -122,6 +124,6 @@ def test_raw_factors_of_one_rank_are_mixed_and_of_unequal_ranks_refused(
 
 
 @pytest.mark.parametrize("density", [0.0, 1.1])
-def test_density_out_of_bounds_is_refused(base: SdxlBase, case: MergeCase, density: float) -> None:
+def test_density_out_of_bounds_is_refused(base: DiffusionBase, case: MergeCase, density: float) -> None:
     with pytest.raises(InvalidConfig, match="density"):
         merge(base, [case], combination="ties_svd", density=density)

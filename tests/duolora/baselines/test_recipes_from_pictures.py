@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 CONFIG = LoraTrainConfig(steps=3, rank=2, learning_rate=0.01, resolution_px=64, batch_size=2)
 
@@ -33,7 +33,7 @@ def pictured(content_pictures: list[Path], style_pictures: list[Path]) -> Recipe
     )
 
 
-def test_joint_training_sees_all_pictures_under_their_own_captions(base: SdxlBase, pictured: RecipeCase) -> None:
+def test_joint_training_sees_all_pictures_under_their_own_captions(base: DiffusionBase, pictured: RecipeCase) -> None:
     found = joint_training.train(base, [pictured], CONFIG)[0]
 
     task = LoraTask(
@@ -46,7 +46,7 @@ def test_joint_training_sees_all_pictures_under_their_own_captions(base: SdxlBas
     assert set(found.layers) == {f"unet.{path}" for path in base.target_layers(CONFIG.targets)}
 
 
-def test_b_lora_takes_each_block_from_its_sides_training(base: SdxlBase, pictured: RecipeCase) -> None:
+def test_b_lora_takes_each_block_from_its_sides_training(base: DiffusionBase, pictured: RecipeCase) -> None:
     found = b_lora.train(base, [pictured], CONFIG)[0]
 
     blocks = {"content": "unet.up_blocks.0.attentions.0.", "style": "unet.up_blocks.0.attentions.1."}
@@ -69,7 +69,7 @@ def test_b_lora_takes_each_block_from_its_sides_training(base: SdxlBase, picture
 
 
 def test_b_lora_trains_nothing_but_its_two_blocks(
-    base: SdxlBase, pictured: RecipeCase, monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, pictured: RecipeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same as a plain training on a base whose only layers are the blocks'."""
     found = b_lora.train(base, [pictured], CONFIG)[0]
@@ -90,7 +90,7 @@ def test_b_lora_trains_nothing_but_its_two_blocks(
         assert (dense(layer) - expected).norm() <= 1e-4 * expected.norm(), name
 
 
-def test_b_lora_trains_both_blocks_together_on_either_side(base: SdxlBase, pictured: RecipeCase) -> None:
+def test_b_lora_trains_both_blocks_together_on_either_side(base: DiffusionBase, pictured: RecipeCase) -> None:
     """Which half of a training is kept must not change what the training finds."""
     one, other = "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"
     usual = b_lora.train(base, [pictured], CONFIG)[0]
@@ -110,7 +110,7 @@ def test_b_lora_trains_both_blocks_together_on_either_side(base: SdxlBase, pictu
 
 
 @pytest.mark.parametrize("train", [b_lora.train, joint_training.train])
-def test_cases_together_learn_what_each_learns_alone(base: SdxlBase, pictured: RecipeCase, train: object) -> None:
+def test_cases_together_learn_what_each_learns_alone(base: DiffusionBase, pictured: RecipeCase, train: object) -> None:
     reseeded = RecipeCase(pictured.pictures, pictured.captions, seed=6)
 
     together = train(base, [pictured, reseeded], CONFIG)  # type: ignore[operator]
@@ -128,14 +128,14 @@ def distance(left: LoraWeights, right: LoraWeights) -> float:
     return (apart / size) ** 0.5
 
 
-def test_block_that_the_base_lacks_is_refused_by_name(base: SdxlBase, pictured: RecipeCase) -> None:
+def test_block_that_the_base_lacks_is_refused_by_name(base: DiffusionBase, pictured: RecipeCase) -> None:
     with pytest.raises(LayerGroupEmpty, match=r"up_blocks\.7"):
         b_lora.train(base, [pictured], CONFIG, style_block="up_blocks.7.attentions.0")
 
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
 
 
-def test_base_offers_all_its_layers_again_afterwards(base: SdxlBase, pictured: RecipeCase) -> None:
+def test_base_offers_all_its_layers_again_afterwards(base: DiffusionBase, pictured: RecipeCase) -> None:
     before = base.target_layers(CONFIG.targets)
 
     b_lora.train(base, [pictured], CONFIG)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 @torch.no_grad()
-def inputs_of(base: SdxlBase, case: MergeCase, samples: int) -> dict[str, dict[str, torch.Tensor]]:
+def inputs_of(base: DiffusionBase, case: MergeCase, samples: int) -> dict[str, dict[str, torch.Tensor]]:
     """What every layer reads, side -> layer -> (X, I) float64, with the side's LoRA attached alone."""
     noised = NoisedCases.draw(base, [case], samples)
     read: dict[str, dict[str, torch.Tensor]] = {side: {} for side in SIDES}
@@ -42,7 +42,7 @@ def inputs_of(base: SdxlBase, case: MergeCase, samples: int) -> dict[str, dict[s
     return read
 
 
-def test_equals_ridge_least_squares_solved_densely(base: SdxlBase, case: MergeCase) -> None:
+def test_equals_ridge_least_squares_solved_densely(base: DiffusionBase, case: MergeCase) -> None:
     """For every layer: M minimises sum_i |M A x_i - P_i A x_i|^2 + damping |M|^2, and dW = B M A."""
     ridge, samples = 0.05, 3
 
@@ -64,7 +64,7 @@ def test_equals_ridge_least_squares_solved_densely(base: SdxlBase, case: MergeCa
         assert layer.rank == len(owner)
 
 
-def test_each_side_keeps_its_signal_better_than_in_the_plain_sum(base: SdxlBase, case: MergeCase) -> None:
+def test_each_side_keeps_its_signal_better_than_in_the_plain_sum(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], ridge=1e-4, samples=2)[0]
 
     read = inputs_of(base, case, 2)
@@ -88,7 +88,7 @@ def test_router_of_signals_that_never_meet_passes_each_on() -> None:
     torch.testing.assert_close(passed[0], torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_large_ridge_switches_the_change_off(base: SdxlBase, case: MergeCase) -> None:
+def test_large_ridge_switches_the_change_off(base: DiffusionBase, case: MergeCase) -> None:
     small, large = (merge(base, [case], ridge=ridge, samples=1)[0] for ridge in (1e-3, 1e6))
 
     for name, layer in large.layers.items():
@@ -96,7 +96,7 @@ def test_large_ridge_switches_the_change_off(base: SdxlBase, case: MergeCase) ->
 
 
 def test_cases_calibrated_together_get_what_each_gets_alone(
-    base: SdxlBase, make_case: Callable[..., MergeCase]
+    base: DiffusionBase, make_case: Callable[..., MergeCase]
 ) -> None:
     cases = [make_case(seed=0), make_case(seed=1, content_ranks=(2,), style_ranks=(5,))]
 
@@ -107,7 +107,7 @@ def test_cases_calibrated_together_get_what_each_gets_alone(
         assert {layer.rank for layer in merged.layers.values()} == ({7, 4} if case.seed == 0 else {7, 2})
 
 
-def test_base_is_left_without_hooks_or_adapters(base: SdxlBase, case: MergeCase) -> None:
+def test_base_is_left_without_hooks_or_adapters(base: DiffusionBase, case: MergeCase) -> None:
     merge(base, [case], samples=1)
 
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
@@ -115,6 +115,6 @@ def test_base_is_left_without_hooks_or_adapters(base: SdxlBase, case: MergeCase)
 
 
 @pytest.mark.parametrize("knobs", [{"ridge": 0.0}, {"samples": 0}])
-def test_knobs_out_of_bounds_are_refused(base: SdxlBase, case: MergeCase, knobs: dict[str, float]) -> None:
+def test_knobs_out_of_bounds_are_refused(base: DiffusionBase, case: MergeCase, knobs: dict[str, float]) -> None:
     with pytest.raises(InvalidConfig):
         merge(base, [case], **knobs)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraWeights
     from duolora.merge_case import MergeCase
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 
 def masks_of(case: MergeCase, merged: LoraWeights, name: str) -> dict[str, torch.Tensor]:
@@ -32,7 +32,7 @@ def masks_of(case: MergeCase, merged: LoraWeights, name: str) -> dict[str, torch
     return {side: solved[:, index] for index, side in enumerate(SIDES)}
 
 
-def student(base: SdxlBase, outputs: int = 32) -> tuple[ColumnMaskedLinear, dict[str, tuple[torch.Tensor, ...]]]:
+def student(base: DiffusionBase, outputs: int = 32) -> tuple[ColumnMaskedLinear, dict[str, tuple[torch.Tensor, ...]]]:
     generator = torch.Generator().manual_seed(4)
     factors = {
         side: (torch.randn(2, rank, 16, generator=generator), torch.randn(2, outputs, rank, generator=generator))
@@ -45,7 +45,7 @@ def student(base: SdxlBase, outputs: int = 32) -> tuple[ColumnMaskedLinear, dict
     return layer, factors
 
 
-def test_masked_layer_equals_the_dense_formula_for_every_tenant(base: SdxlBase) -> None:
+def test_masked_layer_equals_the_dense_formula_for_every_tenant(base: DiffusionBase) -> None:
     layer, factors = student(base)
     x = torch.randn(4, 5, 16)
 
@@ -60,7 +60,7 @@ def test_masked_layer_equals_the_dense_formula_for_every_tenant(base: SdxlBase) 
         torch.testing.assert_close(found[sample].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_only_the_masks_learn(base: SdxlBase) -> None:
+def test_only_the_masks_learn(base: DiffusionBase) -> None:
     layer, _ = student(base)
     layer.base.requires_grad_(False)
 
@@ -73,7 +73,7 @@ def test_only_the_masks_learn(base: SdxlBase) -> None:
     assert all(mask.grad.abs().min() > 0 for mask in layer.masks.values())
 
 
-def test_result_masks_the_outputs_of_both_changes_exactly(base: SdxlBase, case: MergeCase) -> None:
+def test_result_masks_the_outputs_of_both_changes_exactly(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], steps=3, learning_rate=0.05)[0]
 
     moved = 0
@@ -87,7 +87,7 @@ def test_result_masks_the_outputs_of_both_changes_exactly(base: SdxlBase, case: 
     assert moved > 1000
 
 
-def test_no_steps_give_the_plain_sum(base: SdxlBase, case: MergeCase) -> None:
+def test_no_steps_give_the_plain_sum(base: DiffusionBase, case: MergeCase) -> None:
     merged = merge(base, [case], steps=0, start=0.5)[0]
 
     for name, layer in merged.layers.items():
@@ -96,7 +96,7 @@ def test_no_steps_give_the_plain_sum(base: SdxlBase, case: MergeCase) -> None:
         assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_training_brings_the_merge_nearer_to_both_teachers(base: SdxlBase, case: MergeCase) -> None:
+def test_training_brings_the_merge_nearer_to_both_teachers(base: DiffusionBase, case: MergeCase) -> None:
     """Judged on samples that the training did not see."""
     unseen = NoisedCases.draw(base, [type(case)(case.loras, case.encoded, case.joint, 99)], 6)
     with RankSpaceAdapter({side: case.loras[side] for side in SIDES}).inject(base.unet) as adapter:
@@ -112,7 +112,7 @@ def test_training_brings_the_merge_nearer_to_both_teachers(base: SdxlBase, case:
     assert after < 0.8 * before, f"{before:.4f} -> {after:.4f}"
 
 
-def test_teachers_own_lora_has_no_distance_from_its_teacher(base: SdxlBase, case: MergeCase) -> None:
+def test_teachers_own_lora_has_no_distance_from_its_teacher(base: DiffusionBase, case: MergeCase) -> None:
     samples = NoisedCases.draw(base, [case], 2)
     with RankSpaceAdapter({side: case.loras[side] for side in SIDES}).inject(base.unet) as adapter, torch.no_grad():
         teacher = predict_as(base, adapter, samples, range(2))
@@ -123,7 +123,7 @@ def test_teachers_own_lora_has_no_distance_from_its_teacher(base: SdxlBase, case
             assert errors[other] > 1e-2
 
 
-def test_similarity_is_the_mean_product_of_a_layer_summed_over_layers_and_cases(base: SdxlBase) -> None:
+def test_similarity_is_the_mean_product_of_a_layer_summed_over_layers_and_cases(base: DiffusionBase) -> None:
     layer, _ = student(base)
 
     found = similarity({"one": layer, "two": layer})
@@ -132,7 +132,7 @@ def test_similarity_is_the_mean_product_of_a_layer_summed_over_layers_and_cases(
     assert float(found.detach()) == pytest.approx(2 * float(products.detach().sum()) / products.shape[1], rel=1e-5)
 
 
-def test_heavy_similarity_drives_the_vectors_apart(base: SdxlBase, case: MergeCase) -> None:
+def test_heavy_similarity_drives_the_vectors_apart(base: DiffusionBase, case: MergeCase) -> None:
     light, heavy = (merge(base, [case], steps=10, learning_rate=0.1, similarity_weight=w)[0] for w in (0.0, 100.0))
 
     name = next(iter(case.loras["style"].layers))
@@ -141,7 +141,7 @@ def test_heavy_similarity_drives_the_vectors_apart(base: SdxlBase, case: MergeCa
     assert heavy_product < 0.2 * light_product
 
 
-def test_cases_together_learn_what_each_learns_alone(base: SdxlBase, make_case: Callable[..., MergeCase]) -> None:
+def test_cases_together_learn_what_each_learns_alone(base: DiffusionBase, make_case: Callable[..., MergeCase]) -> None:
     cases = [make_case(seed=0), make_case(seed=1, content_ranks=(2,), style_ranks=(5,))]
 
     together = merge(base, cases, steps=4)
@@ -155,7 +155,7 @@ def test_cases_together_learn_what_each_learns_alone(base: SdxlBase, make_case: 
     )
 
 
-def test_seed_decides_the_samples(base: SdxlBase, case: MergeCase) -> None:
+def test_seed_decides_the_samples(base: DiffusionBase, case: MergeCase) -> None:
     other = type(case)(case.loras, case.encoded, case.joint, case.seed + 1)
 
     first, again, different = (merge(base, [c], steps=2)[0] for c in (case, case, other))
@@ -165,7 +165,7 @@ def test_seed_decides_the_samples(base: SdxlBase, case: MergeCase) -> None:
         assert_same_change(first, different, tolerance=1e-5)
 
 
-def test_swapping_puts_the_very_same_layers_back_after_an_error(base: SdxlBase) -> None:
+def test_swapping_puts_the_very_same_layers_back_after_an_error(base: DiffusionBase) -> None:
     path = base.target_layers("attention")[3]
     original = base.unet.get_submodule(path)
 
@@ -182,7 +182,7 @@ def test_swapping_puts_the_very_same_layers_back_after_an_error(base: SdxlBase) 
 
 
 def test_vectors_that_are_not_finite_are_reported(
-    base: SdxlBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
+    base: DiffusionBase, case: MergeCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bias = base.unet.conv_out.bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.lora.weights import LoraWeights
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 PROMPTS = ["a sbu dog in szn style", "a cat"]
 CONFIG = GenerateConfig(steps=3, images=2, resolution_px=64, guidance_scale=4.0, seed=5)
@@ -67,7 +67,7 @@ def pixels(pictures: list) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures]).astype(np.int64)
 
 
-def pruned_merge(base: SdxlBase) -> LoraWeights:
+def pruned_merge(base: DiffusionBase) -> LoraWeights:
     """A merge whose layers keep different numbers of ranks, one of them none."""
     sides = {
         "content": canonicalise(random_lora(base, seed=1, ranks=(4,))),
@@ -97,7 +97,7 @@ def assert_stock_agrees(found: Stock, lora: LoraWeights, ours: np.ndarray, *, rt
 
 @pytest.mark.parametrize("kind", ["equal ranks", "other targets", "pruned merge"])
 def test_stock_diffusers_draws_the_same_pictures_from_both_files(
-    base: SdxlBase, base_folder: Path, tmp_path: Path, kind: str
+    base: DiffusionBase, base_folder: Path, tmp_path: Path, kind: str
 ) -> None:
     lora = {
         "equal ranks": lambda: random_lora(base, ranks=(4,), alpha=2.0),
@@ -122,7 +122,7 @@ def test_stock_diffusers_draws_the_same_pictures_from_both_files(
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
 def test_pictures_without_a_lora_are_those_of_stock_diffusers_at_any_guidance(
-    base: SdxlBase, base_folder: Path, guidance_scale: float
+    base: DiffusionBase, base_folder: Path, guidance_scale: float
 ) -> None:
     config = CONFIG.model_copy(update={"guidance_scale": guidance_scale})
 

@@ -11,12 +11,12 @@ from duolora.models.carried import applied
 from tests.duolora.pico import random_layer, random_lora_on
 
 if TYPE_CHECKING:
-    from duolora.models.sdxl import SdxlBase
+    from duolora.models.base import DiffusionBase
 
 ENDS = ("conv1", "time_emb_proj", "q_proj")
 
 
-def tensors(base: SdxlBase) -> dict[tuple[str, str], torch.Tensor]:
+def tensors(base: DiffusionBase) -> dict[tuple[str, str], torch.Tensor]:
     return {
         (component, name): parameter
         for component in base.family.components
@@ -24,12 +24,12 @@ def tensors(base: SdxlBase) -> dict[tuple[str, str], torch.Tensor]:
     }
 
 
-def carried_lora(base: SdxlBase) -> LoraWeights:
+def carried_lora(base: DiffusionBase) -> LoraWeights:
     return random_lora_on(base, [name for name in base.layers().shapes if name.endswith(ENDS)])
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_weights_change_inside_and_the_very_same_tensors_come_back(base: SdxlBase, fails: bool) -> None:
+def test_weights_change_inside_and_the_very_same_tensors_come_back(base: DiffusionBase, fails: bool) -> None:
     lora, before = carried_lora(base), tensors(base)
     values = {name: tensor.clone() for name, tensor in before.items()}
 
@@ -59,7 +59,7 @@ def test_weights_change_inside_and_the_very_same_tensors_come_back(base: SdxlBas
     assert all(torch.equal(tensor, values[name]) for name, tensor in after.items())
 
 
-def test_nothing_carried_changes_nothing(base: SdxlBase) -> None:
+def test_nothing_carried_changes_nothing(base: DiffusionBase) -> None:
     before = tensors(base)
 
     with applied(base, None):
@@ -74,7 +74,7 @@ def test_nothing_carried_changes_nothing(base: SdxlBase) -> None:
         ("unet.conv_norm_out", "GroupNorm"),
     ],
 )
-def test_layer_that_does_not_fit_is_refused_and_nothing_changes(base: SdxlBase, name: str, message: str) -> None:
+def test_layer_that_does_not_fit_is_refused_and_nothing_changes(base: DiffusionBase, name: str, message: str) -> None:
     before = tensors(base)
     lora = LoraWeights({**carried_lora(base).layers, name: random_layer(4, 3, 2)})
 

@@ -12,8 +12,8 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 from duolora.models.registry import load_base
-from duolora.models.sdxl import LatentMoments, PromptEmbeddings, SdxlBase
 from duolora.priors import Role, roles_by_resolution
 from duolora.runtime import Runtime
 from duolora.tiny.architecture import LATENT_CHANNELS, VAE_FACTOR
@@ -33,16 +33,16 @@ SDXL_ROLES = {
 
 
 @pytest.fixture(scope="module")
-def sdxl() -> SdxlBase:
+def sdxl() -> DiffusionBase:
     """Real SDXL's U-Net without storage; the VAE has its factor of 8."""
     meta = torch.device("meta")
     pipeline = pico_pipeline()
     with meta:
         pipeline.unet = UNet2DConditionModel(**SDXL_UNET)
-    return SdxlBase(pipeline, "sdxl", Runtime(meta, torch.float32))
+    return DiffusionBase(pipeline, "sdxl", Runtime(meta, torch.float32))
 
 
-def test_sdxl_has_560_attention_layers_and_140_feed_forward_layers(sdxl: SdxlBase) -> None:
+def test_sdxl_has_560_attention_layers_and_140_feed_forward_layers(sdxl: DiffusionBase) -> None:
     attention = sdxl.target_layers(TargetLayers.ATTENTION)
     transformer = sdxl.target_layers(TargetLayers.TRANSFORMER)
 
@@ -51,7 +51,7 @@ def test_sdxl_has_560_attention_layers_and_140_feed_forward_layers(sdxl: SdxlBas
     assert {path.rpartition("attn")[2].partition(".")[2] for path in attention} == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
-def test_every_attention_layer_of_sdxl_is_in_exactly_the_group_of_its_resolution(sdxl: SdxlBase) -> None:
+def test_every_attention_layer_of_sdxl_is_in_exactly_the_group_of_its_resolution(sdxl: DiffusionBase) -> None:
     names = [f"unet.{path}" for path in sdxl.target_layers(TargetLayers.ATTENTION)]
 
     resolutions = sdxl.layer_resolutions(names, 1024)
@@ -64,7 +64,7 @@ def test_every_attention_layer_of_sdxl_is_in_exactly_the_group_of_its_resolution
     assert list(roles.values()).count(Role.CONTENT) + list(roles.values()).count(Role.STYLE) == 560
 
 
-def test_rank_64_on_both_sides_gives_71680_mask_numbers(sdxl: SdxlBase) -> None:
+def test_rank_64_on_both_sides_gives_71680_mask_numbers(sdxl: DiffusionBase) -> None:
     """Counted on the adapter itself, attached to a storage-free SDXL U-Net."""
     paths = sdxl.target_layers(TargetLayers.ATTENTION)
     linears = {path: sdxl.unet.get_submodule(path) for path in paths}
@@ -89,7 +89,7 @@ def test_rank_64_on_both_sides_gives_71680_mask_numbers(sdxl: SdxlBase) -> None:
     assert sum(mask.numel() for mask in masks) == 71_680
 
 
-def test_roles_follow_the_resolution_a_model_really_runs_at(base: SdxlBase) -> None:
+def test_roles_follow_the_resolution_a_model_really_runs_at(base: DiffusionBase) -> None:
     names = [f"unet.{path}" for path in base.target_layers(TargetLayers.ATTENTION)]
 
     at_64, at_128 = base.layer_resolutions(names, 64), base.layer_resolutions(names, 128)
@@ -102,7 +102,7 @@ def test_roles_follow_the_resolution_a_model_really_runs_at(base: SdxlBase) -> N
     }
 
 
-def test_layer_outside_every_transformer_has_no_resolution(base: SdxlBase) -> None:
+def test_layer_outside_every_transformer_has_no_resolution(base: DiffusionBase) -> None:
     with pytest.raises(LayerGroupEmpty, match="time_embedding"):
         base.layer_resolutions(["unet.time_embedding.linear_1"], 64)
 
@@ -113,7 +113,7 @@ def test_model_that_attends_at_one_resolution_has_no_prior_by_resolution() -> No
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    base = SdxlBase(pipeline, "one resolution", CPU)
+    base = DiffusionBase(pipeline, "one resolution", CPU)
     names = [f"unet.{path}" for path in base.target_layers(TargetLayers.ATTENTION)]
 
     with pytest.raises(LayerGroupEmpty, match=r"\[4\]"):
@@ -127,17 +127,17 @@ def test_model_without_attention_has_no_layers_to_adapt() -> None:
     )
 
     with pytest.raises(LayerGroupEmpty, match="bare has no attention layers"):
-        SdxlBase(pipeline, "bare", CPU).target_layers(TargetLayers.ATTENTION)
+        DiffusionBase(pipeline, "bare", CPU).target_layers(TargetLayers.ATTENTION)
 
 
-def test_everything_of_a_base_is_frozen_and_in_evaluation_mode(base: SdxlBase) -> None:
+def test_everything_of_a_base_is_frozen_and_in_evaluation_mode(base: DiffusionBase) -> None:
     for part in (base.unet, base.vae, base.pipeline.text_encoder, base.pipeline.text_encoder_2):
         assert not part.training
         assert not any(parameter.requires_grad for parameter in part.parameters())
 
 
 @pytest.mark.parametrize("name", ["pico", "tiny"])
-def test_sizes_come_from_the_models_own_configuration(base: SdxlBase, name: str) -> None:
+def test_sizes_come_from_the_models_own_configuration(base: DiffusionBase, name: str) -> None:
     model = base if name == "pico" else load_base("tiny", CPU)
     factor, channels = {"pico": (8, 4), "tiny": (VAE_FACTOR, LATENT_CHANNELS)}[name]
     rgb = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -151,7 +151,7 @@ def test_sizes_come_from_the_models_own_configuration(base: SdxlBase, name: str)
     assert prediction.shape == moments.mean_BCHW.shape
 
 
-def test_latents_are_scaled_as_the_vae_says(base: SdxlBase) -> None:
+def test_latents_are_scaled_as_the_vae_says(base: DiffusionBase) -> None:
     rgb = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     posterior = base.vae.encode(rgb).latent_dist
 
@@ -174,7 +174,7 @@ def test_latents_are_drawn_around_the_mean_of_the_chosen_pictures() -> None:
     assert drawn[4000:].tolist() == [[[[0.0]]]] * 3
 
 
-def test_prompts_in_one_batch_are_encoded_as_each_alone(base: SdxlBase) -> None:
+def test_prompts_in_one_batch_are_encoded_as_each_alone(base: DiffusionBase) -> None:
     both = base.encode_prompts(["a sbu dog", "zebra crossing in szn style"])
 
     for index, prompt in enumerate(["a sbu dog", "zebra crossing in szn style"]):
@@ -185,7 +185,7 @@ def test_prompts_in_one_batch_are_encoded_as_each_alone(base: SdxlBase) -> None:
 
 
 @pytest.mark.parametrize(("name", "zeros"), [("pico", True), ("tiny", False)])
-def test_empty_prompt_is_what_the_models_pipeline_chooses(base: SdxlBase, name: str, zeros: bool) -> None:
+def test_empty_prompt_is_what_the_models_pipeline_chooses(base: DiffusionBase, name: str, zeros: bool) -> None:
     model = base if name == "pico" else load_base("tiny", CPU)
 
     empty = model.encode_unconditional()
@@ -205,7 +205,7 @@ def test_prompt_embeddings_are_selected_repeated_and_joined_by_row() -> None:
     assert chosen.hidden_BTD[:, 0, 0].tolist() == [4, 0, 4]
 
 
-def test_base_is_loaded_from_a_folder(base: SdxlBase, base_folder: Path) -> None:
+def test_base_is_loaded_from_a_folder(base: DiffusionBase, base_folder: Path) -> None:
     loaded = load_base(str(base_folder), CPU)
 
     assert loaded.location == str(base_folder)
