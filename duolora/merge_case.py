@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from duolora.models.base import LatentMoments, PromptEmbeddings
 
 
+CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
+SIDES = (CONTENT, STYLE)
+"""The sides of an ordinary merge, in the order of adapters and of batches; a merge of more has its own."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSide:
     """Latents and captions of one side's pictures, a row each."""

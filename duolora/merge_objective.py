@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from duolora.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
-CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
-SIDES = (CONTENT, STYLE)
-"""The sides of an ordinary merge, in the adapter's order; a merge of more has its own."""
-
 BANK_CHUNK = 8
 """Samples of a tenant per pass when the teachers are computed."""
 

@@ -15,8 +15,7 @@ from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
-from duolora.merge_case import role_of
-from duolora.merge_objective import CONTENT, SIDES, STYLE
+from duolora.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
 from duolora.train import LoraTask, train_loras
 

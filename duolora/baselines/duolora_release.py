@@ -37,13 +37,13 @@ import torch
 
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, assign_sides, predict_as
-from duolora.baselines.pairing import CONTENT, SIDES, STYLE
 from duolora.baselines.zip_lora import distillation
 from duolora.capture import CapturedPredictor
 from duolora.config import MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.merge import MergeResult
+from duolora.merge_case import CONTENT, SIDES, STYLE
 from duolora.models.base import PromptEmbeddings
 from duolora.runtime import memory_errors
 from duolora.ziprank import merge_by_masks

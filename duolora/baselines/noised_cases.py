@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.baselines.pairing import SIDES
+from duolora.merge_case import SIDES
 from duolora.models.base import PromptEmbeddings
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.baselines.pairing import CONTENT, STYLE, merge_layers
+from duolora.baselines.pairing import merge_layers
 from duolora.errors import InvalidConfig
 from duolora.lora.canonical import canonical_layer
 from duolora.lora.parts import concatenate
+from duolora.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

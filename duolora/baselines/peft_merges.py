@@ -18,9 +18,10 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import nn
 
-from duolora.baselines.pairing import SIDES, layer_names
+from duolora.baselines.pairing import layer_names
 from duolora.errors import InvalidConfig, InvalidLora
 from duolora.lora.weights import LoraWeights
+from duolora.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from duolora.baselines.pairing import CONTENT, STYLE
+from duolora.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

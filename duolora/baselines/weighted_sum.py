@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duolora.baselines.pairing import CONTENT, STYLE, merge_layers
+from duolora.baselines.pairing import merge_layers
 from duolora.lora.parts import concatenate
+from duolora.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,11 +18,12 @@ from duolora.errors import TrainingDiverged
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.intervals import bootstrap
-from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing, training_costs
+from duolora.evaluate.jobs import Job, in_chunks, train_missing, training_costs
 from duolora.evaluate.methods import OURS, Knobs, Method
 from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
+from duolora.merge_case import CONTENT, STYLE
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
@@ -123,10 +124,10 @@ class FolderPlan:
             config=resolve(
                 self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed
             ),
-            pictures={SIDES[0]: pair.subject.pictures, SIDES[1]: pair.style.pictures},
+            pictures={CONTENT: pair.subject.pictures, STYLE: pair.style.pictures},
             loras={
-                SIDES[0]: loras / "subjects" / f"{pair.subject.name}.safetensors",
-                SIDES[1]: loras / "styles" / f"{pair.style.name}.safetensors",
+                CONTENT: loras / "subjects" / f"{pair.subject.name}.safetensors",
+                STYLE: loras / "styles" / f"{pair.style.name}.safetensors",
             },
         )
 

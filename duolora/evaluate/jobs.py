@@ -14,10 +14,9 @@ from duolora.class_pictures import with_class_pictures
 from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
-from duolora.merge_case import EncodedSide, MergeCase
+from duolora.merge_case import CONTENT, SIDES, STYLE, EncodedSide, MergeCase
 from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
-from duolora.priors import Role
 from duolora.train import LoraTask, train_tenants
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase
 
 T = TypeVar("T")
-SIDES = (Role.CONTENT.value, Role.STYLE.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Job:
 
     def task(self, side: str) -> LoraTask:
         """Return the training of one side, as a job of the service would do it."""
-        settings = {SIDES[0]: self.config.content, SIDES[1]: self.config.style}
+        settings = {CONTENT: self.config.content, STYLE: self.config.style}
         shown = self.pictures[side]
         return LoraTask(side, shown, captions(side, self.config.prompts, len(shown)), settings[side])
 

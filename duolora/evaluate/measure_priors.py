@@ -25,7 +25,7 @@ import torch
 
 from duolora.config import TargetLayers
 from duolora.evaluate.evolution import Climbed, Strategy, climb
-from duolora.evaluate.jobs import SIDES, Job, in_chunks
+from duolora.evaluate.jobs import Job, in_chunks
 from duolora.evaluate.metrics import references
 from duolora.evaluate.network import shipped_evaluator
 from duolora.evaluate.prior_bench import PriorBench
@@ -36,6 +36,7 @@ from duolora.evaluate.truth_suite import TruthPair, judge_pictures, picture_seed
 from duolora.lora.canonical import canonicalise
 from duolora.measured_priors import measured_priors
 from duolora.merge import whole_model_roles
+from duolora.merge_case import SIDES
 from duolora.models.registry import load_base
 from duolora.recipes import resolve
 from duolora.runtime import choose_runtime

@@ -29,8 +29,9 @@ from duolora.baselines import (
 from duolora.baselines.side_weights import SideWeighted
 from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
-from duolora.evaluate.jobs import SIDES, case_of_loras
+from duolora.evaluate.jobs import case_of_loras
 from duolora.merge import merge_cases, needs_pictures
+from duolora.merge_case import SIDES
 from duolora.recipes import MERGE_RECIPES
 from duolora.train import LoraTask, train_tenants
 

@@ -12,8 +12,8 @@ from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
 from duolora.images import load_pictures
 from duolora.lora.weights import LoraWeights
 from duolora.merge import MergeResult, MergeSide, merge_cases, merge_loras
-from duolora.merge_case import EncodedSide, MergeCase
-from duolora.merge_objective import SIDES, Cycles, MergeObjective, teacher_bank
+from duolora.merge_case import SIDES, EncodedSide, MergeCase
+from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
 from duolora.priors import Role
 from tests.duolora.pico import random_lora, random_lora_on
 from tests.duolora.watch import Watcher

@@ -8,8 +8,8 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.duolora_release import SharedMasks, distillation_target, merge, release_prior
 from duolora.baselines.noised_cases import NoisedCases
-from duolora.baselines.pairing import SIDES
 from duolora.errors import InvalidLora, TrainingDiverged
+from duolora.merge_case import SIDES
 from tests.duolora.baselines.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import torch
 
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
 from duolora.baselines.noised_cases import NoisedCases
-from duolora.baselines.pairing import SIDES
 from duolora.baselines.ssr_merge import merge, router
 from duolora.errors import InvalidConfig
+from duolora.merge_case import SIDES
 from tests.duolora.baselines.dense import assert_same_change, dense
 
 if TYPE_CHECKING:

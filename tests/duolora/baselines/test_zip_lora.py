@@ -8,10 +8,10 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.column_masks import ColumnMaskedLinear, swapped
 from duolora.baselines.noised_cases import NoisedCases, predict_as
-from duolora.baselines.pairing import SIDES
 from duolora.baselines.zip_lora import distillation, merge, similarity
 from duolora.capture import CapturedPredictor
 from duolora.errors import TrainingDiverged
+from duolora.merge_case import SIDES
 from tests.duolora.baselines.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:
