@@ -11,7 +11,6 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.table import Table
 
 from duolora.errors import TrainingDiverged
@@ -23,6 +22,7 @@ from duolora.evaluate.methods import OURS, Knobs, Method
 from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
+from duolora.images import open_pictures
 from duolora.merge_case import CONTENT, STYLE
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from PIL import Image
 
     from duolora.evaluate.folder_suite import FolderPair, FolderSuite
     from duolora.evaluate.perceptual import Clip, Csd, Dino, PictureEmbedder
@@ -239,19 +240,13 @@ class _Scorer:
                 "csd": self._judges.csd,
             }
             embedder = embedders[judge]
-            self._known[judge, paths] = embedder.pictures([_open(path) for path in paths])
+            self._known[judge, paths] = embedder.pictures(open_pictures(paths))
         return self._known[judge, paths]
 
 
 def _mean_cosine(drawn_NE: torch.Tensor, given_NE: torch.Tensor) -> float:
     """Return the mean over all pairs of rows."""
     return float((drawn_NE @ given_NE.T).mean())
-
-
-def _open(path: Path) -> Image.Image:
-    """Read a picture."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
 
 
 def write_folder_reports(
