@@ -257,12 +257,14 @@ def _encode(base: DiffusionBase, sides: Mapping[str, MergeSide], resolution_px: 
             f"this merge learns from pictures, and {', '.join(missing)} has none; give some, or merge "
             "with a recipe that needs none"
         )
-    return {
-        side: EncodedSide(
-            base.encode_pictures(load_pictures(given.pictures, resolution_px)), base.encode_prompts(given.captions)
-        )
-        for side, given in sides.items()
-    }
+    return {side: encode_side(base, given.pictures, given.captions, resolution_px) for side, given in sides.items()}
+
+
+def encode_side(
+    base: DiffusionBase, pictures: Sequence[Path], captions: Sequence[str], resolution_px: int
+) -> EncodedSide:
+    """Encode one side's pictures and captions. Raises what `load_pictures` and the base raise."""
+    return EncodedSide(base.encode_pictures(load_pictures(pictures, resolution_px)), base.encode_prompts(captions))
 
 
 def _report(

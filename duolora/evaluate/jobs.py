@@ -11,10 +11,10 @@ import torch
 
 from duolora.baselines.recipe_case import RecipeCase
 from duolora.class_pictures import with_class_pictures
-from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
-from duolora.merge_case import CONTENT, SIDES, STYLE, EncodedSide, MergeCase
+from duolora.merge import encode_side
+from duolora.merge_case import CONTENT, SIDES, STYLE, MergeCase
 from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
 from duolora.train import LoraTask, train_tenants
@@ -135,16 +135,13 @@ def bare_case(job: Job) -> MergeCase:
     return case_of_loras({side: read_lora(job.loras[side]) for side in SIDES}, job.config.merge.seed)
 
 
-def merge_case(base: DiffusionBase, job: Job) -> MergeCase:
+def encoded_case(base: DiffusionBase, job: Job) -> MergeCase:
     """Read the LoRAs of a job and encode the pictures and captions that a merge may look at."""
     tasks = {side: job.task(side) for side in SIDES}
     return replace(
         bare_case(job),
         encoded={
-            side: EncodedSide(
-                base.encode_pictures(load_pictures(task.pictures, task.config.resolution_px)),
-                base.encode_prompts(task.captions),
-            )
+            side: encode_side(base, task.pictures, task.captions, task.config.resolution_px)
             for side, task in tasks.items()
         },
         joint=base.encode_prompts([job.config.prompts.joint]),

@@ -9,10 +9,9 @@ import torch
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
 from duolora.config import LayerPrior, MergeConfig
 from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
-from duolora.images import load_pictures
 from duolora.lora.weights import LoraWeights
-from duolora.merge import MergeResult, MergeSide, merge_cases, merge_loras
-from duolora.merge_case import SIDES, EncodedSide, MergeCase
+from duolora.merge import MergeResult, MergeSide, encode_side, merge_cases, merge_loras
+from duolora.merge_case import SIDES, MergeCase
 from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
 from duolora.priors import Role
 from tests.duolora.pico import random_lora, random_lora_on
@@ -67,12 +66,7 @@ def objective(
 
 
 def merge_case(base: DiffusionBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:
-    encoded = {
-        side: EncodedSide(
-            base.encode_pictures(load_pictures(sides[side].pictures, 64)), base.encode_prompts(sides[side].captions)
-        )
-        for side in SIDES
-    }
+    encoded = {side: encode_side(base, sides[side].pictures, sides[side].captions, 64) for side in SIDES}
     return MergeCase({side: sides[side].weights for side in SIDES}, encoded, base.encode_prompts([JOINT]), seed)
 
 
