@@ -233,6 +233,18 @@ class MergeConfig(Frozen):
     )
     seed: int = Field(0, ge=0, lt=2**63)
 
+    @field_validator("prior")
+    @classmethod
+    def _leading_needs_a_prior(cls, prior: LayerPrior, info: ValidationInfo) -> LayerPrior:
+        known = info.data
+        leads = known.get("method") is MergeMethod.RANK_MASKS and known.get("start") is MaskStart.LEADING
+        if leads and prior is LayerPrior.NONE:
+            raise ValueError(
+                "prior none leaves start leading no layer to lead in, so that it would be the plain sum; "
+                "give prior resolution, or start ones for the sum"
+            )
+        return prior
+
 
 class GenerateConfig(Frozen):
     """Sampling of pictures."""

@@ -307,7 +307,7 @@ def merge_report(
     trainable: int,
     prune_below: float = 0.0,
 ) -> dict[str, Any]:
-    """Describe a merge: ranks kept per layer from each side, mean masks, losses, how many numbers learn.
+    """Describe a merge: ranks kept per layer from each side, mean masks, losses, how many numbers learnt.
 
     Args:
         masks: side -> layer name -> mask (R,).
@@ -315,7 +315,7 @@ def merge_report(
         losses: the terms of every step by name.
         method: who found the masks.
         start: where they began.
-        trainable: how many numbers the masks are.
+        trainable: how many numbers the masks are; a merge of no steps is said to train none.
         prune_below: ranks whose mask is not larger in absolute value are not kept.
     """
     layers: dict[str, dict[str, Any]] = {}
@@ -330,7 +330,7 @@ def merge_report(
     return {
         "method": method,
         "start": start.value,
-        "trainable": trainable,
+        "trainable": trainable if losses else 0,
         "losses": [{name: round(value, 6) for name, value in terms.items()} for terms in losses],
         "layers": layers,
     }

@@ -71,7 +71,7 @@ def merge_case(base: DiffusionBase, sides: dict[str, MergeSide], seed: int = 0) 
 
 
 def test_no_steps_and_no_prior_give_the_plain_sum(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
-    merged = merge(base, sides, steps=0, prior="none", prune_below=0).weights
+    merged = merge(base, sides, steps=0, start="ones", prior="none", prune_below=0).weights
 
     content, style = sides["content"].weights, sides["style"].weights
     assert set(merged.layers) == set(content.layers)
@@ -102,7 +102,9 @@ def test_prior_start_keeps_the_dominant_side_whole_and_the_leading_share_of_the_
 
 def test_distillation_loss_falls(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """Evaluated on one fixed set of noised samples, at the start of the masks and after 15 steps."""
-    settings = config(steps=15, learning_rate=0.05, batch_size=4, prior="none", constyle_weight=0, bank_size=8)
+    settings = config(
+        steps=15, learning_rate=0.05, batch_size=4, start="ones", prior="none", constyle_weight=0, bank_size=8
+    )
     loras = {side: sides[side].weights.folded() for side in SIDES}
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
         goal = objective(base, sides, adapter, settings)
@@ -132,7 +134,9 @@ def test_distillation_loss_falls(base: DiffusionBase, sides: dict[str, MergeSide
 def test_reported_distillation_is_lower_at_the_end_than_at_the_start(
     base: DiffusionBase, sides: dict[str, MergeSide]
 ) -> None:
-    report = merge(base, sides, steps=16, learning_rate=0.05, batch_size=4, prior="none", constyle_weight=0).report
+    report = merge(
+        base, sides, steps=16, learning_rate=0.05, batch_size=4, start="ones", prior="none", constyle_weight=0
+    ).report
 
     losses = [terms["distillation"] for terms in report["losses"]]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
@@ -140,7 +144,7 @@ def test_reported_distillation_is_lower_at_the_end_than_at_the_start(
 
 def test_teacher_of_a_side_is_that_sides_own_lora(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
     """When only the content LoRA is kept, content samples are met exactly and style samples are not."""
-    settings = config(prior="none", constyle_weight=0)
+    settings = config(start="ones", prior="none", constyle_weight=0)
     loras = {side: sides[side].weights.folded() for side in SIDES}
     for kept in SIDES:
         with RankSpaceAdapter(loras).inject(base.unet) as adapter, torch.no_grad():
@@ -256,6 +260,7 @@ def test_report_counts_what_the_file_holds(base: DiffusionBase, sides: dict[str,
         kept = sum(entry[side]["kept"] for side in SIDES if side in entry)
         assert kept == (result.weights.layers[name].rank if name in result.weights.layers else 0)
         assert all(entry[side]["rank"] == sides[side].weights.layers[name].rank for side in SIDES if side in entry)
+    assert merge(base, sides, steps=0).report["trainable"] == 0  # nothing learnt
     last = f"unet.{base.target_layers('attention')[-1]}"
     assert set(report["layers"][last]) == {"role", "content"}  # the style LoRA does not change it
 
