@@ -11,7 +11,7 @@ from duolora.baselines.noised_cases import NoisedCases
 from duolora.config import GenerateConfig
 from duolora.generate import sample_tenants
 from duolora.lora.weights import LoraWeights
-from tests.duolora.baselines.dense import dense
+from tests.duolora.dense import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from duolora.baselines.np_lora import merge
 from duolora.errors import InvalidConfig
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.merge_case import MergeCase
-from tests.duolora.baselines.dense import dense, side_dense
+from tests.duolora.dense import dense, side_dense
 
 if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase

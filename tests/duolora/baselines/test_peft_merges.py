@@ -7,7 +7,7 @@ import torch
 
 from duolora.baselines.peft_merges import merge
 from duolora.errors import InvalidConfig, InvalidLora
-from tests.duolora.baselines.dense import assert_same_change, dense, side_dense
+from tests.duolora.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable

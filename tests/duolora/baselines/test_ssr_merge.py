@@ -10,7 +10,7 @@ from duolora.baselines.noised_cases import NoisedCases
 from duolora.baselines.ssr_merge import merge, router
 from duolora.errors import InvalidConfig
 from duolora.merge_case import SIDES
-from tests.duolora.baselines.dense import assert_same_change, dense
+from tests.duolora.dense import assert_same_change, dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,6 +23,7 @@ from duolora.lora.carry import split
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.models.carried import applied
+from tests.duolora.dense import assert_same_change
 from tests.duolora.pico import pico_base, pico_sd15_base, random_lora_on
 
 if TYPE_CHECKING:
@@ -146,12 +147,9 @@ def test_both_files_hold_the_same_deltas(family_base: DiffusionBase, tmp_path: P
 
     ours, theirs = read_lora(tmp_path / "d.safetensors", layers), read_lora(tmp_path / "k.safetensors", layers)
 
-    assert ours.layers.keys() == theirs.layers.keys() == lora.layers.keys()
-    for name, layer in ours.layers.items():
-        assert layer.kernel == lora.layers[name].kernel
-        delta_OI = layer.delta_OI()
-        assert (theirs.layers[name].delta_OI() - delta_OI).norm() <= 2**-10 * delta_OI.norm(), name
-        assert (lora.layers[name].delta_OI() - delta_OI).norm() <= 2**-10 * delta_OI.norm(), name
+    for found in (ours, theirs):
+        assert_same_change(found, lora, 2**-10)
+    assert all(layer.kernel == lora.layers[name].kernel for name, layer in ours.layers.items())
 
 
 def test_file_of_peft_itself_is_read_with_its_alpha(family_base: DiffusionBase, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a LoRA does to a weight, computed densely in float64: the reference that the rivals are held against."""
+"""What a LoRA does to a weight, computed densely in float64: the reference that merges and files are held against."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ def side_dense(case: MergeCase, side: str, name: str, like: Tensor) -> Tensor:
     return dense(layers[name]) if name in layers else torch.zeros_like(like)
 
 
-def assert_same_change(left: LoraWeights, right: LoraWeights, tolerance: float) -> None:
+def difference(found: LoraLayer, expected: LoraLayer) -> float:
+    """Norm of the difference of two changes, as a share of the expected one's."""
+    expected_OI = dense(expected)
+    return float((dense(found) - expected_OI).norm() / expected_OI.norm().clamp(min=1e-9))
+
+
+def assert_same_change(found: LoraWeights, expected: LoraWeights, tolerance: float) -> None:
     """Both LoRAs change the same layers by the same amount, as a share of each layer's size."""
-    assert set(left.layers) == set(right.layers)
-    for name, layer in left.layers.items():
-        expected = dense(right.layers[name])
-        assert (dense(layer) - expected).norm() <= tolerance * expected.norm(), name
+    assert found.layers.keys() == expected.layers.keys()
+    for name, layer in expected.layers.items():
+        error = difference(found.layers[name], layer)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
