@@ -13,7 +13,7 @@ import torch
 
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.generate import sample_tenants
-from duolora.merge_case import CONTENT
+from duolora.method.merge_case import CONTENT
 from duolora.models.base import LatentMoments
 from duolora.runtime import memory_errors
 from duolora.train import ClassPictures, LoraTask

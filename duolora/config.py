@@ -71,9 +71,9 @@ class MaskStart(StrEnum):
     LEADING = "leading"
     """A layer's dominant side in full, of the other only the leading ranks (paper, section 4.2)."""
     CLOSED_FORM = "closed-form"
-    """Least squares on the layers' own outputs (`duolora.closed_form`)."""
+    """Least squares on the layers' own outputs (`duolora.method.closed_form`)."""
     MEASURED = "measured"
-    """Strengths of groups of layers found by experiment (`duolora.measured_priors`)."""
+    """Strengths of groups of layers found by experiment (`duolora.method.measured_priors`)."""
 
 
 class MergeMethod(StrEnum):

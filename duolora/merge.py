@@ -1,6 +1,6 @@
 """DuoLoRA's merge: find, per layer, how much of each rank of a content LoRA and of a style LoRA to keep.
 
-Masks begin somewhere (`duolora.merge_start`) and may then learn (paper, section 4):
+Masks begin somewhere (`duolora.method.merge_start`) and may then learn (paper, section 4):
 
     L = L_distill + prior_weight * L_prior + constyle_weight * L_constyle
 
@@ -25,13 +25,13 @@ from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
-from duolora.merge_case import EncodedSide, MergeCase
-from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
-from duolora.merge_start import MomentRecorder, starting_masks
-from duolora.priors import roles_by_resolution
+from duolora.method.merge_case import EncodedSide, MergeCase
+from duolora.method.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.method.merge_start import MomentRecorder, starting_masks
+from duolora.method.priors import roles_by_resolution
+from duolora.method.ziprank import merge_by_masks
 from duolora.runtime import memory_errors
 from duolora.strengths import reweight
-from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from duolora.config import MergeConfig
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_start import Masks
+    from duolora.method.merge_start import Masks
+    from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
-    from duolora.priors import Role
 
 
 @dataclass(frozen=True, slots=True)

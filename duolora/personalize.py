@@ -14,7 +14,7 @@ from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
 from duolora.images import open_pictures
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
-from duolora.merge_case import CONTENT, SIDES, STYLE, role_of
+from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
 from duolora.train import LoraTask, train_loras
 

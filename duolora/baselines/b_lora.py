@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from duolora.errors import LayerGroupEmpty
 from duolora.lora.weights import LoraWeights
-from duolora.merge_case import CONTENT, SIDES, STYLE
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.models.base import DiffusionBase
 from duolora.train import LoraTask, train_tenants
 

@@ -43,11 +43,11 @@ from duolora.config import MaskStart, MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.merge import MergeResult, merge_report
-from duolora.merge_case import CONTENT, SIDES, STYLE
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
+from duolora.method.priors import Role
+from duolora.method.ziprank import merge_by_masks
 from duolora.models.base import PromptEmbeddings
-from duolora.priors import Role
 from duolora.runtime import memory_errors
-from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 PRIOR_BLOCKS = {CONTENT: ("down_blocks.2", "middle_block"), STYLE: ("down_blocks.1", "up_blocks.1", "up_blocks.2")}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.merge_case import CONTENT, SIDES
+from duolora.method.merge_case import CONTENT, SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from duolora.adapters import RankSpaceLinear
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -21,7 +21,7 @@ from duolora.baselines.pairing import merge_layers
 from duolora.errors import InvalidConfig
 from duolora.lora.canonical import canonical_layer
 from duolora.lora.parts import concatenate
-from duolora.merge_case import CONTENT, STYLE
+from duolora.method.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 NO_DIRECTION = 1e-6

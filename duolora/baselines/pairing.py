@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from duolora.lora.weights import LoraWeights
-from duolora.merge_case import SIDES
+from duolora.method.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from duolora.lora.weights import LoraLayer
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
 
 
 def layer_names(case: MergeCase) -> list[str]:

@@ -21,13 +21,13 @@ from torch import nn
 from duolora.baselines.pairing import layer_names
 from duolora.errors import InvalidConfig, InvalidLora
 from duolora.lora.weights import LoraWeights
-from duolora.merge_case import SIDES
+from duolora.method.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from duolora.lora.weights import LoraLayer
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 PeftCombination = Literal[

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from duolora.baselines.pairing import merge_layers
 from duolora.lora.parts import concatenate
-from duolora.merge_case import CONTENT, STYLE
+from duolora.method.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -29,7 +29,7 @@ from duolora.capture import CapturedPredictor
 from duolora.errors import TrainingDiverged
 from duolora.lora.parts import concatenate
 from duolora.losses import squared_error
-from duolora.merge_case import CONTENT, SIDES, STYLE
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

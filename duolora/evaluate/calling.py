@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from duolora.config import GenerateConfig
     from duolora.evaluate.host_pool import HostPool
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 Made = Sequence[LoraWeights] | Attached

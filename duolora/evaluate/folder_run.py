@@ -23,7 +23,7 @@ from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
 from duolora.images import open_pictures
-from duolora.merge_case import CONTENT, STYLE
+from duolora.method.merge_case import CONTENT, STYLE
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 

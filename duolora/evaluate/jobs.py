@@ -14,7 +14,7 @@ from duolora.class_pictures import with_class_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
 from duolora.merge import encode_side
-from duolora.merge_case import CONTENT, SIDES, STYLE, MergeCase
+from duolora.method.merge_case import CONTENT, SIDES, STYLE, MergeCase
 from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
 from duolora.train import LoraTask, train_tenants

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
 
 
 def dense(layer: LoraLayer) -> Tensor:

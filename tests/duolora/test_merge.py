@@ -11,9 +11,9 @@ from duolora.config import LayerPrior, MergeConfig
 from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
 from duolora.lora.weights import LoraWeights
 from duolora.merge import MergeResult, MergeSide, encode_side, merge_cases, merge_loras
-from duolora.merge_case import SIDES, MergeCase
-from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
-from duolora.priors import Role
+from duolora.method.merge_case import SIDES, MergeCase
+from duolora.method.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.method.priors import Role
 from tests.duolora.dense import assert_same_change
 from tests.duolora.pico import random_lora, random_lora_on
 from tests.duolora.watch import Watcher

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duolora.merge import encode_side
-from duolora.merge_case import MergeCase
+from duolora.method.merge_case import MergeCase
 from tests.duolora.pico import RESOLUTION_PX, random_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from duolora.merge_case import EncodedSide
+    from duolora.method.merge_case import EncodedSide
     from duolora.models.base import DiffusionBase
 
 

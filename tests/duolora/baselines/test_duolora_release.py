@@ -9,14 +9,14 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.duolora_release import SharedMasks, distillation_target, merge, release_prior
 from duolora.baselines.noised_cases import NoisedCases
 from duolora.errors import InvalidLora, TrainingDiverged
-from duolora.merge_case import SIDES
+from duolora.method.merge_case import SIDES
 from tests.duolora.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 

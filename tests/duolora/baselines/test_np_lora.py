@@ -9,7 +9,7 @@ import torch
 from duolora.baselines.np_lora import merge
 from duolora.errors import InvalidConfig
 from duolora.lora.weights import LoraLayer, LoraWeights
-from duolora.merge_case import MergeCase
+from duolora.method.merge_case import MergeCase
 from tests.duolora.dense import dense, side_dense
 
 if TYPE_CHECKING:

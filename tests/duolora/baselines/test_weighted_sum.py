@@ -11,7 +11,7 @@ from tests.duolora.dense import dense, side_dense
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -11,14 +11,14 @@ from duolora.baselines.noised_cases import NoisedCases, predict_as
 from duolora.baselines.zip_lora import distillation, merge, similarity
 from duolora.capture import CapturedPredictor
 from duolora.errors import TrainingDiverged
-from duolora.merge_case import SIDES
+from duolora.method.merge_case import SIDES
 from tests.duolora.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -19,8 +19,8 @@ from duolora.generate import generate, starting_noise
 from duolora.lora.canonical import canonicalise
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.method.ziprank import merge_by_masks
 from duolora.models.registry import load_base
-from duolora.ziprank import merge_by_masks
 from tests.duolora.lora.stock import CONFIG, PROMPTS, draw_stock, open_stock, pixels, stock_deltas
 from tests.duolora.pico import CPU, random_lora
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidConfig
-from duolora.priors import Role
+from duolora.method.priors import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
