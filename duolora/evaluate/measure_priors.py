@@ -3,9 +3,9 @@
     python -m duolora.evaluate.measure_priors --out measured_priors.json [--pairs 72] [--steps 16] [--seconds 900]
 
 LoRAs of many pairs are trained together by the tiny recipe's settings and attached once. Then strengths of groups of
-layers for both sides, and both tails, are moved by an evolution strategy to raise the mean harmonic mean of content and
-style on the joint prompt. What comes out is written in the form of `duolora/method/measured_priors.json`, with what it
-scores before and after the search under noise that the search never saw. No pair of the full suite is looked at.
+layers for both sides, and their tails, are moved by an evolution strategy to raise the mean harmonic mean of content
+and style on the joint prompt. What comes out is written in the form of `duolora/method/measured_priors.json`, with what
+it scores before and after the search under noise that the search never saw. No pair of the full suite is looked at.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _priors_record(
     today = datetime.now(UTC).date().isoformat()
     sides = {
         role.value: {
-            "tail": round(prior.tail, 3),
-            "strengths": {group: round(value, 3) for group, value in prior.strengths.items()},
+            "strengths": {group: round(value, 2) for group, value in prior.strengths.items()},
+            "tails": {group: round(value, 2) for group, value in prior.tails.items()},
         }
         for role, prior in found.items()
     }

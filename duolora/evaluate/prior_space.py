@@ -1,7 +1,7 @@
-"""The space in which layer priors are measured: a strength for each side and group of layers, and two tails.
+"""The space in which layer priors are measured: a strength and a tail for each side and group of layers.
 
-A point of it is a vector of logarithms of the strengths, content's groups first, then style's, and behind them the two
-tails as they are. J tenants, D coordinates of a point, G groups, R ranks of a side in one layer.
+A point of it is a vector of logarithms of the strengths, content's groups first, then style's, and behind them the
+tails in the same order, as they are. J tenants, D coordinates of a point, G groups, R ranks of a side in one layer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from duolora.lora.weights import LoraWeights
 
 WEAKEST, STRONGEST = 0.1, 3.0
-LEAST_TAIL, GREATEST_TAIL = -0.5, 2.0
+LEAST_TAIL, GREATEST_TAIL = -1.0, 2.0
 ROLES = (Role.CONTENT, Role.STYLE)
 
 
@@ -37,7 +37,7 @@ class PriorSpace:
     @property
     def width(self) -> int:
         """Number of coordinates D."""
-        return 2 * len(self.groups) + 2
+        return 4 * len(self.groups)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -52,26 +52,24 @@ class PriorSpace:
         return self._point(0.0, 0.0)
 
     def _point(self, log_strength: float, tail: float) -> Tensor:
-        return torch.tensor([log_strength] * 2 * len(self.groups) + [tail] * 2)
+        return torch.tensor([log_strength, tail]).repeat_interleave(2 * len(self.groups))
 
     def point(self, priors: Mapping[Role, SidePrior]) -> Tensor:
         """Return the point of some priors, (D,), as near as the bounds allow."""
         logs = [math.log(max(WEAKEST, priors[role].strength(group))) for role in ROLES for group in self.groups]
-        point_D = torch.tensor([*logs, *(priors[role].tail for role in ROLES)])
+        tails = [priors[role].tail(group) for role in ROLES for group in self.groups]
+        point_D = torch.tensor([*logs, *tails])
         return point_D.clamp(*self.bounds)
 
     def priors(self, point_D: Tensor) -> dict[Role, SidePrior]:
         """Return the priors of a point."""
-        values, count = point_D.tolist(), len(self.groups)
+        logs_2G, tails_2G = (half.unflatten(0, (len(ROLES), -1)).tolist() for half in point_D.chunk(2))
         return {
             role: SidePrior(
-                {
-                    group: math.exp(value)
-                    for group, value in zip(self.groups, values[index * count : (index + 1) * count], strict=True)
-                },
-                values[2 * count + index],
+                {group: math.exp(value) for group, value in zip(self.groups, logs, strict=True)},
+                dict(zip(self.groups, tails, strict=True)),
             )
-            for index, role in enumerate(ROLES)
+            for role, logs, tails in zip(ROLES, logs_2G, tails_2G, strict=True)
         }
 
 
@@ -91,17 +89,15 @@ class PriorMasks:
 
     def at(self, points_JD: Tensor) -> dict[str, dict[str, Tensor]]:
         """Return masks, side -> layer -> (J, R), of one point for each tenant, on the device of the points."""
-        groups = {group: place for place, group in enumerate(self._space.groups)}
+        places = {group: place for place, group in enumerate(self._space.groups)}
+        logs_J2G, tails_J2G = (half.unflatten(1, (len(ROLES), -1)) for half in points_JD.chunk(2, dim=1))
         masks: dict[str, dict[str, Tensor]] = {}
-        for index, (role, log_shares) in enumerate(self._log_shares.items()):
-            tail_J1 = points_JD[:, 2 * len(groups) + index, None]
-            masks[role.value] = {
-                name: torch.exp(
-                    points_JD[:, index * len(groups) + groups[self._space.group_of[name]], None]
-                    + tail_J1 * log_share_JR
-                )
-                for name, log_share_JR in log_shares.items()
-            }
+        for side, (role, log_shares) in enumerate(self._log_shares.items()):
+            masks[role.value] = {}
+            for name, log_share_JR in log_shares.items():
+                place = places[self._space.group_of[name]]
+                tail_J1, log_J1 = tails_J2G[:, side, place, None], logs_J2G[:, side, place, None]
+                masks[role.value][name] = torch.exp(log_J1 + tail_J1 * log_share_JR)
         return masks
 
 

@@ -2,10 +2,10 @@
 
 The paper assumes that low resolution carries content and high resolution carries style (section 4.2). The same can be
 measured: strengths of groups of layers are moved until merges of known pairs come out best
-(`duolora.evaluate.measure_priors`). What was found agrees with the paper: content acts in full at low resolution and at
-about half at high resolution, while style acts in full nearly everywhere. Groups go by block, kind and part; block
-names mean other resolutions in other layouts, so a model's layers are told by where they stand. `measured_priors.json`
-has the strengths that ship.
+(`duolora.evaluate.measure_priors`). What was found agrees with the paper: content acts at about four fifths at low
+resolution and at less than half at high resolution, most in its leading directions; style is bound to no resolution.
+Groups go by block, kind and part; block names mean other resolutions in other layouts, so a model's layers are told by
+where they stand. `measured_priors.json` has the strengths that ship, and each group's tail.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def _block(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SidePrior:
-    """One side: group -> strength, and how fast masks fall with the singular values (`tail`, 0 for not at all)."""
+    """One side: group -> strength, and group -> how fast masks fall with the singular values (0 for not at all)."""
 
     strengths: Mapping[str, float]
-    tail: float
+    tails: Mapping[str, float]
 
     def strength(self, group: str) -> float:
         """Return a group's strength; one that was not measured gets the mean of its block, or of all."""
-        if group in self.strengths:
-            return self.strengths[group]
-        near = [value for name, value in self.strengths.items() if _block(f"{name}.") == _block(f"{group}.")]
-        known = near or list(self.strengths.values())
-        return sum(known) / len(known)
+        return _measured_or_near(self.strengths, group)
+
+    def tail(self, group: str) -> float:
+        """Return a group's tail; one that was not measured gets the mean of its block, or of all."""
+        return _measured_or_near(self.tails, group)
 
     def mask(self, name: str, layer: LoraLayer, role: Role | None = None) -> Tensor:
         """Return the mask of a canonical layer, (R,): strength * (s_r / s_1)^tail for its singular values s.
@@ -88,12 +88,22 @@ class SidePrior:
         # Canonical form: a column of `up` has the length of the square root of its singular value.
         singular_R = layer.up_OR.square().sum(dim=0)
         share_R = (singular_R / singular_R.max().clamp(min=1e-30)).clamp(min=SMALLEST_SHARE)
-        mask_R: Tensor = self.strength(layer_group(name, role)) * share_R**self.tail
+        group = layer_group(name, role)
+        mask_R: Tensor = self.strength(group) * share_R ** self.tail(group)
         return mask_R
+
+
+def _measured_or_near(values: Mapping[str, float], group: str) -> float:
+    """Return a group's own value, else the mean over its block, else over all groups."""
+    if group in values:
+        return values[group]
+    near = [value for name, value in values.items() if _block(f"{name}.") == _block(f"{group}.")]
+    known = near or list(values.values())
+    return sum(known) / len(known)
 
 
 @cache
 def measured_priors() -> Mapping[Role, SidePrior]:
     """Return the priors that ship, by role."""
     document = json.loads(Path(__file__).with_name("measured_priors.json").read_text(encoding="utf-8"))
-    return {role: SidePrior(document[role.value]["strengths"], document[role.value]["tail"]) for role in Role}
+    return {role: SidePrior(document[role.value]["strengths"], document[role.value]["tails"]) for role in Role}

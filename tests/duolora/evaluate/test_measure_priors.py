@@ -71,20 +71,22 @@ def test_calibration_pairs_are_what_the_base_knows_and_there_are_no_more_than_th
 
 @given(
     st.lists(st.floats(0.2, 2.5), min_size=6, max_size=6),
-    st.lists(st.floats(-0.4, 1.5), min_size=2, max_size=2),
+    st.lists(st.floats(-0.4, 1.5), min_size=6, max_size=6),
 )
 def test_a_point_stands_for_its_priors(strengths, tails):
     names = [*(f"unet.up_blocks.0.attn1.to_{part}" for part in "qv"), "unet.mid_block.ff.net.2", "unet.mid_block.proj"]
     space = PriorSpace(dict.fromkeys(names, Role.CONTENT))
     assert space.groups == ["mid_block.rest", "up_blocks.0.self.qk", "up_blocks.0.self.vo"]
     given = {
-        role: SidePrior(dict(zip(space.groups, strengths[3 * index :], strict=False)), tails[index])
+        role: SidePrior(
+            *(dict(zip(space.groups, values[3 * index : 3 * index + 3], strict=True)) for values in (strengths, tails))
+        )
         for index, role in enumerate(Role)
     }
     found = space.priors(space.point(given))
     for role, prior in given.items():
-        assert found[role].tail == pytest.approx(prior.tail, abs=1e-5)
         for group in space.groups:
+            assert found[role].tail(group) == pytest.approx(prior.tail(group), abs=1e-5)
             assert found[role].strength(group) == pytest.approx(prior.strength(group), rel=1e-4)
     low_D, high_D = space.bounds
     assert ((space.ones() >= low_D) & (space.ones() <= high_D)).all()
@@ -93,7 +95,8 @@ def test_a_point_stands_for_its_priors(strengths, tails):
 def test_masks_are_those_of_the_priors_for_every_tenant_at_its_own_point(base, tenants):
     roles = whole_model_roles(base, tenants[0]["content"].layers, 64)
     space = PriorSpace(roles)
-    points_JD = torch.stack([space.point(measured_priors()), space.ones() + 0.3])
+    uneven_D = space.ones() + torch.linspace(-0.3, 0.5, space.width)
+    points_JD = torch.stack([space.point(measured_priors()), uneven_D])
     masks = PriorMasks(space, tenants, CPU).at(points_JD)
     for tenant, loras in enumerate(tenants):
         priors = space.priors(points_JD[tenant])
@@ -155,6 +158,7 @@ def test_a_search_writes_priors_that_merges_can_start_from(base, monkeypatch, tm
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "measured_priors.py"))
     priors = measured_priors.__wrapped__()
     assert priors[Role.CONTENT].strengths == document["content"]["strengths"]
+    assert priors[Role.STYLE].tails == document["style"]["tails"]
 
 
 def test_the_command_ends_the_search_when_its_time_is_over(base_folder, tmp_path):

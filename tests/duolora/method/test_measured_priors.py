@@ -36,25 +36,44 @@ def test_every_layer_that_a_recipe_may_train_is_in_a_measured_group() -> None:
 
     for role, prior in measured_priors().items():
         assert groups <= set(prior.strengths), role
+        assert groups <= set(prior.tails), role
         assert all(0 <= strength < 3 for strength in prior.strengths.values())
+        assert all(-1 < tail < 1 for tail in prior.tails.values())
 
 
 def test_a_group_that_was_not_measured_gets_the_mean_of_its_block() -> None:
-    prior = SidePrior({"up_blocks.1.self.qk": 1.0, "up_blocks.1.cross.vo": 0.5, "up_blocks.10.self.qk": 9.0}, 0.0)
+    strengths = {"up_blocks.1.self.qk": 1.0, "up_blocks.1.cross.vo": 0.5, "up_blocks.10.self.qk": 9.0}
+    prior = SidePrior(strengths, {"up_blocks.1.self.qk": 0.4, "mid_block.self.vo": -0.1, "mid_block.self.qk": -0.3})
 
     assert prior.strength("up_blocks.1.rest") == pytest.approx(0.75)
     assert prior.strength("up_blocks.1.self.qk") == 1.0
     assert prior.strength("mid_block.rest") == pytest.approx(10.5 / 3)
+    assert prior.tail("mid_block.rest") == pytest.approx(-0.2)
+    assert prior.tail("up_blocks.1.cross.vo") == 0.4
+    assert prior.tail("down_blocks.1.rest") == pytest.approx(0)
 
 
 @pytest.mark.parametrize("tail", [0.0, 0.5, -0.2])
-def test_a_mask_is_the_strength_times_a_power_of_the_singular_values(tail: float) -> None:
+def test_a_mask_is_its_groups_strength_times_a_power_of_the_singular_values(tail: float) -> None:
     layer = canonical_layer(random_layer(24, 20, 5))
     singular_R = torch.linalg.svdvals(layer.delta_OI())[:5]
+    prior = SidePrior(
+        {"up_blocks.1.self.qk": 0.7, "up_blocks.1.self.vo": 1.3},
+        {"up_blocks.1.self.qk": tail, "up_blocks.1.self.vo": 1.0},
+    )
 
-    mask_R = SidePrior({"up_blocks.1.self.qk": 0.7}, tail).mask("unet.up_blocks.1.attentions.0.attn1.to_q", layer)
+    for part, strength, power in (("q", 0.7, tail), ("v", 1.3, 1.0)):
+        mask_R = prior.mask(f"unet.up_blocks.1.attentions.0.attn1.to_{part}", layer)
+        torch.testing.assert_close(mask_R, strength * (singular_R / singular_R[0]) ** power, rtol=1e-4, atol=1e-6)
 
-    torch.testing.assert_close(mask_R, 0.7 * (singular_R / singular_R[0]) ** tail, rtol=1e-4, atol=1e-6)
+
+def test_a_layers_tail_is_that_of_the_block_that_stands_where_it_stands() -> None:
+    prior = SidePrior({"up_blocks.0.cross.vo": 1.0}, {"up_blocks.0.cross.vo": 0.5, "up_blocks.1.cross.vo": 0.0})
+    layer = canonical_layer(random_layer(24, 20, 5))
+    name = "unet.up_blocks.1.attentions.0.attn2.to_v"
+
+    assert torch.equal(prior.mask(name, layer), torch.ones(5))
+    assert prior.mask(name, layer, Role.CONTENT).min() < 0.99
 
 
 def test_measured_strengths_say_what_the_paper_says() -> None:
