@@ -61,7 +61,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--sweep",
         action="store_true",
-        help="try every setting of every method, not only those that did well on the development list (always so there)",
+        help="try every setting of every method, not only those that did well on the development list (there always)",
     )
     parser.add_argument(
         "--again",
