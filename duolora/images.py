@@ -45,11 +45,11 @@ def load_pictures(paths: Sequence[Path], resolution_px: int) -> Tensor:
 
 
 def open_pictures(paths: Iterable[Path]) -> list[Image.Image]:
-    """Read pictures for showing or judging: RGB, as they are stored."""
+    """Read pictures for showing or judging: RGB, upright, as training takes them."""
     shown = []
     for path in paths:
         with Image.open(path) as picture:
-            shown.append(picture.convert("RGB"))
+            shown.append(upright(picture).convert("RGB"))
     return shown
 
 

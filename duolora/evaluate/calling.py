@@ -62,6 +62,8 @@ class Caller:
             return Called(made, seconds, self._trained_numbers(method, knobs, made, jobs))
         inputs: list[object] = [self._input(method, knobs, job) for job in jobs]
         configured = (jobs[0].config,) if method.takes_config else ()
+        if self._base.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the method before kept would be missing where several runs share a GPU
         started = self.clock()
         result: Made = method.call(self._base, inputs, *configured, **knobs)
         seconds = (self.clock() - started) / len(jobs)

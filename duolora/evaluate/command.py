@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from duolora.errors import InvalidConfig
-from duolora.recipes import EMBEDDED
+from duolora.recipes import COMPARED, EMBEDDED
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from duolora.evaluate.methods import Method
     from duolora.evaluate.provenance import Identity
     from duolora.evaluate.score_book import E, ScoreBook
     from duolora.models.base import DiffusionBase
@@ -40,7 +41,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "path", type=Path, nargs="?", metavar="PATH", help="for folders: has subjects/NAME/*.png and styles/NAME/*.png"
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", action="store_true", help="8 pairs instead of 48")
+    which.add_argument("--quick", action="store_true", help="8 pairs instead of 96")
     which.add_argument("--development", action="store_true", help="the pairs that settings are chosen on")
     parser.add_argument("--pairs", type=int, help="only so many pairs from the start of the list, to see it run")
     parser.add_argument("--methods", default="all", help="all, or names with commas between")
@@ -52,12 +53,25 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--tenants", type=int, help=f"pairs per pass (default: {TENANTS_ON_GPU} for tiny on a GPU, else 1)"
     )
     parser.add_argument(
+        "--part",
+        metavar="K/N",
+        help="truth: only the Kth of N parts, to share a run between GPUs; then run once without",
+    )
+    parser.add_argument("--workers", type=int, help="processes for merges on the CPU (default: as many as cores)")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="try every setting of every method, not only those that did well on the development list (there always)",
+    )
+    parser.add_argument(
         "--again",
         action="store_true",
         help="score the named methods anew, or all if the code has changed; LoRAs are kept",
     )
     parser.add_argument("--base", default="tiny", help="tiny, or another base that draws the embedded world")
-    parser.add_argument("--recipe", help="named settings of the trainings (default: by the base)")
+    parser.add_argument(
+        "--recipe", help="named settings of the trainings (default: for tiny 250 steps a side, else by the base)"
+    )
     parser.add_argument("--lora-steps", type=int, help="steps of each LoRA's training (default: the recipe's)")
     parser.add_argument("--device", default="auto")
     folders = parser.add_argument_group("networks that folders are judged by: a folder, or an id on the model hub")
@@ -83,14 +97,18 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         InvalidConfig: always says which.
     """
-    if min(number for number in (arguments.seeds, arguments.tenants, arguments.pairs) if number is not None) < 1:
-        raise InvalidConfig("--seeds, --tenants and --pairs must be at least 1")
+    counts = (arguments.seeds, arguments.tenants, arguments.pairs, arguments.workers)
+    if min(number for number in counts if number is not None) < 1:
+        raise InvalidConfig("--seeds, --tenants, --pairs and --workers must be at least 1")
     if not 1 <= arguments.pictures <= MOST_PICTURES:
         raise InvalidConfig(f"--pictures must lie between 1 and {MOST_PICTURES}")
     if (arguments.suite == "folders") != (arguments.path is not None):
         raise InvalidConfig("--suite folders needs the PATH of the folders, and no other suite takes one")
-    if arguments.suite == "folders" and (arguments.quick or arguments.development or arguments.pairs is not None):
-        raise InvalidConfig("--quick, --development and --pairs choose among the truth suite; folders are run whole")
+    chooses = arguments.quick or arguments.development or arguments.pairs is not None or arguments.part is not None
+    if arguments.suite == "folders" and chooses:
+        raise InvalidConfig(
+            "--quick, --development, --pairs and --part choose among the truth suite's; folders are run whole"
+        )
 
 
 def _run_truth(arguments: argparse.Namespace) -> int:
@@ -100,28 +118,24 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.provenance import identity, truth_identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten, outcome, print_tables, write_reports  # noqa: PLC0415
     from duolora.evaluate.run import Plan, run_truth_suite  # noqa: PLC0415
-    from duolora.evaluate.score_book import Entry, ScoreBook  # noqa: PLC0415
+    from duolora.evaluate.score_book import Entry, open_book  # noqa: PLC0415
+    from duolora.evaluate.suite_plan import Part  # noqa: PLC0415
     from duolora.evaluate.truth_suite import Selection, truth_pairs  # noqa: PLC0415
 
-    methods = chosen_methods(arguments.methods)
+    methods = chosen_methods(arguments.methods, whole_grid=arguments.sweep or arguments.development)
     quick = Selection.QUICK if arguments.quick else Selection.FULL
     selection = Selection.DEVELOPMENT if arguments.development else quick
     base = _load(arguments)
-    plan = Plan(
-        pairs=truth_pairs(selection)[: arguments.pairs],
-        seeds=arguments.seeds,
-        methods=methods,
-        tenants=_tenants(arguments, base),
-        out=arguments.out,
-        base_name=arguments.base,
-        recipe=arguments.recipe,
-        lora_steps=arguments.lora_steps,
-    )
-    decides = identity(base, plan.config(plan.pairs[0], 0), truth_identity())
-    book = ScoreBook(arguments.out / "scores.jsonl", Entry.from_record)
+    part = None if arguments.part is None else Part.from_word(arguments.part)
+    plan = Plan(pairs=truth_pairs(selection)[: arguments.pairs], part=part, **_how(arguments, base, methods))
+    decides = identity(base, plan.config(plan.pairs[0].prompts, 0), truth_identity())
+    book = open_book(arguments.out, Entry.from_record, part)
     _begin(arguments, decides, book, forgotten(methods))
     provenance = _provenance(arguments, base, decides) | {"selection": selection, "pairs": len(plan.pairs)}
     run_truth_suite(plan, base, shipped_evaluator(base.runtime.device), book)
+    if part is not None:
+        wide_console().print(f"part {arguments.part} is scored; after all parts, run it without --part for the tables")
+        return 0
     found = outcome(plan, book.entries())
     write_reports(plan, found, book.entries(), provenance)
     print_tables(found, wide_console())
@@ -143,34 +157,39 @@ def _run_folders(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.perceptual import Clip, Csd, Dino  # noqa: PLC0415
     from duolora.evaluate.provenance import folders_identity, identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten  # noqa: PLC0415
-    from duolora.evaluate.score_book import ScoreBook  # noqa: PLC0415
+    from duolora.evaluate.score_book import open_book  # noqa: PLC0415
     from duolora.runtime import choose_runtime  # noqa: PLC0415
 
-    methods, suite = chosen_methods(arguments.methods), read_suite(arguments.path)
+    methods, suite = chosen_methods(arguments.methods, whole_grid=arguments.sweep), read_suite(arguments.path)
     device = choose_runtime(arguments.device).device
     judges = Judges(Dino(arguments.dino, device), Clip(arguments.clip, device), Csd(arguments.csd, device))
     base = _load(arguments)
-    plan = FolderPlan(
-        suite=suite,
-        seeds=arguments.seeds,
-        methods=methods,
-        tenants=_tenants(arguments, base),
-        out=arguments.out,
-        base_name=arguments.base,
-        recipe=arguments.recipe,
-        lora_steps=arguments.lora_steps,
-        pictures=arguments.pictures,
-    )
+    plan = FolderPlan(suite=suite, pictures=arguments.pictures, **_how(arguments, base, methods))
     networks = {name: getattr(arguments, name) for name in ("dino", "clip", "csd")}
     config = plan.job(suite.pairs[0], 0).config
     decides = identity(base, config, folders_identity(suite, networks, plan.pictures))
-    book = ScoreBook(arguments.out / "scores.jsonl", FolderEntry.from_record)
+    book = open_book(arguments.out, FolderEntry.from_record)
     _begin(arguments, decides, book, forgotten(methods))
     run_folder_suite(plan, base, judges, book)
     provenance = _provenance(arguments, base, decides)
     for title, rows in write_folder_reports(plan, book.entries(), provenance).items():
         wide_console().print(folder_table(title, rows))
     return 0
+
+
+def _how(arguments: argparse.Namespace, base: DiffusionBase, methods: Sequence[Method]) -> dict[str, Any]:
+    """Return the fields that the plans of both suites share."""
+    long_enough = COMPARED if arguments.base == EMBEDDED else None
+    return {
+        "seeds": arguments.seeds,
+        "methods": methods,
+        "tenants": _tenants(arguments, base),
+        "out": arguments.out,
+        "base_name": arguments.base,
+        "recipe": arguments.recipe or long_enough,
+        "lora_steps": arguments.lora_steps,
+        "workers": arguments.workers,
+    }
 
 
 def _begin(arguments: argparse.Namespace, decides: Identity, book: ScoreBook[E], methods: Sequence[str]) -> None:

@@ -21,10 +21,10 @@ from duolora.evaluate.jobs import Job, in_chunks, train_missing, training_costs
 from duolora.evaluate.methods import OURS, Knobs, Method
 from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
+from duolora.evaluate.suite_plan import SuitePlan
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
 from duolora.images import open_pictures
 from duolora.method.merge_case import CONTENT, STYLE
-from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
 if TYPE_CHECKING:
@@ -101,30 +101,19 @@ class Judges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FolderPlan:
-    """What to run; as the truth suite's plan, with pairs and prompts from folders and `pictures` for each prompt."""
+class FolderPlan(SuitePlan):
+    """What to run: pairs and prompts from folders, and `pictures` for each prompt."""
 
     suite: FolderSuite
-    seeds: int
-    methods: Sequence[Method]
-    tenants: int
-    out: Path
-    base_name: str
-    recipe: str | None = None
-    lora_steps: int | None = None
-    workers: int | None = None
     pictures: int = 4
 
     def job(self, pair: FolderPair, seed: int) -> Job:
         """Return the job of one pair and seed; its LoRAs are those of all pairs with the subject or the style."""
-        steps = self.lora_steps
         loras = self.out / "loras" / str(seed)
         return Job(
             pair=pair.name,
             seed=seed,
-            config=resolve(
-                self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed
-            ),
+            config=self.config(pair.prompts, seed),
             pictures={CONTENT: pair.subject.pictures, STYLE: pair.style.pictures},
             loras={
                 CONTENT: loras / "subjects" / f"{pair.subject.name}.safetensors",

@@ -10,7 +10,7 @@ Three kinds. A *reference* is no rival: it shows what one LoRA does alone. A *me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,9 @@ class Kind(StrEnum):
 class Method:
     """A method, the settings of it that are tried, and how many numbers it trains for one case.
 
-    The best setting by harmonic mean stands in the table. For our own method there is one setting: what ships.
+    `grid` is what is swept on the development list. `chosen` are the settings that did well there (and what the
+    method's authors ship, where that is another one); they alone meet the full list, and the best of them by harmonic
+    mean stands in the table. Empty, all of the grid does. For our own method there is one setting: what ships.
     `sees_pictures` says whether a merge looks at pictures; they are encoded only for one that does. `on_host` marks
     merges that need nothing but the two LoRAs and take long on one core: cases then run side by side. `recipe_numbers`
     counts what a recipe trained from what it leaves.
@@ -89,6 +91,7 @@ class Method:
     name: str
     call: Call
     grid: tuple[Knobs, ...] = ({},)
+    chosen: tuple[Knobs, ...] = ()
     trainable: Callable[[MergeCase], int] | None = None
     recipe_numbers: Callable[[LoraWeights], int] = _numbers_of
     trains: Callable[[PersonalizeConfig, Knobs], bool] = _always
@@ -107,9 +110,9 @@ def sweep(**choices: Sequence[Knob]) -> tuple[Knobs, ...]:
     return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
 
 
-def leaning(knobs: Iterable[Knobs]) -> tuple[Knobs, ...]:
-    """Return every setting with each of the `LEANINGS`."""
-    weights = [{"content_weight": content, "style_weight": style} for content, style in LEANINGS]
+def leaning(knobs: Iterable[Knobs], leanings: Sequence[tuple[float, float]] | None = None) -> tuple[Knobs, ...]:
+    """Return every setting with each of some weights of content and style, the `LEANINGS` if none are given."""
+    weights = [{"content_weight": content, "style_weight": style} for content, style in leanings or LEANINGS]
     return tuple({**setting, **of_sides} for setting in knobs for of_sides in weights)
 
 
@@ -214,16 +217,23 @@ def _company(
 
 
 def _recipe(
-    name: str, train: Call, grid: tuple[Knobs, ...], numbers: Callable[[LoraWeights], int] = _numbers_of
+    name: str,
+    train: Call,
+    grid: tuple[Knobs, ...],
+    chosen: tuple[Knobs, ...],
+    numbers: Callable[[LoraWeights], int] = _numbers_of,
 ) -> Method:
     """Return a rival that trains from pictures."""
-    return Method(name, _scaled(train), grid, recipe_numbers=numbers, kind=Kind.RECIPE, takes_config=True)
+    return Method(name, _scaled(train), grid, chosen, recipe_numbers=numbers, kind=Kind.RECIPE, takes_config=True)
 
 
 CONTENT_WEIGHTS = (0.5, 0.7, 0.85, 1.0, 1.2)
 STYLE_WEIGHTS = (0.7, 0.85, 1.0, 1.2, 1.4)
-LEANINGS = ((1.0, 1.0), (0.7, 1.2), (0.85, 1.4))
+AS_GIVEN, LIGHT, HEAVY = (1.0, 1.0), (0.7, 1.2), (0.85, 1.4)
+LEANINGS = (AS_GIVEN, LIGHT, HEAVY)
 """Weights of content and style that every merge of two whole LoRAs is tried with, as the weighted sum is with more."""
+SUMS = (AS_GIVEN, (0.5, 1.0), (0.7, 0.85), (0.7, 1.0), LIGHT, (0.7, 1.4), (0.85, 1.0), (0.85, 1.2), HEAVY)
+"""Sums that meet the full list: the best of the sweep of 25, at 100 steps of training and at 250, and the plain one."""
 PAPER = MERGE_RECIPES["paper"]
 PLAIN = {"start": MaskStart.ONES, "prior": LayerPrior.NONE, "constyle_weight": 0.0}
 """The paper's merge without its priors and its cycles: rank masks that learn by distillation, from ones."""
@@ -244,11 +254,38 @@ DENSITIES = (0.3, 0.7)
 METHODS: tuple[Method, ...] = (
     Method("content alone", _one_side("content"), kind=Kind.REFERENCE),
     Method("style alone", _one_side("style"), kind=Kind.REFERENCE),
-    Method("weighted-sum", weighted_sum.merge, sweep(content_weight=CONTENT_WEIGHTS, style_weight=STYLE_WEIGHTS)),
+    _ours(OURS, MERGE_RECIPES["duolora"]),
+    Method(
+        "weighted-sum",
+        weighted_sum.merge,
+        sweep(content_weight=CONTENT_WEIGHTS, style_weight=STYLE_WEIGHTS),
+        leaning(({},), SUMS),
+    ),
+    Method(
+        "np-lora",
+        SideWeighted(np_lora.merge),
+        leaning(sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0))),
+        (*leaning(sweep(mu=(0.5, 2.0)), (AS_GIVEN, LIGHT)), *leaning(sweep(mu=(2.0,)), (HEAVY,))),
+        on_host=True,
+    ),
+    Method(
+        "ssr-merge",
+        SideWeighted(ssr_merge.merge),
+        leaning(sweep(ridge=(0.001, 0.01, 0.1, 0.5))),
+        leaning(sweep(ridge=(0.001,))),
+        sees_pictures=_always,
+    ),
+    Method(
+        "k-lora",
+        k_lora.attach,
+        sweep(alpha=(1.0, 1.5, 2.0), beta=(0.3, 0.5, 0.8)),
+        ({"alpha": 1.5, "beta": 0.5}, *sweep(alpha=(1.0, 1.5), beta=(0.8,))),
+    ),
     Method(
         "zip-lora",
         zip_lora.merge,
         sweep(similarity_weight=(0.0, 0.001, 0.01), learning_rate=(0.003, 0.01)),
+        ({"similarity_weight": 0.01, "learning_rate": 0.01}, {"similarity_weight": 0.001, "learning_rate": 0.003}),
         output_numbers,
         sees_pictures=_always,
     ),
@@ -256,41 +293,43 @@ METHODS: tuple[Method, ...] = (
         "duolora-release",
         duolora_release.merge,
         sweep(prior_weight=(0.0, 0.01)),
-        module_rank_numbers,
+        trainable=module_rank_numbers,
         sees_pictures=_always,
     ),
-    Method("k-lora", k_lora.attach, sweep(alpha=(1.0, 1.5, 2.0), beta=(0.3, 0.5, 0.8))),
-    Method("np-lora", SideWeighted(np_lora.merge), leaning(sweep(mu=(0.1, 0.25, 0.5, 1.0, 2.0))), on_host=True),
     Method(
-        "ssr-merge",
-        SideWeighted(ssr_merge.merge),
-        leaning(sweep(ridge=(0.001, 0.01, 0.1, 0.5))),
-        sees_pictures=_always,
+        "peft-svd",
+        peft_merges.merge,
+        leaning(sweep(combination=("svd",))),
+        leaning(sweep(combination=("svd",)), (AS_GIVEN, LIGHT)),
+        on_host=True,
     ),
-    Method("peft-svd", peft_merges.merge, leaning(sweep(combination=("svd",))), on_host=True),
     *(
         Method(
             f"peft-{name.replace('_', '-')}",
             peft_merges.merge,
             leaning(sweep(combination=(name,), density=DENSITIES)),
+            leaning(sweep(combination=(name,), density=(0.7,)), (LIGHT, HEAVY)),
             on_host=True,
         )
         for name in PEFT_KEPT
     ),
+    _ours("instant", MERGE_RECIPES["instant"]),
     _ours("ziprank", PAPER.model_copy(update=PLAIN)),
     _ours("ziprank+priors", PAPER.model_copy(update={"constyle_weight": 0.0})),
-    _ours("ziprank+priors+constyle", PAPER),
-    _ours("instant", MERGE_RECIPES["instant"]),
-    _ours("duolora+constyle", REFINED),
-    _ours(OURS, MERGE_RECIPES["duolora"]),
-    _recipe("b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2)), b_lora.trained_numbers),
-    _recipe("joint-training", joint_training.train, sweep(steps=(1, 2))),
+    _recipe(
+        "b-lora", b_lora.train, sweep(steps=(1, 2), rate=(1, 2)), sweep(steps=(1,), rate=(2,)), b_lora.trained_numbers
+    ),
+    _recipe("joint-training", joint_training.train, sweep(steps=(1, 2)), sweep(steps=(2,))),
     Method("company", _company, kind=Kind.RECIPE, takes_config=True),
+    _ours("duolora+constyle", REFINED),
+    _ours("ziprank+priors+constyle", PAPER),
 )
 
 
-def chosen_methods(names: str) -> tuple[Method, ...]:
+def chosen_methods(names: str, *, whole_grid: bool = False) -> tuple[Method, ...]:
     """Return the references and the methods of a comma-separated list, or all for `all`.
+
+    Each has the settings that it was chosen with, or all it can be tried with if `whole_grid`.
 
     Raises:
         InvalidConfig: a name is unknown; the message lists those that are known.
@@ -301,6 +340,7 @@ def chosen_methods(names: str) -> tuple[Method, ...]:
     if unknown or not wanted:
         named = ", ".join(sorted(unknown)) or "none was named"
         raise InvalidConfig(f"unknown methods: {named}; known: all, {', '.join(rivals)}")
-    return tuple(
+    named_ones = [
         method for method in METHODS if method.kind is Kind.REFERENCE or "all" in wanted or method.name in wanted
-    )
+    ]
+    return tuple(method if whole_grid else replace(method, grid=method.chosen or method.grid) for method in named_ones)

@@ -30,6 +30,7 @@ TRAINING_SOURCES = (
     "adapters.py",
     "capture.py",
     "class_pictures.py",
+    "generate.py",
     "images.py",
     "losses.py",
     "models/base.py",

@@ -20,9 +20,9 @@ from duolora.evaluate.jobs import Job, in_chunks, train_missing
 from duolora.evaluate.methods import TRUTH, Knobs, Method
 from duolora.evaluate.metrics import References, look, references, score
 from duolora.evaluate.score_book import Entry, ScoreBook, knobs_word
+from duolora.evaluate.suite_plan import Part, SuitePlan
 from duolora.evaluate.truth_suite import JudgePictures, TruthPair, judge_pictures, picture_seed, write_pictures
 from duolora.method.merge_case import SIDES
-from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from duolora.config import PersonalizeConfig
     from duolora.evaluate.network import Evaluator
     from duolora.events import Observer
     from duolora.models.base import DiffusionBase
@@ -47,31 +46,16 @@ SHOWN_PAIRS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to run: pairs, seeds 0 to `seeds - 1`, methods, how many pairs share a pass, and where everything goes.
-
-    `recipe` decides how LoRAs are trained and pictures sampled, None for the base's own; `lora_steps` overrides it.
-    `workers` is the number of processes for merges that need no GPU, None for as many as there are cores.
-    """
+class Plan(SuitePlan):
+    """What to run of the truth suite. `part` takes only its share of the groups of pairs that share a pass."""
 
     pairs: Sequence[TruthPair]
-    seeds: int
-    methods: Sequence[Method]
-    tenants: int
-    out: Path
-    base_name: str
-    recipe: str | None = None
-    lora_steps: int | None = None
-    workers: int | None = None
+    part: Part | None = None
 
-    def config(self, pair: TruthPair, seed: int) -> PersonalizeConfig:
-        """Return the configuration of one pair and seed.
-
-        Raises:
-            InvalidConfig: the recipe is unknown.
-        """
-        steps = self.lora_steps
-        return resolve(self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed)
+    def groups(self) -> list[tuple[int, Sequence[TruthPair]]]:
+        """Return the seeds and pairs of the groups to run, in order."""
+        groups = [(seed, pairs) for seed in range(self.seeds) for pairs in in_chunks(self.pairs, self.tenants)]
+        return groups if self.part is None else groups[self.part.index :: self.part.of]
 
     def job(self, pair: TruthPair, seed: int) -> Job:
         """Draw the reference pictures of one pair and seed and return its job; its LoRAs may not be there yet."""
@@ -80,7 +64,7 @@ class Plan:
         return Job(
             pair=pair.name,
             seed=seed,
-            config=self.config(pair, seed),
+            config=self.config(pair.prompts, seed),
             pictures=write_pictures(pair, seed, references),
             loras={side: loras / f"{side}.safetensors" for side in SIDES},
         )
@@ -104,14 +88,13 @@ def run_truth_suite(
         Cancelled, OutOfMemory: as in training. A rival's setting that diverges is logged and left out of the tables.
     """
     with HostPool(plan.workers) as pool:
-        for seed in range(plan.seeds):
-            for pairs in in_chunks(plan.pairs, plan.tenants):
-                group = _Group(plan, pairs, seed, evaluator, Caller(base, pool))
-                if group.is_done(book):
-                    continue
-                log.info("seed %d, %d pairs from %s", seed, len(pairs), pairs[0].name)
-                log.info("%d LoRAs trained", train_missing(base, group.jobs, plan.tenants, observer))
-                group.score_all(book)
+        for seed, pairs in plan.groups():
+            group = _Group(plan, pairs, seed, evaluator, Caller(base, pool))
+            if group.is_done(book):
+                continue
+            log.info("seed %d, %d pairs from %s", seed, len(pairs), pairs[0].name)
+            log.info("%d LoRAs trained", train_missing(base, group.jobs, plan.tenants, observer))
+            group.score_all(book)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.evaluate.methods import Knobs
+    from duolora.evaluate.suite_plan import Part
 
 
 def knobs_word(knobs: Knobs) -> str:
@@ -138,6 +139,10 @@ class ScoreBook(Generic[E]):
             file.writelines(json.dumps(entry.record()) + "\n" for entry in fresh)
         self._entries.update((key_of(entry), entry) for entry in fresh)
 
+    def absorb(self, other: ScoreBook[E]) -> None:
+        """Take over what another book has and this one has not."""
+        self.add(entry for entry in other.entries() if key_of(entry) not in self)
+
     def forget(self, methods: Collection[str]) -> None:
         """Drop all entries of the given methods, to score them anew."""
         self._entries = {key: entry for key, entry in self._entries.items() if entry.method not in methods}
@@ -155,3 +160,17 @@ class ScoreBook(Generic[E]):
             "".join(json.dumps(entry.record()) + "\n" for entry in self._entries.values()), encoding="utf-8"
         )
         partial.replace(self._path)
+
+
+def open_book(folder: Path, from_record: Callable[[Mapping[str, Any]], E], part: Part | None = None) -> ScoreBook[E]:
+    """Open the book of a run, or of one part of it; that of the run takes over what its parts have scored.
+
+    Raises:
+        InvalidConfig: a line of a file is damaged.
+    """
+    if part is not None:
+        return ScoreBook(folder / part.file_name, from_record)
+    book = ScoreBook(folder / "scores.jsonl", from_record)
+    for path in sorted(folder.glob("scores.*-of-*.jsonl")):
+        book.absorb(ScoreBook(path, from_record))
+    return book

@@ -70,5 +70,11 @@ def content_pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def pictures(content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, list[Path]]:
+    """Those of both sides."""
+    return {"content": content_pictures, "style": style_pictures}
+
+
+@pytest.fixture(scope="session")
 def style_pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return draw_pictures(tmp_path_factory.mktemp("pictures") / "style", ((40, 40, 230), (240, 220, 40), (10, 10, 10)))

@@ -83,13 +83,10 @@ def test_drawing_is_reported_before_the_first_step_and_can_be_stopped(
         with_class_pictures(base, task, config, Watcher(stop_after=0))
 
 
-def test_jobs_train_with_their_class_pictures(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
-) -> None:
-    pictures = {"content": content_pictures, "style": style_pictures}
+def test_jobs_train_with_their_class_pictures(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:
     plain, kept = (
         {
-            "alone": train_side(base, "content", content_pictures, config),
+            "alone": train_side(base, "content", pictures["content"], config),
             **train_both(base, pictures, config),
         }
         for config in (preserving_config(weight=0), preserving_config())

@@ -44,8 +44,8 @@ def duolora(*words: object) -> int:
 
 
 @pytest.fixture
-def folders(content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, Path]:
-    return {"content": content_pictures[0].parent, "style": style_pictures[0].parent}
+def folders(pictures: dict[str, list[Path]]) -> dict[str, Path]:
+    return {side: shown[0].parent for side, shown in pictures.items()}
 
 
 def images(folders: dict[str, Path]) -> list[str]:

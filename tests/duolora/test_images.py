@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from duolora.errors import InvalidImage
-from duolora.images import list_pictures, load_pictures, to_pictures
+from duolora.images import list_pictures, load_pictures, open_pictures, to_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +82,7 @@ def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path: Path, orientat
     with Image.open(path) as opened:
         upright = np.asarray(ImageOps.exif_transpose(opened))
     assert np.array_equal(np.asarray(to_pictures(load_pictures([path], 64))[0]), upright)
+    assert np.array_equal(np.asarray(open_pictures([path])[0]), upright)
 
 
 def test_odd_exif_tags_do_no_harm(tmp_path: Path) -> None:

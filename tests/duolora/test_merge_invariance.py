@@ -23,12 +23,11 @@ ALL_TERMS = {"steps": 2, "bank_size": 4, "learning_rate": 0.05, "constyle_every"
 
 
 @pytest.fixture
-def sides(base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, MergeSide]:
+def sides(base: DiffusionBase, pictures: dict[str, list[Path]]) -> dict[str, MergeSide]:
     loras = {
         "content": random_lora(base, seed=1, ranks=(3,), scale=0.15),
         "style": random_lora(base, seed=2, ranks=(2,), scale=0.15),
     }
-    pictures = {"content": content_pictures, "style": style_pictures}
     return {side: MergeSide(loras[side], pictures[side], [f"a disc, {side}"] * len(pictures[side])) for side in loras}
 
 

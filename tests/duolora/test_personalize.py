@@ -58,14 +58,11 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
     base: DiffusionBase,
     name: str,
     company: float,
-    content_pictures: list[Path],
-    style_pictures: list[Path],
+    pictures: dict[str, list[Path]],
     tmp_path: Path,
 ) -> None:
     model = base if name == "pico" else load_base("tiny", CPU)
     config = lean_config(name, company=company)
-    pictures = {"content": content_pictures, "style": style_pictures}
-
     if config.trains_together:
         loras = train_both(model, pictures, config)
     else:
@@ -88,9 +85,8 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
 
 
 def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, pictures: dict[str, list[Path]]
 ) -> None:
-    pictures = {"content": content_pictures, "style": style_pictures}
     loras = {name: random_lora(base, seed=seed) for seed, name in enumerate(("content", "style", "merged"))}
 
     def cells(**changed: int) -> list[np.ndarray]:
@@ -109,12 +105,8 @@ def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
 
 
 @pytest.mark.parametrize("company", [0.0, 1.0])
-def test_files_carry_their_words(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], company: float
-) -> None:
+def test_files_carry_their_words(base: DiffusionBase, pictures: dict[str, list[Path]], company: float) -> None:
     config = lean_config(company=company)
-    pictures = {"content": content_pictures, "style": style_pictures}
-
     if config.trains_together:
         loras = train_both(base, pictures, config)
     else:
@@ -151,11 +143,9 @@ def deltas(lora: LoraWeights) -> torch.Tensor:
 
 
 def test_both_sides_in_one_pass_are_trained_on_their_own_pictures_and_captions(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, pictures: dict[str, list[Path]]
 ) -> None:
     """Without company one pass gives what two give; tolerance as where `train_loras` is tested for that."""
-    pictures = {"content": content_pictures, "style": style_pictures}
-
     both = train_both(base, pictures, lean_config())
 
     for side, lora in both.items():
@@ -173,11 +163,7 @@ def test_a_side_trained_by_itself_has_no_company_and_says_so(base: DiffusionBase
     assert recorded == lean_config(company=0.0)
 
 
-def test_company_changes_what_both_sides_learn(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
-) -> None:
-    pictures = {"content": content_pictures, "style": style_pictures}
-
+def test_company_changes_what_both_sides_learn(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:
     without, with_it = (train_both(base, pictures, lean_config(company=share)) for share in (0.0, 1.0))
 
     for side, lora in without.items():
@@ -204,11 +190,9 @@ def two_loras(base: DiffusionBase) -> dict[str, LoraWeights]:
 
 
 def test_release_of_a_job_is_the_release_of_the_comparison(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, pictures: dict[str, list[Path]]
 ) -> None:
     config, loras = merging("release"), two_loras(base)
-    pictures = {"content": content_pictures, "style": style_pictures}
-
     found = merge_sides(base, loras, pictures, config).weights
 
     sides = {
@@ -224,9 +208,9 @@ def test_release_of_a_job_is_the_release_of_the_comparison(
 
 
 def test_release_reports_progress_and_what_it_kept_as_other_merges_do(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
+    base: DiffusionBase, pictures: dict[str, list[Path]]
 ) -> None:
-    pictures, loras = {"content": content_pictures, "style": style_pictures}, two_loras(base)
+    loras = two_loras(base)
     watcher = Watcher()
 
     released = merge_sides(base, loras, pictures, merging("release"), watcher)
@@ -248,10 +232,8 @@ def test_release_reports_progress_and_what_it_kept_as_other_merges_do(
     json.dumps(report)
 
 
-def test_release_can_be_cancelled_between_steps(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]
-) -> None:
-    pictures, watcher = {"content": content_pictures, "style": style_pictures}, Watcher(stop_after=1)
+def test_release_can_be_cancelled_between_steps(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:
+    watcher = Watcher(stop_after=1)
 
     with pytest.raises(Cancelled, match="after step 1 of 2"):
         merge_sides(base, two_loras(base), pictures, merging("release"), watcher)
@@ -259,13 +241,11 @@ def test_release_can_be_cancelled_between_steps(
 
 @pytest.mark.parametrize("order", [("content", "style"), ("style", "content")])
 def test_release_carries_convolutions_and_text_encoders_through(
-    *, base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], order: tuple[str, str]
+    *, base: DiffusionBase, pictures: dict[str, list[Path]], order: tuple[str, str]
 ) -> None:
     carried = random_lora_on(base, [name for name in base.layers().shapes if name.endswith(("conv1", "q_proj"))])
     loras = two_loras(base)
     loras["style"] = LoraWeights({**loras["style"].layers, **carried.layers})
-    pictures = {"content": content_pictures, "style": style_pictures}
-
     merged = merge_sides(
         base, {side: loras[side] for side in order}, pictures, merging("release"), strengths={"style": 0.5}
     ).weights

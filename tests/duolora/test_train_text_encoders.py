@@ -176,9 +176,9 @@ def text_config() -> PersonalizeConfig:
 
 
 def test_a_job_carries_its_text_encoders_through_files_merge_and_sampling(
-    base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+    base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    config, pictures = text_config(), {"content": content_pictures, "style": style_pictures}
+    config = text_config()
 
     loras = train_both(base, pictures, config)
     merged = merge_sides(base, loras, pictures, config).weights

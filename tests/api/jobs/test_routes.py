@@ -557,7 +557,7 @@ def test_recipes_are_listed_with_all_their_defaults(caller):
     page = caller.get("/recipes").json()
     assert (page["base_models"], page["default_base_model"]) == (["tiny"], "tiny")
     recipes = {recipe["name"]: recipe for recipe in page["recipes"]}
-    assert set(recipes) == {"tiny", "sdxl", "sdxl-paper", "sd15"}
+    assert set(recipes) == {"tiny", "tiny-long", "sdxl", "sdxl-paper", "sd15"}
     assert set(page["merge_recipes"]) == {"duolora", "paper", "release", "instant"}
     assert page["merge_recipes"]["paper"]["steps"] == 100
     assert recipes["sdxl-paper"]["defaults"]["content"]["rank"] == 64

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def encoded(base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path]) -> dict[str, EncodedSide]:
-    pictures = {"content": content_pictures, "style": style_pictures}
+def encoded(base: DiffusionBase, pictures: dict[str, list[Path]]) -> dict[str, EncodedSide]:
     captions = {"content": "a sbu disc", "style": "a disc in szn style"}
     return {
         side: encode_side(base, shown, [captions[side]] * len(shown), RESOLUTION_PX) for side, shown in pictures.items()

@@ -18,7 +18,8 @@ from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_
 from duolora.evaluate.network import Evaluator
 from duolora.evaluate.report import COLUMNS, outcome, write_reports
 from duolora.evaluate.run import Plan, run_truth_suite
-from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word
+from duolora.evaluate.score_book import Entry, ScoreBook, key_of, knobs_word, open_book
+from duolora.evaluate.suite_plan import Part
 from duolora.evaluate.tables import OUR_RECIPE
 from duolora.evaluate.truth_suite import Selection, truth_pairs
 
@@ -186,12 +187,44 @@ def test_a_setting_that_diverges_is_left_out_of_the_table(finished, shared_base,
 
 def test_methods_are_chosen_by_name():
     assert [method.name for method in chosen_methods("np-lora, k-lora") if method.kind is Kind.MERGE] == [
-        "k-lora",
         "np-lora",
+        "k-lora",
     ]
-    assert chosen_methods("all") == METHODS
+    assert chosen_methods("all", whole_grid=True) == METHODS
     with pytest.raises(InvalidConfig, match="known: all"):
         chosen_methods("nonesuch")
+
+
+def test_only_chosen_settings_meet_the_full_list_and_all_of_them_were_swept():
+    swept = {method.name: method.grid for method in METHODS}
+    for method in chosen_methods("all"):
+        assert method.grid
+        assert {knobs_word(knobs) for knobs in method.grid} <= {knobs_word(knobs) for knobs in swept[method.name]}
+    sums = next(method for method in chosen_methods("weighted-sum") if method.name == "weighted-sum")
+    assert 1 < len(sums.grid) < len(swept["weighted-sum"])
+
+
+def test_parts_of_a_run_make_the_whole(finished, tmp_path, shared_base, evaluator):
+    plan, whole = finished
+    methods = tuple(method for method in FEW if method.name == "weighted-sum")
+    names = {TRUTH, "weighted-sum"}
+    shared = replace(plan, methods=methods, tenants=1, out=tmp_path)
+    for word in ("1/2", "2/2"):
+        part = Part.from_word(word)
+        book = open_book(tmp_path, Entry.from_record, part)
+        run_truth_suite(replace(shared, part=part), shared_base, evaluator, book)
+        assert {entry.pair for entry in book.entries()} == {plan.pairs[part.index].name}
+    joined = open_book(tmp_path, Entry.from_record)
+    assert {key_of(entry) for entry in joined.entries()} == {
+        key_of(entry) for entry in whole.entries() if entry.method in names
+    }
+    assert outcome(shared, joined.entries()).merges
+
+
+@pytest.mark.parametrize("word", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(word):
+    with pytest.raises(InvalidConfig, match="--part"):
+        Part.from_word(word)
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped_and_a_damaged_one_is_not_passed_over(finished, tmp_path):

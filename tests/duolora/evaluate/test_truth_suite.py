@@ -25,12 +25,12 @@ from duolora.tiny.world import draw
 FULL, QUICK, DEVELOPMENT = (truth_pairs(selection) for selection in Selection)
 
 
-def test_the_full_list_covers_every_held_out_combination_four_times():
-    assert len(FULL) == 48
+def test_the_full_list_covers_every_held_out_combination_eight_times():
+    assert len(FULL) == 96
     assert len({pair.subject for pair in FULL}) >= 40
     assert {pair.subject for pair in FULL} <= set(held_out_subjects())
     uses = Counter((pair.style, pair.colour) for pair in FULL)
-    assert uses == dict.fromkeys(held_out_combinations(), 4)
+    assert uses == dict.fromkeys(held_out_combinations(), 8)
 
 
 def test_the_quick_list_is_part_of_the_full_one():

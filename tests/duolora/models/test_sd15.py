@@ -81,10 +81,9 @@ def test_noise_is_predicted_from_prompt_and_timestep(sd15_base: DiffusionBase) -
 
 
 def test_pictures_become_two_loras_a_merge_and_pictures(
-    sd15_base: DiffusionBase, content_pictures: list[Path], style_pictures: list[Path], tmp_path: Path
+    sd15_base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path
 ) -> None:
     config = lean_config("pico SD 1.5")
-    pictures = {"content": content_pictures, "style": style_pictures}
     before = {name: parameter.clone() for name, parameter in sd15_base.unet.named_parameters()}
 
     loras = {side: train_side(sd15_base, side, pictures[side], config) for side in pictures}
