@@ -38,8 +38,10 @@ class CapturedPredictor:
     """Predicts noise as `DiffusionBase.predict_noise` does, by replaying recorded passes where there is a GPU.
 
     One prediction may be under way at a time: its backward pass must be done before the next pass of the same shapes,
-    since both use the same memory. Inputs get no gradient, and passes of one shape have one assignment of roles.
-    Recordings last as long as the object; make it after the adapter is attached, and drop it before the adapter goes.
+    since both use the same memory. So do the gradients: whoever wants the sum over several passes adds them up in
+    memory of its own, for torch may take a recording's memory for a parameter's `grad`. Of the inputs only the latents
+    get a gradient, where they ask for one. Passes of one shape have one assignment of roles. Recordings last as long as
+    the object; make it after the adapter is attached, and drop it before the adapter goes.
     """
 
     def __init__(self, base: DiffusionBase) -> None:
@@ -52,7 +54,7 @@ class CapturedPredictor:
             return self._base.predict_noise(noisy_BCHW, timesteps_B, prompts)
         inputs = (noisy_BCHW, timesteps_B, prompts.hidden_BTD, prompts.pooled_BP)
         learning = torch.is_grad_enabled()
-        key = (learning, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        key = (learning, learning and noisy_BCHW.requires_grad, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if key not in self._recorded:
             record = _record_learning if learning else _record
             self._recorded[key] = record(_UnetPass(self._base), inputs)
@@ -60,8 +62,12 @@ class CapturedPredictor:
 
 
 def _record_learning(unet_pass: _UnetPass, inputs: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """Record a forward pass and its backward pass."""
-    samples = tuple(tensor.detach().clone() for tensor in inputs)
+    """Record a forward pass and its backward pass, to the latents too where they ask for it."""
+    noisy_BCHW, *others = inputs
+    samples = (
+        noisy_BCHW.detach().clone().requires_grad_(noisy_BCHW.requires_grad),
+        *(tensor.detach().clone() for tensor in others),
+    )
     return cast(
         "Callable[..., Tensor]",
         torch.cuda.make_graphed_callables(unet_pass, samples, num_warmup_iters=WARM_UPS, allow_unused_input=True),

@@ -1,11 +1,12 @@
 """Measures layer priors: how strongly each side should act in each group of layers, so that merges come out best.
 
-    python -m duolora.evaluate.measure_priors --out measured_priors.json [--pairs 72] [--steps 16] [--seconds 900]
+    python -m duolora.evaluate.measure_priors --out measured_priors.json [--pairs 48] [--steps 80] [--lora-steps 250]
 
-LoRAs of many pairs are trained together by the tiny recipe's settings and attached once. Then strengths of groups of
-layers for both sides, and their tails, are moved by an evolution strategy to raise the mean harmonic mean of content
-and style on the joint prompt. What comes out is written in the form of `duolora/method/measured_priors.json`, with what
-it scores before and after the search under noise that the search never saw. No pair of the full suite is looked at.
+LoRAs of many pairs are trained together by the tiny recipe's settings and attached once. Then strengths and tails of
+groups of layers for both sides are moved along their gradients through the sampler, to raise the mean harmonic mean of
+content and style on the joint prompt. What comes out is written in the form of `duolora/method/measured_priors.json`,
+with what it scores before and after the search under noise that the search never saw, on the pairs of the search, on
+the development list and on calibration pairs held back. No pair of the full suite is looked at.
 """
 
 from __future__ import annotations
@@ -21,21 +22,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from duolora.config import TargetLayers
-from duolora.evaluate.evolution import Climbed, Strategy, climb
 from duolora.evaluate.jobs import Job, in_chunks
 from duolora.evaluate.metrics import references
 from duolora.evaluate.network import shipped_evaluator
+from duolora.evaluate.prior_ascent import Ascent, Climbed, climb
 from duolora.evaluate.prior_bench import PriorBench
-from duolora.evaluate.prior_pairs import Group, measured_pairs
+from duolora.evaluate.prior_pairs import HELD_BACK_OF, Group, measured_pairs
 from duolora.evaluate.prior_space import PriorSpace
 from duolora.evaluate.provenance import environment, truth_identity
 from duolora.evaluate.truth_suite import TruthPair, judge_pictures, picture_seed, write_pictures
 from duolora.lora.canonical import canonicalise
 from duolora.merge import whole_model_roles
-from duolora.method.measured_priors import measured_priors
+from duolora.method.measured_priors import SidePrior, measured_priors
 from duolora.method.merge_case import SIDES
 from duolora.models.registry import load_base
 from duolora.recipes import resolve
@@ -43,7 +42,7 @@ from duolora.runtime import choose_runtime
 from duolora.train import train_tenants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from duolora.evaluate.metrics import Score
     from duolora.evaluate.network import Evaluator
     from duolora.lora.weights import LoraWeights
-    from duolora.method.measured_priors import SidePrior
     from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
 
@@ -71,14 +69,16 @@ SHIPPED, ONES = "shipped", "ones"
 class Search:
     """What to measure: pairs, how their LoRAs are trained, where the search starts and how far it goes.
 
-    `development` and `calibration` are numbers of pairs, None for the whole development list; `lora_steps` overrides
-    the recipe's; `together` pairs are trained in the same passes; `seconds` bounds the search, not the trainings.
+    `grid`, `calibration` and `development` are numbers of pairs as `prior_pairs.measured_pairs` takes them;
+    `lora_steps` overrides the recipe's; `together` pairs are trained in the same passes; `seconds` bounds the search,
+    not the trainings.
     """
 
-    strategy: Strategy
+    ascent: Ascent
+    grid: int = 64
+    calibration: int = 48
     development: int | None = None
-    calibration: int = 72
-    targets: TargetLayers = TargetLayers.TRANSFORMER
+    targets: TargetLayers = TargetLayers.ATTENTION
     lora_steps: int | None = None
     sampling_steps: int | None = None
     start: str = SHIPPED
@@ -97,137 +97,161 @@ class Search:
         return config.model_copy(update={**sides, "preview": config.preview.model_copy(update=sampled)})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trained:
+    """A pair, what it is for, and its LoRAs in canonical form."""
+
+    group: Group
+    pair: TruthPair
+    config: PersonalizeConfig
+    loras: dict[str, LoraWeights]
+
+
 def measure(base: DiffusionBase, evaluator: Evaluator, search: Search) -> dict[str, Any]:
     """Run a search and return the document to write.
 
     Raises:
-        InvalidConfig: a pair belongs to the full suite, or there are not so many.
+        InvalidConfig: a pair belongs to the full suite, there are not so many, or none has a say in the search.
         TrainingDiverged, OutOfMemory: as in training.
     """
     started = time.monotonic()
-    listed = measured_pairs(search.development, search.calibration, search.seed)
-    pairs = [pair for _, pair in listed]
-    configs = [search.config(base.location, pair) for pair in pairs]
-    loras = _train(base, search, pairs, configs)
-    log.info("trained the LoRAs of %d pairs in %.0f s", len(pairs), time.monotonic() - started)
-    space = PriorSpace(whole_model_roles(base, loras[0][SIDES[0]].layers, configs[0].content.resolution_px))
+    trained = _train(base, search)
+    log.info("trained the LoRAs of %d pairs in %.0f s", len(trained), time.monotonic() - started)
+    searched = [one for one in trained if one.group.is_searched]
+    others = [one for one in trained if not one.group.is_searched]
+    config = searched[0].config
+    space = PriorSpace(whole_model_roles(base, searched[0].loras[SIDES[0]].layers, config.content.resolution_px))
     start_D = space.ones() if search.start == ONES else space.point(measured_priors())
-    with PriorBench(
-        base,
-        evaluator,
-        space,
-        loras=loras,
-        prompts=[config.prompts.joint for config in configs],
-        references=[references(evaluator, judge_pictures(pair, search.seed, 1)) for pair in pairs],
-        sampling=configs[0].preview,
-    ) as bench:
-        before = _judge(bench, start_D, pairs, search.seed)
-        climbed = _climb(bench, space, start_D, listed, search)
-        after = _judge(bench, climbed.point_D, pairs, search.seed)
+    with _bench(base, evaluator, space, searched, search) as bench:
+        before = _judge(bench, start_D, searched, search)
+        climbed = _climb(bench, space, start_D, searched, search)
+        found = _rounded(space.priors(climbed.point_D))
+        scores = _compared(searched, before, _judge(bench, space.point(found), searched, search))
+    if others:
+        with _bench(base, evaluator, space, others, search) as bench:
+            scores |= _compared(
+                others, *(_judge(bench, at_D, others, search) for at_D in (start_D, space.point(found)))
+            )
     return {
-        **_priors_record(space.priors(climbed.point_D), search, configs[0], len(pairs)),
-        "scores": {group.value: _compared(before, after, [own is group for own, _ in listed]) for group in Group},
+        "source": _source(search, searched, len(climbed.values)),
+        **{role.value: asdict(prior) for role, prior in found.items()},
+        "scores": scores,
         "provenance": {
             **environment(base),
             **truth_identity().flat(),
             "search": asdict(search),
-            "steps_taken": len(climbed.tried),
-            "tried": [round(score, 4) for score in climbed.tried],
+            "steps_taken": len(climbed.values),
+            "values": [round(value, 4) for value in climbed.values],
             "seconds": round(time.monotonic() - started, 1),
-            "content": configs[0].content.model_dump(mode="json"),
-            "style": configs[0].style.model_dump(mode="json"),
-            "sampling": configs[0].preview.model_dump(mode="json"),
-            "pairs": {group.value: [pair.name for own, pair in listed if own is group] for group in Group},
+            "content": config.content.model_dump(mode="json"),
+            "style": config.style.model_dump(mode="json"),
+            "sampling": config.preview.model_dump(mode="json"),
+            "pairs": {group.value: [one.pair.name for one in trained if one.group is group] for group in Group},
         },
     }
 
 
-def _priors_record(
-    found: Mapping[Role, SidePrior], search: Search, config: PersonalizeConfig, pairs: int
-) -> dict[str, Any]:
-    """Return what `duolora.method.measured_priors` reads, and a sentence on where it comes from."""
-    trained = f"rank {config.content.rank}, {config.content.steps} and {config.style.steps} steps"
-    today = datetime.now(UTC).date().isoformat()
-    sides = {
-        role.value: {
-            "strengths": {group: round(value, 2) for group, value in prior.strengths.items()},
-            "tails": {group: round(value, 2) for group, value in prior.tails.items()},
-        }
+def _rounded(found: Mapping[Role, SidePrior]) -> dict[Role, SidePrior]:
+    """Return priors as they are written; what is written is what is judged."""
+    return {
+        role: SidePrior(
+            *({group: round(value, 2) for group, value in of.items()} for of in (prior.strengths, prior.tails))
+        )
         for role, prior in found.items()
     }
-    source = f"duolora.evaluate.measure_priors on {pairs} pairs, {search.targets.value} LoRAs of {trained}, {today}"
-    return {"source": source, **sides}
 
 
-def _train(
-    base: DiffusionBase, search: Search, pairs: Sequence[TruthPair], configs: Sequence[PersonalizeConfig]
-) -> list[dict[str, LoraWeights]]:
-    """Train both LoRAs of every pair and return them in canonical form."""
-    trained: list[Mapping[str, LoraWeights]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [
-            Job(pair.name, search.seed, config, write_pictures(pair, search.seed, Path(folder) / pair.name), {})
-            for pair, config in zip(pairs, configs, strict=True)
-        ]
-        for chunk in in_chunks(jobs, search.together):
-            trained += train_tenants(base, [[job.task(side) for side in SIDES] for job in chunk])
-    return [{side: canonicalise(loras[side]) for side in SIDES} for loras in trained]
-
-
-def _climb(
-    bench: PriorBench, space: PriorSpace, start_D: Tensor, listed: Sequence[tuple[Group, TruthPair]], search: Search
-) -> Climbed:
-    """Move the strengths uphill, new noise for every draw."""
-
-    def hmeans(points_JD: Tensor, draw: int) -> Tensor:
-        seeds = [picture_seed(pair, search.seed, "search", draw) for _, pair in listed]
-        return torch.tensor([one.hmean for one in bench.scores(points_JD, seeds)])
-
-    return climb(
-        hmeans,
-        start_D,
-        search.strategy,
-        counted_J=torch.tensor([group is not Group.HELD_BACK for group, _ in listed]),
-        bounds=space.bounds,
-        generator=torch.Generator().manual_seed(search.seed),
-        go_on=_within(search.seconds),
+def _source(search: Search, searched: Sequence[_Trained], steps: int) -> str:
+    """Return a sentence on where the priors come from."""
+    grid = sum(one.group is Group.DEVELOPMENT_GRID for one in searched)
+    content, style = searched[0].config.content, searched[0].config.style
+    return (
+        f"duolora.evaluate.measure_priors on {grid} pairs of development subjects and {len(searched) - grid} known "
+        f"pairs, {search.targets.value} LoRAs of rank {content.rank}, {content.steps} and {style.steps} steps, "
+        f"{steps} gradient steps through the sampler, {datetime.now(UTC).date().isoformat()}"
     )
 
 
-def _within(seconds: float | None) -> Callable[[], bool]:
-    """Return what says whether there is time left."""
-    end = float("inf") if seconds is None else time.monotonic() + seconds
-    return lambda: time.monotonic() < end
+def _train(base: DiffusionBase, search: Search) -> list[_Trained]:
+    """Train both LoRAs of every pair."""
+    listed = measured_pairs(search.grid, search.calibration, development=search.development, seed=search.seed)
+    configs = [search.config(base.location, pair) for _, pair in listed]
+    loras: list[Mapping[str, LoraWeights]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            Job(pair.name, search.seed, config, write_pictures(pair, search.seed, Path(folder) / pair.name), {})
+            for (_, pair), config in zip(listed, configs, strict=True)
+        ]
+        for chunk in in_chunks(jobs, search.together):
+            loras += train_tenants(base, [[job.task(side) for side in SIDES] for job in chunk])
+    return [
+        _Trained(group, pair, config, {side: canonicalise(of_pair[side]) for side in SIDES})
+        for (group, pair), config, of_pair in zip(listed, configs, loras, strict=True)
+    ]
 
 
-def _judge(bench: PriorBench, point_D: Tensor, pairs: Sequence[TruthPair], seed: int) -> list[list[Score]]:
+def _bench(
+    base: DiffusionBase, evaluator: Evaluator, space: PriorSpace, trained: Sequence[_Trained], search: Search
+) -> PriorBench:
+    """Return the bench of some pairs."""
+    return PriorBench(
+        base,
+        evaluator,
+        space,
+        loras=[one.loras for one in trained],
+        prompts=[one.config.prompts.joint for one in trained],
+        references=[references(evaluator, judge_pictures(one.pair, search.seed, 1)) for one in trained],
+        sampling=trained[0].config.preview,
+    )
+
+
+def _climb(
+    bench: PriorBench, space: PriorSpace, start_D: Tensor, searched: Sequence[_Trained], search: Search
+) -> Climbed:
+    """Move strengths and tails uphill, new noise for every step."""
+    began = time.monotonic()
+
+    def slope(point_D: Tensor, step: int) -> tuple[float, Tensor]:
+        return bench.slope(point_D, [picture_seed(one.pair, search.seed, "search", step) for one in searched])
+
+    def over() -> float:
+        if search.seconds is None:
+            return 0.0
+        return 1.0 if search.seconds <= 0 else (time.monotonic() - began) / search.seconds
+
+    return climb(slope, start_D, search.ascent, bounds=space.bounds, over=over)
+
+
+def _judge(bench: PriorBench, point_D: Tensor, trained: Sequence[_Trained], search: Search) -> list[list[Score]]:
     """Score a point under noise that the search does not see; a list for each noise, a score for each pair."""
     return [
-        bench.scores(point_D[None], [picture_seed(pair, seed, "judged", number) for pair in pairs])
+        bench.scores(point_D, [picture_seed(one.pair, search.seed, "judged", number) for one in trained])
         for number in range(JUDGED_NOISE)
     ]
 
 
 def _compared(
-    before: Sequence[Sequence[Score]], after: Sequence[Sequence[Score]], chosen: Sequence[bool]
-) -> dict[str, Any] | None:
-    """Return means over the chosen pairs with their standard errors, and of the paired difference; None for none."""
-    if not any(chosen):
-        return None
+    trained: Sequence[_Trained], before: Sequence[Sequence[Score]], after: Sequence[Sequence[Score]]
+) -> dict[str, Any]:
+    """Return, for each group of pairs, means with standard errors before and after, and of the paired difference."""
 
-    def per_pair(runs: Sequence[Sequence[Score]], field: str) -> list[float]:
+    def per_pair(runs: Sequence[Sequence[Score]], field: str, group: Group) -> list[float]:
         means = [statistics.fmean(getattr(one, field) for one in scores) for scores in zip(*runs, strict=True)]
-        return [mean for mean, is_chosen in zip(means, chosen, strict=True) if is_chosen]
+        return [mean for mean, one in zip(means, trained, strict=True) if one.group is group]
 
-    gains = [late - early for early, late in zip(per_pair(before, "hmean"), per_pair(after, "hmean"), strict=True)]
-    return {
-        "pairs": len(gains),
-        **{
-            when: {field: _mean_and_error(per_pair(runs, field)) for field in ("content", "style", "hmean")}
-            for when, runs in (("before", before), ("after", after))
-        },
-        "gain": _mean_and_error(gains),
-    }
+    compared: dict[str, Any] = {}
+    for group in sorted({one.group for one in trained}):
+        ends = per_pair(before, "hmean", group), per_pair(after, "hmean", group)
+        gains = [late - early for early, late in zip(*ends, strict=True)]
+        compared[group.value] = {
+            "pairs": len(gains),
+            **{
+                when: {field: _mean_and_error(per_pair(runs, field, group)) for field in ("content", "style", "hmean")}
+                for when, runs in (("before", before), ("after", after))
+            },
+            "gain": _mean_and_error(gains),
+        }
+    return compared
 
 
 def _mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
@@ -243,9 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     base = load_base(given.base, choose_runtime(given.device))
     search = Search(
-        strategy=Strategy(steps=given.steps, draws=given.draws),
-        development=given.development,
+        ascent=Ascent(steps=given.steps),
+        grid=given.development_grid,
         calibration=given.pairs,
+        development=given.development,
         targets=given.targets,
         lora_steps=given.lora_steps,
         sampling_steps=given.sampling_steps,
@@ -257,25 +282,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     document = measure(base, shipped_evaluator(base.runtime.device), search)
     given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for group, scores in document["scores"].items():
-        if scores is not None:
-            before, after = (scores[when]["hmean"]["mean"] for when in ("before", "after"))
-            log.info("%-12s hmean %.3f -> %.3f, gain %s", group, before, after, scores["gain"])
+        before, after = (scores[when]["hmean"]["mean"] for when in ("before", "after"))
+        log.info("%-16s hmean %.3f -> %.3f, gain %s", group, before, after, scores["gain"])
 
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=72, help="calibration pairs, beside the development list's")
-    parser.add_argument("--development", type=int, help="only so many development pairs")
-    parser.add_argument("--steps", type=int, default=16, help="steps of the search")
-    parser.add_argument("--draws", type=int, default=4, help="directions of each pair for a step")
+    parser.add_argument(
+        "--pairs", type=int, default=48, help=f"calibration pairs; one of {HELD_BACK_OF} is held back from the search"
+    )
+    parser.add_argument(
+        "--development-grid",
+        type=int,
+        default=64,
+        metavar="N",
+        help="further pairs, of the development list's subjects in styles that the base knows",
+    )
+    parser.add_argument(
+        "--development", type=int, metavar="N", help="check on so many pairs of the development list (default: all)"
+    )
+    parser.add_argument("--steps", type=int, default=80, help="gradient steps of the search")
     parser.add_argument("--seconds", type=float, help="end the search after so long")
     parser.add_argument(
         "--targets",
         type=TargetLayers,
         choices=list(TargetLayers),
-        default=TargetLayers.TRANSFORMER,
+        default=TargetLayers.ATTENTION,
         metavar="attention|transformer",
     )
     parser.add_argument("--lora-steps", type=int, help="steps of each LoRA's training (default: the recipe's)")

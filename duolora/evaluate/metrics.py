@@ -81,11 +81,17 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1 / value for value in values)
 
 
+def at_evaluators_size(rgb_M3HW: Tensor) -> Tensor:
+    """Return pictures as the evaluator takes them, resized where they have another size."""
+    if rgb_M3HW.shape[-1] == RESOLUTION_PX:
+        return rgb_M3HW
+    return functional.interpolate(rgb_M3HW, (RESOLUTION_PX, RESOLUTION_PX), mode="bilinear", antialias=True)
+
+
 @torch.no_grad()
 def look(evaluator: Evaluator, rgb_M3HW: Tensor) -> Sight:
     """Look at pictures in [0,1], one pass; of another size than the evaluator's, they are resized first."""
-    if rgb_M3HW.shape[-1] != RESOLUTION_PX:
-        rgb_M3HW = functional.interpolate(rgb_M3HW, (RESOLUTION_PX, RESOLUTION_PX), mode="bilinear", antialias=True)
+    rgb_M3HW = at_evaluators_size(rgb_M3HW)
     maps = evaluator.maps(rgb_M3HW)
     content_ME, style_ME = evaluator.embed(maps)
     return Sight(content_ME.cpu(), style_ME.cpu(), trunk_statistics(maps).cpu(), frame_colour(rgb_M3HW).cpu())

@@ -87,17 +87,16 @@ class PriorMasks:
             for role in ROLES
         }
 
-    def at(self, points_JD: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Return masks, side -> layer -> (J, R), of one point for each tenant, on the device of the points."""
+    def at(self, point_D: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Return masks, side -> layer -> (J, R), on the device of the point; gradients flow to the point."""
         places = {group: place for place, group in enumerate(self._space.groups)}
-        logs_J2G, tails_J2G = (half.unflatten(1, (len(ROLES), -1)) for half in points_JD.chunk(2, dim=1))
+        logs_2G, tails_2G = (half.unflatten(0, (len(ROLES), -1)) for half in point_D.chunk(2))
         masks: dict[str, dict[str, Tensor]] = {}
         for side, (role, log_shares) in enumerate(self._log_shares.items()):
             masks[role.value] = {}
             for name, log_share_JR in log_shares.items():
                 place = places[self._space.group_of[name]]
-                tail_J1, log_J1 = tails_J2G[:, side, place, None], logs_J2G[:, side, place, None]
-                masks[role.value][name] = torch.exp(log_J1 + tail_J1 * log_share_JR)
+                masks[role.value][name] = torch.exp(logs_2G[side, place] + tails_2G[side, place] * log_share_JR)
         return masks
 
 

@@ -2,8 +2,8 @@
 
 The paper assumes that low resolution carries content and high resolution carries style (section 4.2). The same can be
 measured: strengths of groups of layers are moved until merges of known pairs come out best
-(`duolora.evaluate.measure_priors`). What was found agrees with the paper: content acts at about four fifths at low
-resolution and at less than half at high resolution, most in its leading directions; style is bound to no resolution.
+(`duolora.evaluate.measure_priors`). What was found agrees with the paper: content acts nearly in full at low
+resolution and at about half at high resolution, most in its leading directions; style is bound to no resolution.
 Groups go by block, kind and part; block names mean other resolutions in other layouts, so a model's layers are told by
 where they stand. `measured_priors.json` has the strengths that ship, and each group's tail.
 """

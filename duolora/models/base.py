@@ -176,9 +176,8 @@ class DiffusionBase:
         posterior = self.pipeline.vae.encode(rgb_BCHW.to(self.runtime.device, torch.float32)).latent_dist
         return LatentMoments(posterior.mean * self._latent_scale, posterior.std * self._latent_scale)
 
-    @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Decode scaled latents to pictures in about [-1, 1], float32."""
+        """Decode scaled latents to pictures in about [-1, 1], float32; latents that ask for a gradient get one."""
         rgb_BCHW: Tensor = self.pipeline.vae.decode(latents_BCHW.float() / self._latent_scale).sample
         return rgb_BCHW
 

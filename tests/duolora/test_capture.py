@@ -142,6 +142,26 @@ def test_passes_that_learn_are_recorded_apart_from_those_that_do_not(
     assert (len(resting.recorded), resting.replays) == (1, 1)
 
 
+def test_latents_that_ask_for_a_gradient_are_recorded_apart_and_get_it(
+    base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning, resting = recorders
+    noisy_BCHW, *others = draw_inputs(base, 2)
+    asking_BCHW = noisy_BCHW.clone().requires_grad_()
+    say_it_is_on_a_gpu(base, monkeypatch)
+    predict = CapturedPredictor(base)
+
+    predict(noisy_BCHW, *others)
+    predict(asking_BCHW, *others).square().mean().backward()
+    with torch.no_grad():
+        predict(asking_BCHW, *others)
+        predict(noisy_BCHW, *others)
+
+    assert (len(learning.recorded), len(resting.recorded)) == (2, 1)
+    assert asking_BCHW.grad is not None
+    assert asking_BCHW.grad.abs().max() > 0
+
+
 def test_other_shapes_and_dtypes_are_other_recordings(
     base: DiffusionBase, recorders: tuple[Recorder, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +246,25 @@ def test_recorded_steps_of_masks_have_the_gradients_of_ordinary_ones(gpu_base: D
         assert expected.norm() > 0
         assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert not torch.allclose(ordinary[0], ordinary[-1], rtol=0.01)
+
+
+@pytest.mark.gpu
+def test_recorded_passes_give_latents_and_masks_the_gradients_of_ordinary_ones(gpu_base: DiffusionBase) -> None:
+    sides = two_sides(gpu_base)
+    found: list[list[Tensor]] = []
+    with RankSpaceAdapter(sides).inject(gpu_base.unet) as adapter:
+        masks = adapter.learn_masks(half_masks(sides))
+        adapter.assign_all(adapter.merged, 2, gpu_base.runtime.device)
+        for predict in (CapturedPredictor(gpu_base), gpu_base.predict_noise):
+            found.append([])
+            for seed in range(3):
+                noisy_BCHW, *others = draw_inputs(gpu_base, 2, seed)
+                noisy_BCHW.requires_grad_()
+                loss = predict(noisy_BCHW, *others).square().mean()
+                found[-1] += [tensor.clone() for tensor in torch.autograd.grad(loss, [noisy_BCHW, *masks])]
+
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
 
 
 @pytest.mark.gpu

@@ -12,13 +12,19 @@ from hypothesis import strategies as st
 from duolora.adapters import RankSpaceLinear
 from duolora.config import GenerateConfig, TargetLayers
 from duolora.errors import InvalidConfig
-from duolora.evaluate.evolution import Strategy
 from duolora.evaluate.jobs import case_of_loras
 from duolora.evaluate.measure_priors import ONES, Search, main, measure
 from duolora.evaluate.metrics import look, references, score
 from duolora.evaluate.network import Evaluator, shipped_evaluator
+from duolora.evaluate.prior_ascent import Ascent
 from duolora.evaluate.prior_bench import PriorBench
-from duolora.evaluate.prior_pairs import Group, calibration_pairs, measured_pairs, require_foreign_to_suite
+from duolora.evaluate.prior_pairs import (
+    Group,
+    calibration_pairs,
+    development_grid,
+    measured_pairs,
+    require_foreign_to_suite,
+)
 from duolora.evaluate.prior_space import PriorMasks, PriorSpace
 from duolora.evaluate.truth_suite import Selection, judge_pictures, truth_pairs
 from duolora.generate import sample_tenants
@@ -48,15 +54,37 @@ def tenants(base):
 
 
 def test_no_pair_of_the_full_suite_is_measured_on():
-    listed = measured_pairs(None, 72)
+    listed = measured_pairs(64, 48)
     counts = {group: sum(own is group for own, _ in listed) for group in Group}
-    assert counts == {Group.DEVELOPMENT: 24, Group.CALIBRATION: 60, Group.HELD_BACK: 12}
-    assert len({pair.name for _, pair in listed}) == 96
+    assert counts == {
+        Group.DEVELOPMENT: 24,
+        Group.DEVELOPMENT_GRID: 64,
+        Group.CALIBRATION: 32,
+        Group.HELD_BACK: 16,
+    }
+    assert len({pair.name for _, pair in listed}) == 136
     full = truth_pairs(Selection.FULL)
     assert not {pair.subject for _, pair in listed} & {pair.subject for pair in full}
     for pair in full:
         with pytest.raises(InvalidConfig, match=pair.name):
             require_foreign_to_suite([pair])
+
+
+def test_the_development_list_and_some_calibration_pairs_have_no_say():
+    searched = {pair.name for group, pair in measured_pairs(64, 48) if group.is_searched}
+    assert len(searched) == 96
+    assert not searched & {pair.name for pair in truth_pairs(Selection.DEVELOPMENT)}
+    assert not searched & {pair.name for pair in calibration_pairs(48)[2::3]}
+    with pytest.raises(InvalidConfig, match="needs pairs"):
+        measured_pairs(0, 0)
+
+
+def test_the_development_grid_has_the_lists_subjects_in_looks_that_the_base_knows():
+    subjects = {pair.subject for pair in truth_pairs(Selection.DEVELOPMENT)}
+    pairs = development_grid(64, seed=3)
+    assert {pair.subject for pair in pairs} == subjects
+    assert len({pair.name for pair in pairs}) == 64
+    assert all(pair.colour in training_colours(pair.style) for pair in pairs)
 
 
 def test_calibration_pairs_are_what_the_base_knows_and_there_are_no_more_than_the_world_has():
@@ -92,18 +120,16 @@ def test_a_point_stands_for_its_priors(strengths, tails):
     assert ((space.ones() >= low_D) & (space.ones() <= high_D)).all()
 
 
-def test_masks_are_those_of_the_priors_for_every_tenant_at_its_own_point(base, tenants):
+def test_masks_are_those_of_the_priors(base, tenants):
     roles = whole_model_roles(base, tenants[0]["content"].layers, 64)
     space = PriorSpace(roles)
-    uneven_D = space.ones() + torch.linspace(-0.3, 0.5, space.width)
-    points_JD = torch.stack([space.point(measured_priors()), uneven_D])
-    masks = PriorMasks(space, tenants, CPU).at(points_JD)
-    for tenant, loras in enumerate(tenants):
-        priors = space.priors(points_JD[tenant])
-        for role in Role:
-            for name, layer in loras[role.value].layers.items():
-                expected_R = priors[role].mask(name, layer, roles[name])
-                torch.testing.assert_close(masks[role.value][name][tenant], expected_R, atol=1e-5, rtol=1e-4)
+    for point_D in (space.point(measured_priors()), space.ones() + torch.linspace(-0.3, 0.5, space.width)):
+        masks, priors = PriorMasks(space, tenants, CPU).at(point_D), space.priors(point_D)
+        for tenant, loras in enumerate(tenants):
+            for role in Role:
+                for name, layer in loras[role.value].layers.items():
+                    expected_R = priors[role].mask(name, layer, roles[name])
+                    torch.testing.assert_close(masks[role.value][name][tenant], expected_R, atol=1e-5, rtol=1e-4)
 
 
 def test_the_bench_scores_what_a_merge_with_the_same_priors_draws(base, tenants):
@@ -114,8 +140,8 @@ def test_the_bench_scores_what_a_merge_with_the_same_priors_draws(base, tenants)
     bench = PriorBench(base, evaluator, space, loras=tenants, prompts=prompts, references=to, sampling=SAMPLING)
     point_D = space.point(measured_priors())
     with bench:
-        other = bench.scores(space.ones()[None], [4, 5])
-        found = bench.scores(point_D[None], [4, 5])
+        other = bench.scores(space.ones(), [4, 5])
+        found = bench.scores(point_D, [4, 5])
     assert not any(isinstance(module, RankSpaceLinear) for module in base.unet.modules())
     merged = merge_cases(base, [case_of_loras(of, 0) for of in tenants], MERGE_RECIPES["duolora"], resolution_px=64)
     rgb_Jn3HW = sample_tenants(base, [one.weights for one in merged], [[p] * 2 for p in prompts], SAMPLING, [4, 5])
@@ -126,27 +152,59 @@ def test_the_bench_scores_what_a_merge_with_the_same_priors_draws(base, tenants)
         assert found[tenant].truth_distance == pytest.approx(expected.truth_distance, abs=1e-3)
     assert max(abs(one.content - two.content) for one, two in zip(found, other, strict=True)) > 3e-3
     with pytest.raises(RuntimeError, match="enter"):
-        bench.scores(point_D[None], [4, 5])
+        bench.scores(point_D, [4, 5])
+
+
+def untrained_evaluator():
+    """A trained one sees neither side in what an untrained base draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return Evaluator().eval().requires_grad_(False)
+
+
+def test_the_slope_is_how_the_value_of_fresh_pictures_changes(base, tenants):
+    """In float32, from point through masks, sampler and decoding to the evaluator."""
+    evaluator, pairs = untrained_evaluator(), calibration_pairs(2)
+    space = PriorSpace(whole_model_roles(base, tenants[0]["content"].layers, 64))
+    bench = PriorBench(
+        base,
+        evaluator,
+        space,
+        loras=tenants,
+        prompts=[pair.prompts.joint for pair in pairs],
+        references=[references(evaluator, judge_pictures(pair, 0, 1)) for pair in pairs],
+        sampling=SAMPLING,
+    )
+    point_D = space.point(measured_priors())
+    with bench:
+        value, gradient_D = bench.slope(point_D, [4, 5])
+        assert bench.slope(point_D, [4, 5])[0] == value
+        for part in (slice(0, space.width // 2), slice(space.width // 2, None)):  # strengths, then tails
+            away_D = torch.zeros_like(point_D)
+            away_D[part] = 0.02 * gradient_D[part] / gradient_D[part].norm()
+            ahead, behind = (bench.slope(point_D + way * away_D, [4, 5])[0] for way in (1, -1))
+            assert (ahead - behind) / 2 == pytest.approx(float(gradient_D @ away_D), rel=0.05)
+        hmean = [one.hmean for one in bench.scores(point_D, [4, 5])]
+    assert value == pytest.approx(sum(hmean) / 2, abs=0.05)  # of other pictures
+    assert all(parameter.grad is None for parameter in base.unet.parameters())
 
 
 def test_a_search_writes_priors_that_merges_can_start_from(base, monkeypatch, tmp_path):
     search = Search(
-        strategy=Strategy(steps=1, draws=1),
-        development=1,
+        ascent=Ascent(steps=1),
+        grid=1,
         calibration=1,
+        development=1,
+        targets=TargetLayers.TRANSFORMER,
         lora_steps=1,
         sampling_steps=1,
         start=ONES,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        untrained = Evaluator().eval().requires_grad_(False)  # a trained one sees neither side in an untrained base
-    document = measure(base, untrained, search)
-    assert set(document["scores"]) == {"development", "calibration", "held back"}
-    assert document["scores"]["held back"] is None
+    document = measure(base, untrained_evaluator(), search)
+    assert set(document["scores"]) == {"development", "development grid", "calibration"}
     assert document["scores"]["development"]["gain"]["standard_error"] is None
     assert document["provenance"]["pairs"]["development"] == [truth_pairs(Selection.DEVELOPMENT)[0].name]
-    assert document["provenance"]["steps_taken"] == len(document["provenance"]["tried"]) == 1
+    assert document["provenance"]["steps_taken"] == len(document["provenance"]["values"]) == 1
     names = [f"unet.{path}" for path in base.target_layers(TargetLayers.TRANSFORMER)]
     groups = {layer_group(name, role) for name, role in whole_model_roles(base, names, 64).items()}
     for role in Role:
@@ -163,7 +221,20 @@ def test_a_search_writes_priors_that_merges_can_start_from(base, monkeypatch, tm
 
 def test_the_command_ends_the_search_when_its_time_is_over(base_folder, tmp_path):
     out = tmp_path / "found.json"
-    small = ["--pairs", "1", "--development", "1", "--lora-steps", "1", "--sampling-steps", "1", "--seconds", "0"]
+    small = [
+        "--pairs",
+        "1",
+        "--development-grid",
+        "0",
+        "--development",
+        "0",
+        "--lora-steps",
+        "1",
+        "--sampling-steps",
+        "1",
+        "--seconds",
+        "0",
+    ]
     main(["--out", str(out), *small, "--targets", "attention", "--base", str(base_folder), "--device", "cpu"])
     document = json.loads(out.read_text())
     assert document["provenance"]["steps_taken"] == 0
