@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def main() -> None:
             merge_loras(base, sides, prompts.joint, MERGE_RECIPES[name], resolution_px=resolution_px)
             wall.append(time.monotonic() - started)
             spent.append(time.process_time() - used)
-        print(f"{name:8s} {statistics.median(wall):7.2f} s, processor {statistics.median(spent):7.2f} s, {times} times")
+        medians = f"{statistics.median(wall):7.2f} s, processor {statistics.median(spent):7.2f} s"
+        sys.stdout.write(f"{name:8s} {medians}, {times} times\n")
 
 
 if __name__ == "__main__":
