@@ -24,7 +24,7 @@ from api.jobs.states import TERMINAL_JOBS, StageState
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Session
@@ -78,13 +78,28 @@ class Heartbeat:
     cancel_requested: bool
 
 
-def insert_job(session: Session, job: Job, stages: Sequence[StagePlan]) -> None:
-    """Write a job with its pictures and these stages, hints for the runnable ones, its first event."""
+def insert_job(
+    session: Session, job: Job, stages: Sequence[StagePlan], *, checkpoints: Mapping[str, dict[str, Any]] | None = None
+) -> None:
+    """Write a job with its pictures and these stages, hints for the runnable ones, its first event.
+
+    Args:
+        session: an open transaction.
+        job: without stages.
+        stages: the plan.
+        checkpoints: stage -> pointer to what it goes on from, for a job that tries another one again.
+    """
+    kept = checkpoints or {}
     now = job.created_at = instant(session)
     job.stages = [
         Stage(
             name=plan.name,
             ordinal=ordinal,
+            account_id=job.account_id,
+            priority=job.priority or 0,
+            queued_at=now,
+            weight=plan.weight,
+            checkpoint=kept.get(plan.name),
             depends_on=list(plan.depends_on),
             max_attempts=plan.max_attempts,
             state=StageState.WAITING if plan.depends_on else StageState.RUNNABLE,
