@@ -8,6 +8,7 @@
     ├── TooLarge             413  more bytes than are accepted
     ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
+    ├── QuotaExceeded        429  the account has as much of something as it may have
     └── Unavailable          503  a part of the service does not answer
 
     LeaseLost                     a worker speaks for a stage that is no longer its own (never reaches HTTP)
@@ -118,6 +119,15 @@ class InvalidParameters(ServiceError):
     code = "invalid_parameters"
     title = "Some fields are not acceptable"
     retryable = False
+
+
+class QuotaExceeded(ServiceError):
+    """The account has as many jobs waiting, or as many bytes stored, as it may have."""
+
+    status = 429
+    code = "quota_exceeded"
+    title = "A quota of the account is used up"
+    retryable = True
 
 
 class Unavailable(ServiceError):

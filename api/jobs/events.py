@@ -22,6 +22,9 @@ class EventType(StrEnum):
     QUEUED = "job.queued"
     STARTED = "job.started"
     STAGE_CHANGED = "job.stage_changed"
+    PROGRESS = "job.progress"
+    """Throttled; nothing but the newest matters."""
+    STOP_REQUESTED = "job.stop_requested"
     CANCEL_REQUESTED = "job.cancel_requested"
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
@@ -39,7 +42,10 @@ STATE_EVENTS = {
 """The event that tells of a job's arrival in a state."""
 
 TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED, EventType.EXPIRED})
-"""Events that a job has at most one of, and of which the caller's server is told."""
+"""Events of which a job has exactly one in the end, and of which the caller's server is told unasked."""
+
+LIFECYCLE_EVENTS = TERMINAL_EVENTS | {EventType.QUEUED, EventType.STARTED, EventType.STAGE_CHANGED}
+"""Events whose deliveries are tried again until the schedule ends."""
 
 
 def record_event(session: Session, job: Job, kind: EventType, *, now: datetime, data: dict[str, Any]) -> None:

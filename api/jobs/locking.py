@@ -99,7 +99,11 @@ class LockedJob:
     def settle(self) -> None:
         """Derive the job's state from its stages; on a change record it, once, with its event and webhook."""
         job = self.job
-        state = derive_job_state([stage.state for stage in self.stages], started=job.started_at is not None)
+        state = derive_job_state(
+            [stage.state for stage in self.stages],
+            started=job.started_at is not None,
+            overdue=job.deadline_passed_at is not None,
+        )
         if state is job.state:
             return
         check_job(job.state, state)
@@ -108,7 +112,7 @@ class LockedJob:
         if state in TERMINAL_JOBS:
             job.finished_at = self.now
         if state is JobState.FAILED and job.error is not None:
-            data = {"code": job.error["code"], "stage": job.error["stage"], "attempt": job.error["attempt"]}
+            data = {name: job.error[name] for name in ("code", "stage", "attempt") if name in job.error}
         record_event(self.session, job, STATE_EVENTS[state], now=self.now, data=data)
 
 
