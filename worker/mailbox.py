@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worker.wire import Done, Failed, ProgressReport, Ready, Warmed
+    from worker.wire import Event
 
 
 class Interrupt(StrEnum):
@@ -46,7 +46,7 @@ class FromEngine:
     """A line of the engine process of that generation."""
 
     generation: int
-    event: Ready | Warmed | ProgressReport | Done | Failed
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)

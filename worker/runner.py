@@ -140,7 +140,7 @@ class StageRunner:
             config=stage.params,
             inputs_dir=str(workspace.inputs_dir),
             outputs_dir=str(workspace.outputs_dir),
-            checkpoint=stage.checkpoint,
+            checkpoints_dir=str(workspace.checkpoints_dir),
             traceparent=stage.traceparent,
         )
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from worker.mailbox import Mailbox, Message
     from worker.settings import EngineSettings
+    from worker.wire import Command, Event
 
 log = logging.getLogger(__name__)
 
-Event = Ready | Warmed | ProgressReport | Done | Failed
 EventT = TypeVar("EventT", Ready, Warmed)
 
 
@@ -176,7 +176,7 @@ class EngineSupervisor:
         self._ended_generation = generation
         self._mailbox.post(EngineGone(generation))
 
-    def _send(self, command: Run | Cancel | Warm) -> None:
+    def _send(self, command: Command) -> None:
         if self._child is None:
             raise EngineDied("no engine process")
         try:

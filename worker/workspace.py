@@ -56,8 +56,10 @@ class Workspace:
     def __init__(self, folder: Path, stage: ClaimedStage, store: ObjectStore) -> None:
         self.inputs_dir = folder / "inputs"
         self.outputs_dir = folder / "outputs"
+        self.checkpoints_dir = folder / "checkpoints"
         self.inputs_dir.mkdir()
         self.outputs_dir.mkdir()
+        self.checkpoints_dir.mkdir()
         self._stage = stage
         self._store = store
 

@@ -57,6 +57,7 @@ def command(folder: Path, recipe: str = "fine") -> Run:
         config=config,
         inputs_dir=str(folder),
         outputs_dir=str(folder),
+        checkpoints_dir=str(folder),
         traceparent="00-aa-bb-01",
     )
 

@@ -97,7 +97,8 @@ def _request(command: Run) -> StageRequest:
         config=config,
         inputs_dir=Path(command.inputs_dir),
         outputs_dir=Path(command.outputs_dir),
-        checkpoint=command.checkpoint,
+        checkpoints_dir=Path(command.checkpoints_dir),
+        resume_dir=None if command.resume_dir is None else Path(command.resume_dir),
         attempt=command.attempt,
     )
 

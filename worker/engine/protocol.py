@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,8 @@ class StageRequest:
     """One stage to run.
 
     `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
-    `outputs_dir` is empty. `checkpoint` is what the last attempt left, None for a start from the beginning.
+    `outputs_dir` and `checkpoints_dir` are empty. `resume_dir` holds the checkpoint to go on from, None for a start
+    from the beginning.
     """
 
     stage: str
@@ -24,7 +25,8 @@ class StageRequest:
     config: PersonalizeConfig
     inputs_dir: Path
     outputs_dir: Path
-    checkpoint: dict[str, Any] | None = None
+    checkpoints_dir: Path
+    resume_dir: Path | None = None
     attempt: int = 1
 
 

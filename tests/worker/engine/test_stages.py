@@ -103,9 +103,17 @@ def inputs(tmp_path: Path) -> Path:
 def run(
     stage: str, inputs: Path, config: PersonalizeConfig, models: BaseModels, observer: Observer | None = None
 ) -> tuple[list[Output], Path]:
-    outputs = inputs.parent / f"outputs of {stage}"
+    outputs, checkpoints = inputs.parent / f"outputs of {stage}", inputs.parent / f"checkpoints of {stage}"
     outputs.mkdir()
-    request = StageRequest(stage=stage, base=config.base_model, config=config, inputs_dir=inputs, outputs_dir=outputs)
+    checkpoints.mkdir(exist_ok=True)
+    request = StageRequest(
+        stage=stage,
+        base=config.base_model,
+        config=config,
+        inputs_dir=inputs,
+        outputs_dir=outputs,
+        checkpoints_dir=checkpoints,
+    )
     return run_stage(request, models, observer or Silent()), outputs
 
 
