@@ -29,6 +29,10 @@ NAMING_CONVENTION = {
 """Every constraint has a predictable name, so that migrations can speak of it."""
 
 CONNECT_TIMEOUT_S = 5
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+"""A process that stands still inside a transaction loses it: its row locks must not hold up the others."""
+DEAD_PEER_TIMEOUT_MS = 15_000
+"""How long a connection may lack an acknowledgement before it counts as cut."""
 STATEMENT_TIMEOUT_MS = 30_000
 """Nothing the service asks of Postgres may take longer; a runaway query must not hold row locks."""
 
@@ -59,7 +63,12 @@ def make_engine(url: str, *, pool_size: int = 5, application_name: str = "duolor
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": application_name,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": DEAD_PEER_TIMEOUT_MS,
         },
     )
 

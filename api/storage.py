@@ -57,6 +57,13 @@ def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: 
     return f"accounts/{account_id}/jobs/{job_id}/{stage}/{attempt}/{filename}"
 
 
+def checkpoint_key(
+    account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, *, step: int, filename: str
+) -> str:
+    """Return the key of a checkpoint's file, beside the artifacts of the attempt that wrote it."""
+    return artifact_key(account_id, job_id, stage, attempt, f"checkpoints/{step}/{filename}")
+
+
 def _client(settings: StoreSettings, endpoint: str) -> S3Client:
     """Make a client; checksums only where S3 requires them, as other servers do not all speak the newer ones."""
     return boto3.client(
@@ -123,6 +130,17 @@ class ObjectStore:
         """Write an object's bytes to a file."""
         with _mapped(f"read {key}"):
             self._internal.download_file(self._bucket, key, str(path))
+
+    def copy(self, source: str, target: str) -> None:
+        """Make an object under another key of what one holds, inside the store; the type goes along.
+
+        Raises:
+            ObjectMissing: there is no source.
+        """
+        with _mapped(f"copy {source}"):
+            self._internal.copy_object(
+                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+            )
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return all keys that begin with a prefix."""
