@@ -13,7 +13,7 @@ import torch
 
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.generate import sample_tenants
-from duolora.merge_objective import CONTENT
+from duolora.method.merge_case import CONTENT
 from duolora.models.base import LatentMoments
 from duolora.runtime import memory_errors
 from duolora.train import ClassPictures, LoraTask
@@ -50,7 +50,9 @@ def with_class_pictures(
         advance(observer or Silent(), Progress(step=0, total=task.config.steps, note=note))
         count = min(config.preview.images, preservation.pictures - first)
         sampling = config.preview.model_copy(update={"images": count, "resolution_px": task.config.resolution_px})
-        [rgb_N3HW] = sample_tenants(base, None, [[caption] * count], sampling, [task.config.seed + first])
+        [rgb_N3HW] = sample_tenants(
+            base, None, [[caption] * count], sampling, [task.seed(f"class pictures from {first}")]
+        )
         with memory_errors():
             parts.append(base.encode_pictures(rgb_N3HW.clamp(-1, 1)))
     moments = LatentMoments(

@@ -71,9 +71,9 @@ class MaskStart(StrEnum):
     LEADING = "leading"
     """A layer's dominant side in full, of the other only the leading ranks (paper, section 4.2)."""
     CLOSED_FORM = "closed-form"
-    """Least squares on the layers' own outputs (`duolora.closed_form`)."""
+    """Least squares on the layers' own outputs (`duolora.method.closed_form`)."""
     MEASURED = "measured"
-    """Strengths of groups of layers found by experiment (`duolora.measured_priors`)."""
+    """Strengths of groups of layers found by experiment (`duolora.method.measured_priors`)."""
 
 
 class MergeMethod(StrEnum):
@@ -232,6 +232,18 @@ class MergeConfig(Frozen):
         description="Ranks whose mask is smaller in absolute value are dropped from the file.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("prior")
+    @classmethod
+    def _leading_needs_a_prior(cls, prior: LayerPrior, info: ValidationInfo) -> LayerPrior:
+        known = info.data
+        leads = known.get("method") is MergeMethod.RANK_MASKS and known.get("start") is MaskStart.LEADING
+        if leads and prior is LayerPrior.NONE:
+            raise ValueError(
+                "prior none leaves start leading no layer to lead in, so that it would be the plain sum; "
+                "give prior resolution, or start ones for the sum"
+            )
+        return prior
 
 
 class GenerateConfig(Frozen):

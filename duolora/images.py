@@ -12,7 +12,7 @@ from duolora.errors import InvalidImage
 from duolora.orientation import upright
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -42,6 +42,15 @@ def load_pictures(paths: Sequence[Path], resolution_px: int) -> Tensor:
     pictures = [_square(path, resolution_px) for path in paths]
     rgb_NHWC = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
     return rgb_NHWC.permute(0, 3, 1, 2).contiguous() / 127.5 - 1.0
+
+
+def open_pictures(paths: Iterable[Path]) -> list[Image.Image]:
+    """Read pictures for showing or judging: RGB, as they are stored."""
+    shown = []
+    for path in paths:
+        with Image.open(path) as picture:
+            shown.append(picture.convert("RGB"))
+    return shown
 
 
 def to_pictures(rgb_NCHW: Tensor) -> list[Image.Image]:

@@ -1,6 +1,6 @@
 """DuoLoRA's merge: find, per layer, how much of each rank of a content LoRA and of a style LoRA to keep.
 
-Masks begin somewhere (`duolora.merge_start`) and may then learn (paper, section 4):
+Masks begin somewhere (`duolora.method.merge_start`) and may then learn (paper, section 4):
 
     L = L_distill + prior_weight * L_prior + constyle_weight * L_constyle
 
@@ -25,13 +25,13 @@ from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
 from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
-from duolora.merge_case import EncodedSide, MergeCase
-from duolora.merge_objective import Cycles, MergeObjective, teacher_bank
-from duolora.merge_start import MomentRecorder, starting_masks
-from duolora.priors import roles_by_resolution
+from duolora.method.merge_case import EncodedSide, MergeCase
+from duolora.method.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.method.merge_start import MomentRecorder, starting_masks
+from duolora.method.priors import roles_by_resolution
+from duolora.method.ziprank import merge_by_masks
 from duolora.runtime import memory_errors
 from duolora.strengths import reweight
-from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from duolora.config import MergeConfig
     from duolora.lora.weights import LoraWeights
+    from duolora.method.merge_start import Masks
+    from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
-    from duolora.priors import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,42 +144,71 @@ def merge_cases(
     _require_alike(canonical)
     side_roles = {side: cases[0].role(side) for side in cases[0].sides}
     layer_roles = _layer_roles(base, canonical[0], config, resolution_px)
-    start = starting_masks(canonical, config, layer_roles=layer_roles, side_roles=side_roles)
+    masks = starting_masks(canonical, config, layer_roles=layer_roles, side_roles=side_roles)
     losses: list[dict[str, list[float]]] = []
     if needs_pictures(config):
         with memory_errors(), RankSpaceAdapter(*canonical).inject(base.unet) as adapter:
-            generators = [base.runtime.generator(case.seed) for case in cases]
-            solved = MomentRecorder(adapter) if config.start is MaskStart.CLOSED_FORM else None
-            with nullcontext() if solved is None else solved:
-                bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
-            start = start if solved is None else solved.solve(config.ridge)
-            objective = MergeObjective(
+            masks, losses = _learn(
                 base,
                 adapter,
+                cases,
                 config,
-                bank=bank,
-                cycles=Cycles(base, adapter, cases),
-                layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
+                start=masks,
+                layer_roles=layer_roles,
                 side_roles=side_roles,
+                observer=observer,
             )
-            losses = _optimise(objective, adapter.learn_masks(start), config, generators, observer)
-            start = adapter.learned_masks()
-    learned = _of_each_tenant(start, len(cases))
+    learned = _of_each_tenant(masks, len(cases))
     seconds = (time.monotonic() - started) / len(cases)
     return [
         MergeResult(
             merge_by_masks(canonical[tenant], learned[tenant], config.prune_below),
-            _report(
-                canonical[tenant],
+            merge_report(
                 learned[tenant],
                 layer_roles,
                 [{name: values[tenant] for name, values in terms.items()} for terms in losses],
-                config,
+                method="duolora",
+                start=config.start,
+                trainable=sum(mask_R.numel() for of_side in learned[tenant].values() for mask_R in of_side.values()),
+                prune_below=config.prune_below,
             )
             | {"seconds": seconds},
         )
         for tenant in range(len(cases))
     ]
+
+
+def _learn(
+    base: DiffusionBase,
+    adapter: RankSpaceAdapter,
+    cases: Sequence[MergeCase],
+    config: MergeConfig,
+    *,
+    start: Masks,
+    layer_roles: Mapping[str, Role],
+    side_roles: Mapping[str, Role],
+    observer: Observer,
+) -> tuple[Masks, list[dict[str, list[float]]]]:
+    """Let the masks of an attached adapter learn; return them with the terms of every step, a number per tenant each.
+
+    A closed form is solved first, from what the teachers' passes bring.
+    """
+    generators = [base.runtime.generator(case.seed) for case in cases]
+    solved = MomentRecorder(adapter) if config.start is MaskStart.CLOSED_FORM else None
+    with nullcontext() if solved is None else solved:
+        bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
+    objective = MergeObjective(
+        base,
+        adapter,
+        config,
+        bank=bank,
+        cycles=Cycles(base, adapter, cases),
+        layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
+        side_roles=side_roles,
+    )
+    leaves = adapter.learn_masks(start if solved is None else solved.solve(config.ridge))
+    losses = _optimise(objective, leaves, config, generators, observer)
+    return adapter.learned_masks(), losses
 
 
 def _optimise(
@@ -257,35 +287,50 @@ def _encode(base: DiffusionBase, sides: Mapping[str, MergeSide], resolution_px: 
             f"this merge learns from pictures, and {', '.join(missing)} has none; give some, or merge "
             "with a recipe that needs none"
         )
-    return {
-        side: EncodedSide(
-            base.encode_pictures(load_pictures(given.pictures, resolution_px)), base.encode_prompts(given.captions)
-        )
-        for side, given in sides.items()
-    }
+    return {side: encode_side(base, given.pictures, given.captions, resolution_px) for side, given in sides.items()}
 
 
-def _report(
-    canonical: Mapping[str, LoraWeights],
-    learned: Mapping[str, Mapping[str, Tensor]],
+def encode_side(
+    base: DiffusionBase, pictures: Sequence[Path], captions: Sequence[str], resolution_px: int
+) -> EncodedSide:
+    """Encode one side's pictures and captions. Raises what `load_pictures` and the base raise."""
+    return EncodedSide(base.encode_pictures(load_pictures(pictures, resolution_px)), base.encode_prompts(captions))
+
+
+def merge_report(
+    masks: Mapping[str, Mapping[str, Tensor]],
     roles: Mapping[str, Role],
     losses: Sequence[Mapping[str, float]],
-    config: MergeConfig,
+    *,
+    method: str,
+    start: MaskStart,
+    trainable: int,
+    prune_below: float = 0.0,
 ) -> dict[str, Any]:
-    """Describe the merge: ranks kept per layer from each side, mean masks, losses, size."""
+    """Describe a merge: ranks kept per layer from each side, mean masks, losses, how many numbers learnt.
+
+    Args:
+        masks: side -> layer name -> mask (R,).
+        roles: layer name -> the role that dominates it; other layers are said to have none.
+        losses: the terms of every step by name.
+        method: who found the masks.
+        start: where they began.
+        trainable: how many numbers the masks are; a merge of no steps is said to train none.
+        prune_below: ranks whose mask is not larger in absolute value are not kept.
+    """
     layers: dict[str, dict[str, Any]] = {}
-    for side in canonical:
-        for name, mask_R in learned[side].items():
+    for side, of_side in masks.items():
+        for name, mask_R in of_side.items():
             entry = layers.setdefault(name, {"role": roles[name].value if name in roles else None})
             entry[side] = {
-                "rank": canonical[side].layers[name].rank,
-                "kept": int((mask_R.abs() > config.prune_below).sum()),
+                "rank": mask_R.numel(),
+                "kept": int((mask_R.abs() > prune_below).sum()),
                 "mean_mask": round(float(mask_R.mean()), 4),
             }
     return {
-        "method": "duolora",
-        "start": config.start.value,
-        "trainable": sum(mask_R.numel() for of_side in learned.values() for mask_R in of_side.values()),
-        "losses": [{key: round(value, 6) for key, value in terms.items()} for terms in losses],
+        "method": method,
+        "start": start.value,
+        "trainable": trainable if losses else 0,
+        "losses": [{name: round(value, 6) for name, value in terms.items()} for terms in losses],
         "layers": layers,
     }

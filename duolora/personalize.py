@@ -6,23 +6,23 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from duolora.baselines import duolora_release
 from duolora.class_pictures import with_class_pictures
 from duolora.config import MergeMethod
 from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
+from duolora.images import open_pictures
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
-from duolora.merge_case import role_of
-from duolora.merge_objective import CONTENT, SIDES, STYLE
+from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
 from duolora.train import LoraTask, train_loras
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
+
+    from PIL import Image
 
     from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
     from duolora.lora.weights import LoraWeights
@@ -184,8 +184,8 @@ def draw_preview(
         "merged": ("Merged LoRA", prompts.joint),
     }
     rows = [
-        PreviewRow("Content images", "what you sent as the subject", _open(pictures[CONTENT])),
-        PreviewRow("Style images", "what you sent as the style", _open(pictures[STYLE])),
+        PreviewRow("Content images", "what you sent as the subject", open_pictures(pictures[CONTENT])),
+        PreviewRow("Style images", "what you sent as the style", open_pictures(pictures[STYLE])),
     ]
     steps = config.preview.steps
     for index, (name, (title, prompt)) in enumerate(samplings.items()):
@@ -207,12 +207,3 @@ def job_report(base: DiffusionBase, merge_report: Mapping[str, Any], config: Per
         "config": config.model_dump(mode="json"),
         "merge": dict(merge_report),
     }
-
-
-def _open(paths: Sequence[Path]) -> list[Image.Image]:
-    """Read pictures for showing."""
-    shown = []
-    for path in paths:
-        with Image.open(path) as picture:
-            shown.append(picture.convert("RGB"))
-    return shown

@@ -21,6 +21,9 @@ from duolora.errors import InvalidConfig
 
 Recipe = Callable[[str, Prompts], PersonalizeConfig]
 
+EMBEDDED = "tiny"
+"""Name of the small base that ships with the package."""
+
 _AT_ONCE = {"steps": 0, "prior": LayerPrior.NONE, "constyle_weight": 0.0}
 
 MERGE_RECIPES: Mapping[str, MergeConfig] = {
@@ -108,8 +111,8 @@ SMALL_LATENTS = 32
 def default_recipe(location: str) -> str:
     """Name of the recipe for a base at a location, used when a request names none.
 
-    A local folder in diffusers' layout says itself how large it draws; of anything else only "tiny" is known to be
-    small.
+    A local folder in diffusers' layout says itself how large it draws; of anything else only the embedded base is
+    known to be small.
     """
     index = Path(location) / "model_index.json"
     if (
@@ -121,7 +124,7 @@ def default_recipe(location: str) -> str:
     if configuration.is_file():
         latents = json.loads(configuration.read_text(encoding="utf-8")).get("sample_size") or 0
         return "tiny" if 0 < latents <= SMALL_LATENTS else "sdxl"
-    return "tiny" if location == "tiny" else "sdxl"
+    return "tiny" if location == EMBEDDED else "sdxl"
 
 
 def resolve(

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duolora.baselines.pairing import CONTENT, SIDES, STYLE
 from duolora.errors import LayerGroupEmpty
 from duolora.lora.weights import LoraWeights
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.models.base import DiffusionBase
 from duolora.train import LoraTask, train_tenants
 

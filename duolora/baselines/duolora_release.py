@@ -37,16 +37,17 @@ import torch
 
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, assign_sides, predict_as
-from duolora.baselines.pairing import CONTENT, SIDES, STYLE
 from duolora.baselines.zip_lora import distillation
 from duolora.capture import CapturedPredictor
-from duolora.config import MergeMethod
+from duolora.config import MaskStart, MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
-from duolora.merge import MergeResult
+from duolora.merge import MergeResult, merge_report
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
+from duolora.method.priors import Role
+from duolora.method.ziprank import merge_by_masks
 from duolora.models.base import PromptEmbeddings
 from duolora.runtime import memory_errors
-from duolora.ziprank import merge_by_masks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 PRIOR_BLOCKS = {CONTENT: ("down_blocks.2", "middle_block"), STYLE: ("down_blocks.1", "up_blocks.1", "up_blocks.2")}
@@ -328,24 +329,14 @@ def _fold(case: MergeCase, masks: Mapping[str, Mapping[str, Tensor]]) -> LoraWei
 
 
 def _report(masks: Mapping[str, Mapping[str, Tensor]], losses: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Describe a merge: ranks kept per layer from each side, mean masks, losses, numbers that learn.
-
-    Layers of one attention module share their numbers, so they count once.
-    """
-    layers: dict[str, dict[str, Any]] = {}
-    trainable: dict[tuple[str, str], int] = {}
-    for side, of_side in masks.items():
-        for name, mask_R in of_side.items():
-            trainable[side, _ATTENTION_PROJECTION.sub("", name)] = mask_R.numel()
-            layers.setdefault(name, {"role": _dominant(name, PRIOR_BLOCKS)})[side] = {
-                "rank": mask_R.numel(),
-                "kept": int(mask_R.count_nonzero()),
-                "mean_mask": round(float(mask_R.mean()), 4),
-            }
-    return {
-        "method": MergeMethod.RELEASE.value,
-        "start": "ones",
-        "trainable": sum(trainable.values()),
-        "losses": [{name: round(value, 6) for name, value in terms.items()} for terms in losses],
-        "layers": layers,
-    }
+    """Describe a merge as ours are described; layers of one attention module share their numbers, which count once."""
+    shared = {(side, mask_module(name)): mask_R.numel() for side in masks for name, mask_R in masks[side].items()}
+    dominant = {name: _dominant(name, PRIOR_BLOCKS) for of_side in masks.values() for name in of_side}
+    return merge_report(
+        masks,
+        {name: Role(side) for name, side in dominant.items() if side is not None},
+        losses,
+        method=MergeMethod.RELEASE.value,
+        start=MaskStart.ONES,
+        trainable=sum(shared.values()),
+    )

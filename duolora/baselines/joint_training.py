@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from duolora.baselines.pairing import SIDES
+from duolora.method.merge_case import SIDES
 from duolora.train import LoraTask, train_tenants
 
 if TYPE_CHECKING:

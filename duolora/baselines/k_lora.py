@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from duolora.adapters import RankSpaceAdapter
-from duolora.baselines.pairing import CONTENT, SIDES, STYLE
+from duolora.method.merge_case import CONTENT, SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from duolora.adapters import RankSpaceLinear
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 
@@ -137,7 +137,7 @@ def _magnitudes(layer: RankSpaceLinear, side: str) -> Tensor:
 
 def _top_k(case: MergeCase, name: str) -> int:
     """K of one layer: the product of both ranks; where one side is absent its rank stands for both."""
-    ranks = [case.loras[side].layers[name].rank for side in (CONTENT, STYLE) if name in case.loras[side].layers]
+    ranks = [case.loras[side].layers[name].rank for side in SIDES if name in case.loras[side].layers]
     return ranks[0] * ranks[-1] if ranks else 1
 
 

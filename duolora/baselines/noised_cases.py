@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.baselines.pairing import SIDES
+from duolora.method.merge_case import SIDES
 from duolora.models.base import PromptEmbeddings
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.adapters import RankSpaceAdapter
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 PASS_LATENT_PIXELS = 2**18

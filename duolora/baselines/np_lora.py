@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.baselines.pairing import CONTENT, STYLE, merge_layers
+from duolora.baselines.pairing import merge_layers
 from duolora.errors import InvalidConfig
 from duolora.lora.canonical import canonical_layer
 from duolora.lora.parts import concatenate
+from duolora.method.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 NO_DIRECTION = 1e-6

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from duolora.lora.weights import LoraWeights
-from duolora.priors import Role
+from duolora.method.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from duolora.lora.weights import LoraLayer
-    from duolora.merge_case import MergeCase
-
-CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
-SIDES = (CONTENT, STYLE)
-"""Order of the sides in adapters and in batches."""
+    from duolora.method.merge_case import MergeCase
 
 
 def layer_names(case: MergeCase) -> list[str]:

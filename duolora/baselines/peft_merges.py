@@ -18,15 +18,16 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import nn
 
-from duolora.baselines.pairing import SIDES, layer_names
+from duolora.baselines.pairing import layer_names
 from duolora.errors import InvalidConfig, InvalidLora
 from duolora.lora.weights import LoraWeights
+from duolora.method.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from duolora.lora.weights import LoraLayer
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 PeftCombination = Literal[

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from duolora.baselines.pairing import CONTENT, STYLE
+from duolora.method.merge_case import CONTENT, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -22,9 +22,10 @@ import torch
 
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, predict_as
-from duolora.baselines.pairing import CONTENT, SIDES, merge_layers
+from duolora.baselines.pairing import merge_layers
 from duolora.errors import InvalidConfig
 from duolora.lora.parts import concatenate
+from duolora.method.merge_case import CONTENT, SIDES
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from duolora.adapters import RankSpaceLinear
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -24,11 +24,12 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.column_masks import ColumnMaskedLinear, swapped
 from duolora.baselines.noised_cases import NoisedCases, predict_as
-from duolora.baselines.pairing import CONTENT, SIDES, STYLE, merge_layers
+from duolora.baselines.pairing import merge_layers
 from duolora.capture import CapturedPredictor
 from duolora.errors import TrainingDiverged
 from duolora.lora.parts import concatenate
 from duolora.losses import squared_error
+from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.evaluate.jobs import Job, bare_case, merge_case, recipe_case
+from duolora.evaluate.jobs import Job, bare_case, encoded_case, recipe_case
 from duolora.evaluate.methods import Kind, Knobs, Method
 from duolora.generate import Attached, sample_tenants
 from duolora.lora.weights import LoraWeights
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from duolora.config import GenerateConfig
     from duolora.evaluate.host_pool import HostPool
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 Made = Sequence[LoraWeights] | Attached
@@ -96,7 +96,7 @@ class Caller:
             return self._of_loras(job)
         key = job.pair, job.seed
         if key not in self._encoded:
-            self._encoded[key] = merge_case(self._base, job)
+            self._encoded[key] = encoded_case(self._base, job)
         return self._encoded[key]
 
     def _of_loras(self, job: Job) -> MergeCase:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from duolora.errors import InvalidConfig
+from duolora.recipes import EMBEDDED
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 SUITES = ("truth", "folders")
 TENANTS_ON_GPU = 48
-EMBEDDED = "tiny"
 MOST_PICTURES = 16
 TABLE_WIDTH = 150
 

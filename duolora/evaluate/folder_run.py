@@ -11,18 +11,19 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.table import Table
 
 from duolora.errors import TrainingDiverged
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.intervals import bootstrap
-from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing, training_costs
+from duolora.evaluate.jobs import Job, in_chunks, train_missing, training_costs
 from duolora.evaluate.methods import OURS, Knobs, Method
 from duolora.evaluate.metrics import harmonic_mean
 from duolora.evaluate.score_book import ScoreBook, knobs_word
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
+from duolora.images import open_pictures
+from duolora.method.merge_case import CONTENT, STYLE
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from PIL import Image
 
     from duolora.evaluate.folder_suite import FolderPair, FolderSuite
     from duolora.evaluate.perceptual import Clip, Csd, Dino, PictureEmbedder
@@ -123,10 +125,10 @@ class FolderPlan:
             config=resolve(
                 self.recipe, self.base_name, pair.prompts, content_steps=steps, style_steps=steps, seed=seed
             ),
-            pictures={SIDES[0]: pair.subject.pictures, SIDES[1]: pair.style.pictures},
+            pictures={CONTENT: pair.subject.pictures, STYLE: pair.style.pictures},
             loras={
-                SIDES[0]: loras / "subjects" / f"{pair.subject.name}.safetensors",
-                SIDES[1]: loras / "styles" / f"{pair.style.name}.safetensors",
+                CONTENT: loras / "subjects" / f"{pair.subject.name}.safetensors",
+                STYLE: loras / "styles" / f"{pair.style.name}.safetensors",
             },
         )
 
@@ -238,19 +240,13 @@ class _Scorer:
                 "csd": self._judges.csd,
             }
             embedder = embedders[judge]
-            self._known[judge, paths] = embedder.pictures([_open(path) for path in paths])
+            self._known[judge, paths] = embedder.pictures(open_pictures(paths))
         return self._known[judge, paths]
 
 
 def _mean_cosine(drawn_NE: torch.Tensor, given_NE: torch.Tensor) -> float:
     """Return the mean over all pairs of rows."""
     return float((drawn_NE @ given_NE.T).mean())
-
-
-def _open(path: Path) -> Image.Image:
-    """Read a picture."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
 
 
 def write_folder_reports(

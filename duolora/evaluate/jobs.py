@@ -11,13 +11,12 @@ import torch
 
 from duolora.baselines.recipe_case import RecipeCase
 from duolora.class_pictures import with_class_pictures
-from duolora.images import load_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
-from duolora.merge_case import EncodedSide, MergeCase
+from duolora.merge import encode_side
+from duolora.method.merge_case import CONTENT, SIDES, STYLE, MergeCase
 from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
-from duolora.priors import Role
 from duolora.train import LoraTask, train_tenants
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase
 
 T = TypeVar("T")
-SIDES = (Role.CONTENT.value, Role.STYLE.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Job:
 
     def task(self, side: str) -> LoraTask:
         """Return the training of one side, as a job of the service would do it."""
-        settings = {SIDES[0]: self.config.content, SIDES[1]: self.config.style}
+        settings = {CONTENT: self.config.content, STYLE: self.config.style}
         shown = self.pictures[side]
         return LoraTask(side, shown, captions(side, self.config.prompts, len(shown)), settings[side])
 
@@ -137,16 +135,13 @@ def bare_case(job: Job) -> MergeCase:
     return case_of_loras({side: read_lora(job.loras[side]) for side in SIDES}, job.config.merge.seed)
 
 
-def merge_case(base: DiffusionBase, job: Job) -> MergeCase:
+def encoded_case(base: DiffusionBase, job: Job) -> MergeCase:
     """Read the LoRAs of a job and encode the pictures and captions that a merge may look at."""
     tasks = {side: job.task(side) for side in SIDES}
     return replace(
         bare_case(job),
         encoded={
-            side: EncodedSide(
-                base.encode_pictures(load_pictures(task.pictures, task.config.resolution_px)),
-                base.encode_prompts(task.captions),
-            )
+            side: encode_side(base, task.pictures, task.captions, task.config.resolution_px)
             for side, task in tasks.items()
         },
         joint=base.encode_prompts([job.config.prompts.joint]),

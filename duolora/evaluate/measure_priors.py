@@ -4,8 +4,8 @@
 
 LoRAs of many pairs are trained together by the tiny recipe's settings and attached once. Then strengths of groups of
 layers for both sides, and both tails, are moved by an evolution strategy to raise the mean harmonic mean of content and
-style on the joint prompt. What comes out is written in the form of `duolora/measured_priors.json`, with what it scores
-before and after the search under noise that the search never saw. No pair of the full suite is looked at.
+style on the joint prompt. What comes out is written in the form of `duolora/method/measured_priors.json`, with what it
+scores before and after the search under noise that the search never saw. No pair of the full suite is looked at.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from duolora.config import TargetLayers
 from duolora.evaluate.evolution import Climbed, Strategy, climb
-from duolora.evaluate.jobs import SIDES, Job, in_chunks
+from duolora.evaluate.jobs import Job, in_chunks
 from duolora.evaluate.metrics import references
 from duolora.evaluate.network import shipped_evaluator
 from duolora.evaluate.prior_bench import PriorBench
@@ -34,8 +34,9 @@ from duolora.evaluate.prior_space import PriorSpace
 from duolora.evaluate.provenance import environment, truth_identity
 from duolora.evaluate.truth_suite import TruthPair, judge_pictures, picture_seed, write_pictures
 from duolora.lora.canonical import canonicalise
-from duolora.measured_priors import measured_priors
 from duolora.merge import whole_model_roles
+from duolora.method.measured_priors import measured_priors
+from duolora.method.merge_case import SIDES
 from duolora.models.registry import load_base
 from duolora.recipes import resolve
 from duolora.runtime import choose_runtime
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
     from duolora.evaluate.metrics import Score
     from duolora.evaluate.network import Evaluator
     from duolora.lora.weights import LoraWeights
-    from duolora.measured_priors import SidePrior
+    from duolora.method.measured_priors import SidePrior
+    from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
-    from duolora.priors import Role
 
 log = logging.getLogger("duolora.evaluate.measure_priors")
 """By name: run as a program, the module is called `__main__`."""
@@ -144,7 +145,7 @@ def measure(base: DiffusionBase, evaluator: Evaluator, search: Search) -> dict[s
 def _priors_record(
     found: Mapping[Role, SidePrior], search: Search, config: PersonalizeConfig, pairs: int
 ) -> dict[str, Any]:
-    """Return what `duolora.measured_priors` reads, and a sentence on where it comes from."""
+    """Return what `duolora.method.measured_priors` reads, and a sentence on where it comes from."""
     trained = f"rank {config.content.rank}, {config.content.steps} and {config.style.steps} steps"
     today = datetime.now(UTC).date().isoformat()
     sides = {

@@ -29,8 +29,9 @@ from duolora.baselines import (
 from duolora.baselines.side_weights import SideWeighted
 from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
-from duolora.evaluate.jobs import SIDES, case_of_loras
+from duolora.evaluate.jobs import case_of_loras
 from duolora.merge import merge_cases, needs_pictures
+from duolora.method.merge_case import SIDES
 from duolora.recipes import MERGE_RECIPES
 from duolora.train import LoraTask, train_tenants
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from duolora.baselines.recipe_case import RecipeCase
     from duolora.config import MergeConfig, PersonalizeConfig
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 OURS = "duolora"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.measured_priors import SMALLEST_SHARE, SidePrior, layer_group
-from duolora.priors import Role
+from duolora.method.measured_priors import SMALLEST_SHARE, SidePrior, layer_group
+from duolora.method.priors import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

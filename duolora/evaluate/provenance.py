@@ -90,7 +90,7 @@ def identity(base: DiffusionBase, config: PersonalizeConfig, suite: Identity) ->
             **suite.scores,
             "merge": config.merge.model_dump(mode="json"),
             "sampling": config.preview.model_dump(mode="json"),
-            "measured_priors_sha256": digest_files([SOURCES / "measured_priors.json"]),
+            "measured_priors_sha256": digest_files([SOURCES / "method/measured_priors.json"]),
             "code_sha256": digest_sources(
                 path for path in SOURCES.rglob("*.py") if path.relative_to(SOURCES).as_posix() not in PRESENTATION
             ),

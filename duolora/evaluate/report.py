@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.table import Table
 
 from duolora.evaluate.intervals import LEVEL, RESAMPLES
@@ -25,12 +24,14 @@ from duolora.evaluate.tables import (
     truth_row,
     two_tables,
 )
+from duolora.images import open_pictures
 from duolora.preview import PreviewRow, preview_grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from PIL import Image
     from rich.console import Console
 
     from duolora.evaluate.score_book import Entry
@@ -167,7 +168,7 @@ def draw_grid(plan: Plan, settings: Sequence[Setting[Entry]]) -> None:
     rows = []
     for side in ("content", "style"):
         firsts = [min((plan.references(pair, 0) / side).iterdir()) for pair in pairs]
-        rows.append(PreviewRow(f"{side} reference", "one of the pictures that were given", [_open(p) for p in firsts]))
+        rows.append(PreviewRow(f"{side} reference", "one of the pictures that were given", open_pictures(firsts)))
     for setting in settings:
         paths = [plan.kept_pictures(setting.method, setting.knobs, pair) for pair in pairs]
         if not all(path.is_file() for path in paths):
@@ -177,15 +178,9 @@ def draw_grid(plan: Plan, settings: Sequence[Setting[Entry]]) -> None:
     preview_grid(rows, columns=len(pairs)).save(plan.out / "grid.png")
 
 
-def _open(path: Path) -> Image.Image:
-    """Read a picture."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
 def _first(path: Path) -> Image.Image:
     """Return the first picture of the joint prompt from the kept row."""
-    kept = _open(path)
+    [kept] = open_pictures([path])
     return kept.crop((0, 0, kept.width // (2 * PICTURES), kept.height))
 
 

@@ -16,11 +16,12 @@ import torch
 from duolora.errors import TrainingDiverged
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
-from duolora.evaluate.jobs import SIDES, Job, in_chunks, train_missing
+from duolora.evaluate.jobs import Job, in_chunks, train_missing
 from duolora.evaluate.methods import TRUTH, Knobs, Method
 from duolora.evaluate.metrics import References, look, references, score
 from duolora.evaluate.score_book import Entry, ScoreBook, knobs_word
 from duolora.evaluate.truth_suite import JudgePictures, TruthPair, judge_pictures, picture_seed, write_pictures
+from duolora.method.merge_case import SIDES
 from duolora.recipes import resolve
 from duolora.tiny.contact_sheet import to_image
 

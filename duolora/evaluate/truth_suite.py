@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from duolora.config import Prompts
-from duolora.priors import Role
+from duolora.method.priors import Role
 from duolora.tiny.captions import article, glyph_named, ground_phrase
 from duolora.tiny.contact_sheet import to_image
 from duolora.tiny.held_out import companion_subjects

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from duolora.models.base import DiffusionBase
 from duolora.models.layers import layers_without_weights
+from duolora.recipes import EMBEDDED
 from duolora.tiny.base import base_path
 
 if TYPE_CHECKING:
     from duolora.lora.base_layers import BaseLayers
     from duolora.runtime import Runtime
-
-EMBEDDED = "tiny"
-"""Name of the small base that ships with the package."""
 
 
 def load_base(location: str, runtime: Runtime) -> DiffusionBase:

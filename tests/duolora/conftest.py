@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.duolora.pico import draw_pictures, pico_base, pico_sd15_base, share_the_cores
 
@@ -40,6 +41,14 @@ def base(shared_base: DiffusionBase) -> Iterator[DiffusionBase]:
     yield shared_base
     after = {path: id(module) for path, module in shared_base.unet.named_modules()}
     assert after == before, "the test left the base with other modules"
+
+
+@pytest.fixture
+def broken_base(base: DiffusionBase, monkeypatch: pytest.MonkeyPatch) -> DiffusionBase:
+    """The pico base, for one test predicting nothing but NaN."""
+    bias = base.unet.conv_out.bias
+    monkeypatch.setattr(bias, "data", torch.full_like(bias, float("nan")))
+    return base
 
 
 @pytest.fixture(scope="session")

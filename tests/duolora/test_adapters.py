@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear, fresh_lora, role_rows
 from duolora.errors import InvalidLora, LayerGroupEmpty
 from duolora.lora.weights import LoraWeights
-from duolora.ziprank import merge_by_masks
+from duolora.method.ziprank import merge_by_masks
 from tests.duolora.pico import random_layer, random_lora
 
 if TYPE_CHECKING:

@@ -8,8 +8,11 @@ from pydantic import BaseModel, ValidationError
 from duolora.config import (
     MAX_IMAGES_PER_SIDE,
     GenerateConfig,
+    LayerPrior,
     LoraTrainConfig,
+    MaskStart,
     MergeConfig,
+    MergeMethod,
     PersonalizeConfig,
     Prompts,
 )
@@ -22,6 +25,15 @@ def refused_fields(model: type[BaseModel], document: dict[str, Any]) -> set[str]
     with pytest.raises(ValidationError) as caught:
         model.model_validate(document)
     return {".".join(map(str, fault["loc"])) for fault in caught.value.errors()}
+
+
+def test_leading_ranks_without_a_prior_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValidationError, match="give prior resolution, or start ones"):
+        MergeConfig(start=MaskStart.LEADING, prior=LayerPrior.NONE)
+
+    for start in set(MaskStart) - {MaskStart.LEADING}:
+        assert MergeConfig(start=start, prior=LayerPrior.NONE).start is start
+    assert MergeConfig(method=MergeMethod.RELEASE, prior=LayerPrior.NONE).prior is LayerPrior.NONE  # has its own
 
 
 @pytest.mark.parametrize(
@@ -67,6 +79,7 @@ def test_bounds_are_inclusive_and_name_the_field_beyond_them(
         (LoraTrainConfig, "steps", 1.5),
         (LoraTrainConfig, "steps", None),
         (MergeConfig, "prior", "guess"),
+        (MergeConfig, "prior", "none"),  # the default start keeps what the prior says
         (MergeConfig, "prior_weight", -0.1),
         (MergeConfig, "constyle_weight", -0.1),
         (MergeConfig, "constyle_every", 0),

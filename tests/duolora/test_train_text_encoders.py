@@ -17,6 +17,7 @@ from duolora.models.carried import applied
 from duolora.personalize import merge_sides, train_both
 from duolora.recipes import resolve
 from duolora.train import Batch, CachedTask, LoraTask, train_loras, train_tenants
+from tests.duolora.dense import assert_same_change
 from tests.duolora.test_train import assert_same_lora, preserving, task
 
 if TYPE_CHECKING:
@@ -42,14 +43,6 @@ def denoising_error(base: DiffusionBase, unseen: LoraTask, lora: LoraWeights) ->
         batch = Batch.gather(base, [CachedTask(base, unseen)])
         prediction = base.predict_noise(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
     return (prediction - batch.noise_BCHW).square().mean().item()
-
-
-def assert_close(found: LoraWeights, expected: LoraWeights, tolerance: float) -> None:
-    assert found.layers.keys() == expected.layers.keys()
-    for name, layer in expected.layers.items():
-        delta_OI = layer.delta_OI()
-        error = (found.layers[name].delta_OI() - delta_OI).norm() / delta_OI.norm().clamp(min=1e-9)
-        assert error < tolerance, f"{name}: relative error {error:.1e}"
 
 
 @pytest.mark.parametrize(("kind", "encoders"), [("sdxl", 2), ("sd15", 1)])
@@ -86,7 +79,7 @@ def test_text_encoders_that_do_not_learn_leave_the_training_as_it_was(
     alone = train_loras(base, [content])["content"]
     beside = train_loras(base, [content, style])
 
-    assert_close(beside["content"], alone, 1e-2)
+    assert_same_change(beside["content"], alone, 1e-2)
     assert text_part(beside["style"]) is not None
 
 
@@ -140,7 +133,7 @@ def test_sides_trained_in_one_pass_learn_what_each_learns_alone(
     together = train_loras(base, [content, style])
 
     for alone in (content, style):
-        assert_close(together[alone.side], train_loras(base, [alone])[alone.side], 1e-2)
+        assert_same_change(together[alone.side], train_loras(base, [alone])[alone.side], 1e-2)
     assert (text_part(together["style"]) is not None) is both
 
 
@@ -164,7 +157,7 @@ def test_tenants_learn_what_each_learns_alone(
 
     for tasks, found in zip(tenants, together, strict=True):
         for side, lora in train_loras(base, tasks).items():
-            assert_close(found[side], lora, 2e-2)
+            assert_same_change(found[side], lora, 2e-2)
 
 
 def text_config() -> PersonalizeConfig:
@@ -199,7 +192,7 @@ def test_a_job_carries_its_text_encoders_through_files_merge_and_sampling(
     write_diffusers(merged, tmp_path / "diffusers.safetensors", torch.float32)
     write_kohya(merged, tmp_path / "kohya.safetensors", torch.float32, family=base.family)
     for path in tmp_path.iterdir():
-        assert_close(read_lora(path, base.layers()), merged, 1e-5)
+        assert_same_change(read_lora(path, base.layers()), merged, 1e-5)
     unet = merged.only(merged.layers.keys() - text.layers.keys())
     drawn = [generate(base, ["a sbu disc in szn style"], config.preview, lora) for lora in (merged, unet)]
     assert drawn[0][0].tobytes() != drawn[1][0].tobytes()

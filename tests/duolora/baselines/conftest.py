@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from duolora.images import load_pictures
-from duolora.merge_case import EncodedSide, MergeCase
+from duolora.merge import encode_side
+from duolora.method.merge_case import MergeCase
 from tests.duolora.pico import RESOLUTION_PX, random_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from duolora.method.merge_case import EncodedSide
     from duolora.models.base import DiffusionBase
 
 
@@ -22,11 +23,7 @@ def encoded(base: DiffusionBase, content_pictures: list[Path], style_pictures: l
     pictures = {"content": content_pictures, "style": style_pictures}
     captions = {"content": "a sbu disc", "style": "a disc in szn style"}
     return {
-        side: EncodedSide(
-            base.encode_pictures(load_pictures(pictures[side], RESOLUTION_PX)),
-            base.encode_prompts([captions[side]] * len(pictures[side])),
-        )
-        for side in pictures
+        side: encode_side(base, shown, [captions[side]] * len(shown), RESOLUTION_PX) for side, shown in pictures.items()
     }
 
 

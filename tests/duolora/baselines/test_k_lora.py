@@ -11,12 +11,12 @@ from duolora.baselines.noised_cases import NoisedCases
 from duolora.config import GenerateConfig
 from duolora.generate import sample_tenants
 from duolora.lora.weights import LoraWeights
-from tests.duolora.baselines.dense import dense
+from tests.duolora.dense import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

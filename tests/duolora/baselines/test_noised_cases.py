@@ -8,12 +8,12 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.baselines import duolora_release, noised_cases, zip_lora
 from duolora.baselines.noised_cases import NoisedCases, predict_as
-from duolora.baselines.pairing import SIDES
+from duolora.method.merge_case import SIDES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

@@ -9,8 +9,8 @@ import torch
 from duolora.baselines.np_lora import merge
 from duolora.errors import InvalidConfig
 from duolora.lora.weights import LoraLayer, LoraWeights
-from duolora.merge_case import MergeCase
-from tests.duolora.baselines.dense import dense, side_dense
+from duolora.method.merge_case import MergeCase
+from tests.duolora.dense import dense, side_dense
 
 if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase

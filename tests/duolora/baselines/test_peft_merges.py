@@ -7,13 +7,13 @@ import torch
 
 from duolora.baselines.peft_merges import merge
 from duolora.errors import InvalidConfig, InvalidLora
-from tests.duolora.baselines.dense import assert_same_change, dense, side_dense
+from tests.duolora.dense import assert_same_change, dense, side_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from duolora.lora.weights import LoraWeights
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 WEIGHTS = {"content_weight": 0.8, "style_weight": 1.1}

@@ -10,7 +10,7 @@ from duolora.baselines.recipe_case import RecipeCase
 from duolora.config import LoraTrainConfig
 from duolora.errors import LayerGroupEmpty
 from duolora.train import LoraTask, train_loras
-from tests.duolora.baselines.dense import assert_same_change, dense
+from tests.duolora.dense import assert_same_change, dense
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,12 +6,12 @@ import pytest
 
 from duolora.baselines.weighted_sum import merge
 from duolora.errors import InvalidLora
-from tests.duolora.baselines.dense import dense, side_dense
+from tests.duolora.dense import dense, side_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
 
 

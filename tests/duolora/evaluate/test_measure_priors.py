@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duolora import measured_priors as shipped
 from duolora.adapters import RankSpaceLinear
 from duolora.config import GenerateConfig, TargetLayers
 from duolora.errors import InvalidConfig
@@ -24,9 +23,10 @@ from duolora.evaluate.prior_space import PriorMasks, PriorSpace
 from duolora.evaluate.truth_suite import Selection, judge_pictures, truth_pairs
 from duolora.generate import sample_tenants
 from duolora.lora.canonical import canonicalise
-from duolora.measured_priors import SidePrior, layer_group, measured_priors
 from duolora.merge import merge_cases, whole_model_roles
-from duolora.priors import Role
+from duolora.method import measured_priors as shipped
+from duolora.method.measured_priors import SidePrior, layer_group, measured_priors
+from duolora.method.priors import Role
 from duolora.recipes import MERGE_RECIPES
 from duolora.tiny.captions import training_colours
 from tests.duolora.pico import random_lora

@@ -14,7 +14,7 @@ from duolora.baselines.duolora_release import PRIOR_BLOCKS, SharedMasks
 from duolora.config import LayerPrior, MaskStart, Prompts
 from duolora.evaluate.calling import Caller
 from duolora.evaluate.host_pool import HostPool
-from duolora.evaluate.jobs import Job, bare_case, merge_case, recipe_case
+from duolora.evaluate.jobs import Job, bare_case, encoded_case, recipe_case
 from duolora.evaluate.methods import METHODS, OURS, Kind, Method, module_rank_numbers
 from duolora.lora.write import write_diffusers
 from duolora.merge import merge_cases
@@ -95,7 +95,7 @@ def test_weights_of_the_sides_are_tried_with_every_other_setting(name):
 @pytest.mark.parametrize("name", ["np-lora", "ssr-merge", "peft-svd"])
 def test_a_sides_weight_means_that_its_lora_is_given_scaled(base, job, name):
     """Ours and peft's alike; only where signs are elected do peft's own weights mean something else."""
-    one, case = method(name), merge_case(base, job)
+    one, case = method(name), encoded_case(base, job)
     knobs = dict(next(knobs for knobs in one.grid if knobs["style_weight"] == 1.4))
     found = one.call(base, [case], **knobs)[0]
     scaled = replace(
@@ -113,7 +113,7 @@ def test_what_runs_on_other_processes_can_be_sent_there(one):
 
 
 def test_the_ablation_adds_one_part_of_the_paper_after_the_other(base, job):
-    case = merge_case(base, job)
+    case = encoded_case(base, job)
     few = {"steps": 2, "bank_size": 2}
     paper = MERGE_RECIPES["paper"].model_copy(update=few)
     stages = {

@@ -59,14 +59,14 @@ def test_a_base_with_one_text_encoder_has_an_identity(sd15_base):
 
 
 def test_code_and_priors_are_in_the_identity(base, tmp_path, monkeypatch):
-    for path in [*SOURCES.rglob("*.py"), SOURCES / "measured_priors.json"]:
+    for path in [*SOURCES.rglob("*.py"), SOURCES / "method/measured_priors.json"]:
         copy = tmp_path / path.relative_to(SOURCES)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     assert all((SOURCES / name).is_file() for name in PRESENTATION)
     monkeypatch.setattr(provenance, "SOURCES", tmp_path)
     seen = {}
-    for name in ("nothing", "evaluate/report.py", "ziprank.py", "measured_priors.json", "train.py"):
+    for name in ("nothing", "evaluate/report.py", "method/ziprank.py", "method/measured_priors.json", "train.py"):
         before = identity(base, CONFIG, truth_identity())
         if name != "nothing":
             with (tmp_path / name).open("a") as file:
@@ -75,8 +75,8 @@ def test_code_and_priors_are_in_the_identity(base, tmp_path, monkeypatch):
     assert seen == {
         "nothing": (set(), set()),
         "evaluate/report.py": (set(), set()),
-        "ziprank.py": (set(), {"code_sha256"}),
-        "measured_priors.json": (set(), {"measured_priors_sha256"}),
+        "method/ziprank.py": (set(), {"code_sha256"}),
+        "method/measured_priors.json": (set(), {"measured_priors_sha256"}),
         "train.py": ({"training_code_sha256"}, {"code_sha256"}),
     }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from duolora.cli import main
 from duolora.errors import InvalidConfig, TrainingDiverged
 from duolora.evaluate.host_pool import HostPool
-from duolora.evaluate.jobs import merge_case, train_missing
+from duolora.evaluate.jobs import encoded_case, train_missing
 from duolora.evaluate.methods import METHODS, OURS, TRUTH, Kind, Method, chosen_methods, sweep
 from duolora.evaluate.network import Evaluator
 from duolora.evaluate.report import COLUMNS, outcome, write_reports
@@ -163,8 +163,8 @@ def test_pairs_trained_together_get_what_they_get_alone(finished, tmp_path, shar
     alone = replace(plan, out=tmp_path).job(plan.pairs[1], 0)
     assert train_missing(shared_base, [alone], tenants=1) == 2
     assert train_missing(shared_base, [alone], tenants=1) == 0
-    together = merge_case(shared_base, plan.job(plan.pairs[1], 0))
-    for side, lora in merge_case(shared_base, alone).loras.items():
+    together = encoded_case(shared_base, plan.job(plan.pairs[1], 0))
+    for side, lora in encoded_case(shared_base, alone).loras.items():
         for name, layer in lora.layers.items():
             torch.testing.assert_close(
                 layer.delta_OI(), together.loras[side].layers[name].delta_OI(), atol=2e-5, rtol=0.05
@@ -213,7 +213,7 @@ def test_merging_on_the_host_gives_what_merging_here_gives(finished, shared_base
     plan, _ = finished
     method = next(method for method in FEW if method.name == "np-lora")
     job = plan.job(plan.pairs[0], 0)
-    here = method.call(shared_base, [merge_case(shared_base, job)], mu=0.5)[0]
+    here = method.call(shared_base, [encoded_case(shared_base, job)], mu=0.5)[0]
     with HostPool(1) as pool:
         (there,), seconds = pool.merge(method.call, {"mu": 0.5}, [(job.loras, 0)])
     assert seconds > 0

@@ -21,6 +21,7 @@ from duolora.lora.peft_config import PEFT_METADATA_KEY
 from duolora.lora.read import read_lora
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.lora.write import write_diffusers, write_kohya
+from tests.duolora.dense import assert_same_change
 from tests.duolora.pico import random_layer
 
 if TYPE_CHECKING:
@@ -64,15 +65,6 @@ def header(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def assert_equal_deltas(found: LoraWeights, expected: LoraWeights, rtol: float) -> None:
-    """Deltas agree within rtol of each delta's norm."""
-    assert set(found.layers) == set(expected.layers)
-    for name, layer in expected.layers.items():
-        delta_OI = layer.delta_OI()
-        error = (found.layers[name].delta_OI() - delta_OI).norm() / delta_OI.norm()
-        assert error <= rtol, f"{name}: relative error {error:.2e}"
-
-
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
 @pytest.mark.parametrize("alpha", [None, 1.0, 7.0])
 def test_written_file_is_read_back_with_the_same_deltas(tmp_path: Path, write: Write, alpha: float | None) -> None:
@@ -82,7 +74,7 @@ def test_written_file_is_read_back_with_the_same_deltas(tmp_path: Path, write: W
     write(weights, path, torch.float32)
 
     read = read_lora(path, base_of(weights))
-    assert_equal_deltas(read, weights, rtol=1e-6)
+    assert_same_change(read, weights, tolerance=1e-6)
     assert [layer.rank for layer in read.layers.values()].count(5) == 2
 
 
@@ -98,7 +90,7 @@ def test_layers_of_the_text_encoders_are_written_and_read_back(tmp_path: Path, w
 
     write(weights, tmp_path / "lora.safetensors", torch.float32)
 
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-6)
+    assert_same_change(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -108,7 +100,7 @@ def test_half_precision_is_the_default_and_costs_less_than_a_thousandth(tmp_path
     write(weights, tmp_path / "lora.safetensors")
 
     assert {tensor.dtype for tensor in load_file(tmp_path / "lora.safetensors").values()} == {torch.float16}
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-3)
+    assert_same_change(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -120,7 +112,7 @@ def test_alpha_1_at_a_high_rank_survives_half_precision(tmp_path: Path, write: W
 
     write(weights, tmp_path / "lora.safetensors")
 
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, rtol=1e-3)
+    assert_same_change(read_lora(tmp_path / "lora.safetensors", base_of(weights)), weights, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -153,7 +145,7 @@ def test_both_files_give_equal_deltas_within_half_precision_when_ranks_differ(tm
 
     ours = read_lora(tmp_path / "diffusers.safetensors")
 
-    assert_equal_deltas(read_lora(tmp_path / "kohya.safetensors", base_of(weights)), ours, rtol=2**-11)
+    assert_same_change(read_lora(tmp_path / "kohya.safetensors", base_of(weights)), ours, tolerance=2**-11)
 
 
 @pytest.mark.parametrize("write", [write_diffusers, write_kohya])
@@ -258,7 +250,7 @@ def test_key_formats_of_diffusers_are_read(tmp_path: Path, down: str, up: str, n
     layer = random_layer(8, 6, 4)
     save_file(layer_tensors(down, up, layer), tmp_path / "lora.safetensors")
 
-    assert_equal_deltas(read_lora(tmp_path / "lora.safetensors"), LoraWeights({name: layer}), rtol=0)
+    assert_same_change(read_lora(tmp_path / "lora.safetensors"), LoraWeights({name: layer}), tolerance=0)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +265,7 @@ def test_kohya_keys_are_read_with_their_alpha_and_with_either_block_names(tmp_pa
         tmp_path / "lora.safetensors", base_with(**{f"{BLOCK}.attn1.to_k": (8, 6), f"{BLOCK}.attn1.to_q": (8, 6)})
     )
 
-    assert_equal_deltas(read, LoraWeights({f"{BLOCK}.attn1.to_q": layer}), rtol=0)
+    assert_same_change(read, LoraWeights({f"{BLOCK}.attn1.to_q": layer}), tolerance=0)
 
 
 def test_kohya_file_without_alpha_has_scale_one(tmp_path: Path) -> None:

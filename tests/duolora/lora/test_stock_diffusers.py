@@ -8,30 +8,26 @@ Pictures, 8 bits a channel, of a LoRA that changes the picture by tens of levels
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
 
-from duolora.config import GenerateConfig
 from duolora.generate import generate, starting_noise
 from duolora.lora.canonical import canonicalise
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.method.ziprank import merge_by_masks
 from duolora.models.registry import load_base
-from duolora.ziprank import merge_by_masks
+from tests.duolora.lora.stock import CONFIG, PROMPTS, draw_stock, open_stock, pixels, stock_deltas
 from tests.duolora.pico import CPU, random_lora
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from duolora.config import GenerateConfig
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
-
-PROMPTS = ["a sbu dog in szn style", "a cat"]
-CONFIG = GenerateConfig(steps=3, images=2, resolution_px=64, guidance_scale=4.0, seed=5)
 
 
 @dataclass(frozen=True)
@@ -42,29 +38,9 @@ class Stock:
     pixels: np.ndarray
 
 
-def stock(folder: str, file: Path | None, config: GenerateConfig, noise: torch.Tensor) -> Stock:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    deltas = {}
-    if file is not None:
-        pipeline.load_lora_weights(file)
-        for path, module in pipeline.unet.named_modules():
-            if adapters := list(getattr(module, "lora_A", ())):
-                deltas[f"unet.{path}"] = module.get_delta_weight(adapters[0])
-    with torch.no_grad():
-        pictures = pipeline(
-            PROMPTS,
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance_scale,
-            height=config.resolution_px,
-            width=config.resolution_px,
-            latents=noise.clone(),
-        ).images
-    return Stock(deltas, pixels(pictures))
-
-
-def pixels(pictures: list) -> np.ndarray:
-    return np.stack([np.asarray(picture) for picture in pictures]).astype(np.int64)
+def stock(base: DiffusionBase, folder: Path, file: Path | None, config: GenerateConfig = CONFIG) -> Stock:
+    pipeline = open_stock(folder, file)
+    return Stock(stock_deltas(pipeline, base), draw_stock(pipeline, starting_noise(base, config), config))
 
 
 def pruned_merge(base: DiffusionBase) -> LoraWeights:
@@ -107,15 +83,14 @@ def test_stock_diffusers_draws_the_same_pictures_from_both_files(
     write_diffusers(lora, tmp_path / "diffusers.safetensors")
     write_kohya(lora, tmp_path / "kohya.safetensors")
     as_written = read_lora(tmp_path / "diffusers.safetensors")
-    noise = starting_noise(base, CONFIG)
 
     ours = pixels(generate(base, PROMPTS, CONFIG, as_written))
 
-    without = stock(str(base_folder), None, CONFIG, noise)
+    without = stock(base, base_folder, None)
     assert np.abs(without.pixels - ours).mean() > 10, "the LoRA must matter, or agreeing means nothing"
-    by_diffusers = stock(str(base_folder), tmp_path / "diffusers.safetensors", CONFIG, noise)
+    by_diffusers = stock(base, base_folder, tmp_path / "diffusers.safetensors")
     assert_stock_agrees(by_diffusers, as_written, ours, rtol=0, levels=1)
-    by_kohya = stock(str(base_folder), tmp_path / "kohya.safetensors", CONFIG, noise)
+    by_kohya = stock(base, base_folder, tmp_path / "kohya.safetensors")
     even = lora.has_one_rank
     assert_stock_agrees(by_kohya, as_written, ours, rtol=0 if even else 2**-11, levels=1 if even else 2)
 
@@ -128,7 +103,7 @@ def test_pictures_without_a_lora_are_those_of_stock_diffusers_at_any_guidance(
 
     ours = pixels(generate(base, PROMPTS, config))
 
-    assert np.abs(stock(str(base_folder), None, config, starting_noise(base, config)).pixels - ours).max() <= 1
+    assert np.abs(stock(base, base_folder, None, config).pixels - ours).max() <= 1
 
 
 def test_the_shipped_base_agrees_with_stock_diffusers_as_well(tmp_path: Path) -> None:
@@ -139,5 +114,5 @@ def test_the_shipped_base_agrees_with_stock_diffusers_as_well(tmp_path: Path) ->
 
     ours = pixels(generate(base, PROMPTS, CONFIG, as_written))
 
-    found = stock(base.location, tmp_path / "lora.safetensors", CONFIG, starting_noise(base, CONFIG))
+    found = stock(base, Path(base.location), tmp_path / "lora.safetensors")
     assert_stock_agrees(found, as_written, ours, rtol=0, levels=1)

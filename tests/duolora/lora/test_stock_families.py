@@ -11,29 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from duolora.config import GenerateConfig
 from duolora.generate import generate, starting_noise
 from duolora.lora.carry import split
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.models.carried import applied
+from tests.duolora.dense import assert_same_change
+from tests.duolora.lora.stock import CONFIG, PROMPTS, draw_stock, open_stock, pixels, stock_deltas
 from tests.duolora.pico import pico_base, pico_sd15_base, random_lora_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from diffusers import DiffusionPipeline
+
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
-PROMPTS = ["a sbu dog in szn style", "a cat"]
-CONFIG = GenerateConfig(steps=3, images=2, resolution_px=64, guidance_scale=4.0, seed=5)
 BUILD = {"SDXL": pico_base, "SD 1.5": pico_sd15_base}
 
 
@@ -64,36 +65,9 @@ def attention_lora(base: DiffusionBase) -> LoraWeights:
 
 
 def stock(folder: Path, file: Path | None) -> DiffusionPipeline:
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_stock(folder, file)
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    if file is not None:
-        pipeline.load_lora_weights(file)
     return pipeline
-
-
-def stock_deltas(pipeline: DiffusionPipeline, base: DiffusionBase) -> dict[str, torch.Tensor]:
-    """What peft would add to each weight, by our names of the layers."""
-    deltas = {}
-    for component in base.family.components:
-        for path, module in getattr(pipeline, component).named_modules():
-            if adapters := list(getattr(module, "lora_A", ())):
-                level = "" if component == "unet" or path.startswith("text_model.") else "text_model."
-                deltas[f"{component}.{level}{path}"] = module.get_delta_weight(adapters[0])
-    return deltas
-
-
-def draw_stock(pipeline: DiffusionPipeline, noise: torch.Tensor) -> np.ndarray:
-    with torch.no_grad():
-        pictures = pipeline(
-            PROMPTS,
-            num_inference_steps=CONFIG.steps,
-            guidance_scale=CONFIG.guidance_scale,
-            height=CONFIG.resolution_px,
-            width=CONFIG.resolution_px,
-            latents=noise.clone(),
-        ).images
-    return pixels(pictures)
 
 
 def draw_ours(base: DiffusionBase, lora: LoraWeights | None) -> np.ndarray:
@@ -102,10 +76,6 @@ def draw_ours(base: DiffusionBase, lora: LoraWeights | None) -> np.ndarray:
     parts = split(lora)
     with applied(base, parts.carried):
         return pixels(generate(base, PROMPTS, CONFIG, parts.by_masks))
-
-
-def pixels(pictures: list) -> np.ndarray:
-    return np.stack([np.asarray(picture) for picture in pictures]).astype(np.int64)
 
 
 @pytest.mark.parametrize("kind", ["whole", "attention"])
@@ -146,12 +116,9 @@ def test_both_files_hold_the_same_deltas(family_base: DiffusionBase, tmp_path: P
 
     ours, theirs = read_lora(tmp_path / "d.safetensors", layers), read_lora(tmp_path / "k.safetensors", layers)
 
-    assert ours.layers.keys() == theirs.layers.keys() == lora.layers.keys()
-    for name, layer in ours.layers.items():
-        assert layer.kernel == lora.layers[name].kernel
-        delta_OI = layer.delta_OI()
-        assert (theirs.layers[name].delta_OI() - delta_OI).norm() <= 2**-10 * delta_OI.norm(), name
-        assert (lora.layers[name].delta_OI() - delta_OI).norm() <= 2**-10 * delta_OI.norm(), name
+    for found in (ours, theirs):
+        assert_same_change(found, lora, 2**-10)
+    assert all(layer.kernel == lora.layers[name].kernel for name, layer in ours.layers.items())
 
 
 def test_file_of_peft_itself_is_read_with_its_alpha(family_base: DiffusionBase, folder: Path, tmp_path: Path) -> None:

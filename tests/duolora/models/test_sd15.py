@@ -13,9 +13,9 @@ from duolora.config import TargetLayers
 from duolora.generate import generate
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_kohya
+from duolora.method.priors import Role, roles_by_resolution
 from duolora.models.base import DiffusionBase, PromptEmbeddings
 from duolora.personalize import merge_sides, train_side
-from duolora.priors import Role, roles_by_resolution
 from duolora.runtime import Runtime
 from tests.duolora.models.architectures import SD15_UNET
 from tests.duolora.pico import pico_sd15_pipeline

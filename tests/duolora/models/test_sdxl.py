@@ -12,9 +12,9 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.method.priors import Role, roles_by_resolution
 from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 from duolora.models.registry import load_base
-from duolora.priors import Role, roles_by_resolution
 from duolora.runtime import Runtime
 from duolora.tiny.architecture import LATENT_CHANNELS, VAE_FACTOR
 from tests.duolora.models.architectures import SDXL_UNET

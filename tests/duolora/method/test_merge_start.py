@@ -8,9 +8,9 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.config import MaskStart, MergeConfig
 from duolora.lora.canonical import canonicalise
-from duolora.measured_priors import measured_priors
-from duolora.merge_start import MomentRecorder, starting_masks
-from duolora.priors import Role
+from duolora.method.measured_priors import measured_priors
+from duolora.method.merge_start import MomentRecorder, starting_masks
+from duolora.method.priors import Role
 from tests.duolora.pico import random_lora
 
 if TYPE_CHECKING:

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidConfig
-from duolora.priors import Role
+from duolora.method.priors import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import LatentMoments, PromptEmbeddings
+
+
+CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
+SIDES = (CONTENT, STYLE)
+"""The sides of an ordinary merge, in the order of adapters and of batches; a merge of more has its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,9 +6,9 @@ from torch import nn
 
 from duolora.config import TargetLayers
 from duolora.lora.canonical import canonical_layer
-from duolora.measured_priors import SidePrior, layer_group, measured_priors
+from duolora.method.measured_priors import SidePrior, layer_group, measured_priors
+from duolora.method.priors import Role
 from duolora.models.base import TARGET_PATTERNS
-from duolora.priors import Role
 from duolora.tiny.architecture import build_unet
 from tests.duolora.pico import random_layer
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from duolora.closed_form import rank_gram, solve_masks
 from duolora.config import MaskStart
-from duolora.measured_priors import measured_priors
-from duolora.priors import initial_mask
+from duolora.method.closed_form import rank_gram, solve_masks
+from duolora.method.measured_priors import measured_priors
+from duolora.method.priors import initial_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from duolora.adapters import RankSpaceAdapter
     from duolora.config import MergeConfig
     from duolora.lora.weights import LoraLayer, LoraWeights
-    from duolora.priors import Role
+    from duolora.method.priors import Role
 
 Masks = dict[str, dict[str, "Tensor"]]
 """Side -> layer name -> masks (J, R)."""
@@ -100,7 +100,7 @@ class MomentRecorder:
         return listen
 
     def solve(self, ridge: float, toward: float = 1.0) -> Masks:
-        """Solve every layer in closed form; see `duolora.closed_form.solve_masks`."""
+        """Solve every layer in closed form; see `duolora.method.closed_form.solve_masks`."""
         masks: Masks = {side: {} for side in self._adapter.sides}
         for name, layer in self._adapter.layers.items():
             up_JOR = torch.cat(list(layer.ups.values()), dim=2)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duolora.errors import LayerGroupEmpty
-from duolora.priors import Role, initial_mask, prior_loss, roles_by_resolution
+from duolora.method.priors import Role, initial_mask, prior_loss, roles_by_resolution
 
 
 def test_high_resolution_is_style_and_low_resolution_is_content() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from duolora.constyle import CycleNoise, PredictNoise, cycle_loss
+from duolora.method.constyle import CycleNoise, PredictNoise, cycle_loss
 from duolora.noise_schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.99, 0.01, 100))

@@ -42,7 +42,7 @@ def roles_by_resolution(resolutions: Mapping[str, int]) -> dict[str, Role]:
     if len(sides) < 2:
         raise LayerGroupEmpty(
             f"a prior by resolution needs layers at two resolutions at least; this model has {sorted(sides)}. "
-            "Use prior 'none' for it"
+            "Merge on it with start 'ones' and prior 'none'"
         )
     middle = (min(sides) * max(sides)) ** 0.5
     return {name: Role.STYLE if side > middle else Role.CONTENT for name, side in resolutions.items()}

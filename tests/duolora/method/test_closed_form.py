@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duolora.closed_form import rank_gram, solve_masks
+from duolora.method.closed_form import rank_gram, solve_masks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,10 +14,10 @@ import torch
 
 from duolora.adapters import role_rows
 from duolora.capture import CapturedPredictor
-from duolora.constyle import CycleNoise, cycle_loss
 from duolora.losses import squared_error
+from duolora.method.constyle import CycleNoise, cycle_loss
+from duolora.method.priors import Role, prior_loss
 from duolora.models.base import PromptEmbeddings
-from duolora.priors import Role, prior_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 
     from duolora.adapters import RankSpaceAdapter
     from duolora.config import MergeConfig
-    from duolora.merge_case import MergeCase
+    from duolora.method.merge_case import MergeCase
     from duolora.models.base import DiffusionBase
-
-CONTENT, STYLE = Role.CONTENT.value, Role.STYLE.value
-SIDES = (CONTENT, STYLE)
-"""The sides of an ordinary merge, in the adapter's order; a merge of more has its own."""
 
 BANK_CHUNK = 8
 """Samples of a tenant per pass when the teachers are computed."""

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duolora.priors import Role
+from duolora.method.priors import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def layer_group(name: str, role: Role | None = None) -> str:
 
     Args:
         name: the layer.
-        role: what its resolution makes of it (`duolora.priors.roles_by_resolution`). Groups are named for SDXL's
+        role: what its resolution makes of it (`duolora.method.priors.roles_by_resolution`). Groups are named for SDXL's
             blocks; with its role a layer of any other layout finds the block that stands where it stands.
     """
     part, block = _PART.search(name), _block(name)

@@ -9,7 +9,7 @@ from duolora.errors import InvalidLora
 from duolora.lora.canonical import canonical_layer, canonicalise
 from duolora.lora.parts import concatenate
 from duolora.lora.weights import LoraLayer, LoraWeights
-from duolora.ziprank import masked_layer, merge_by_masks
+from duolora.method.ziprank import masked_layer, merge_by_masks
 from tests.duolora.pico import random_layer
 
 seeds = st.integers(0, 2**31 - 1)
