@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PROBLEM_TYPE_PREFIX = "urn:duolora:problem:"
 """A problem's `type` is this and its code: an identifier, stable for ever, that needs no host."""
@@ -50,12 +50,22 @@ class ServiceError(Exception):
     retryable = True
 
     def __init__(
-        self, detail: str | None = None, *, errors: Sequence[FieldError] = (), code: str | None = None
+        self,
+        detail: str | None = None,
+        *,
+        errors: Sequence[FieldError] = (),
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extensions: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail
         self.errors = tuple(errors)
         self.code = code or type(self).code
+        self.headers = dict(headers or {})
+        """Fields of the answer, such as Retry-After."""
+        self.extensions = dict(extensions or {})
+        """Further members of the problem document."""
 
 
 class InvalidRequest(ServiceError):

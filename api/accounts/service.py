@@ -14,6 +14,7 @@ from api.webhooks.signing import make_secret
 
 if TYPE_CHECKING:
     import uuid
+    from collections.abc import Mapping
     from datetime import timedelta
 
     from sqlalchemy.orm import Session, sessionmaker
@@ -64,6 +65,7 @@ def issue_key(
     label: str = "",
     lifetime: timedelta | None = None,
     max_priority: int | None = None,
+    quotas: Mapping[str, int | None] | None = None,
 ) -> IssuedKey:
     """Make a key, and its account if there is none of that name.
 
@@ -73,12 +75,16 @@ def issue_key(
         label: what the key is for.
         lifetime: None for a key that does not expire.
         max_priority: set the account's bound; None leaves it.
+        quotas: set the account's bounds `max_running_jobs`, `max_queued_jobs`, `max_stored_bytes`, None for no bound;
+            those left out stay as they are.
     """
     parts = keys.generate()
     with transaction(sessions) as session:
         owner = repository.ensure_account(session, name=account, webhook_secret=make_secret())
         if max_priority is not None:
             owner.max_priority = max_priority
+        for column, most in (quotas or {}).items():
+            setattr(owner, column, most)
         session.add(
             ApiKey(
                 id=parts.id,
