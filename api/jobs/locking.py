@@ -1,9 +1,10 @@
 """Locks on a job and its stages, in one order for everybody, and the moves made under them.
 
-Order of locks: the stages of one job by id, then the job. A claim takes one free stage (skipping locked ones), then the
-job. Whoever holds a job's lock waits for none of its stages, so no two of them can wait for each other. Only
-`reap_stale` holds several jobs: it takes them by id, so that two reapers meet in the same order, and nobody else who
-holds a lock of one job waits for another's.
+Order of locks: the stages of one job by id, then the job, then its account. A claim takes one free stage (skipping
+locked ones) and perhaps its partner, then the job. Whoever holds a job's lock waits for none of its stages, so no two
+of them can wait for each other. Only `reap_stale` and `expire_overdue` hold several jobs: they take them by id, so that
+two of them meet in the same order, and nobody else who holds a lock of one job waits for another's. Nobody who holds an
+account's lock waits for that of a stage or a job.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from api.jobs.failures import FailureClass
+
 STAGE_TOPIC = "stage.runnable"
 """Topic of the hint that a stage can be claimed."""
 
@@ -57,12 +60,18 @@ class LockedJob:
         if to in TERMINAL_STAGES:
             stage.finished_at = self.now
 
-    def close_attempt(self, stage: Stage, outcome: AttemptOutcome, error: dict[str, Any] | None = None) -> None:
-        """Write how the current attempt ended."""
+    def close_attempt(
+        self,
+        stage: Stage,
+        outcome: AttemptOutcome,
+        error: dict[str, Any] | None = None,
+        kind: FailureClass | None = None,
+    ) -> None:
+        """Write how the current attempt ended; `kind` is the class of its failure."""
         self.session.execute(
             update(StageAttempt)
             .where(StageAttempt.stage_id == stage.id, StageAttempt.attempt == stage.attempt)
-            .values(finished_at=self.now, outcome=outcome, error=error)
+            .values(finished_at=self.now, outcome=outcome, error=error, failure_class=kind)
         )
 
     def announce(self, stage: Stage, *, not_before: datetime | None = None) -> None:
