@@ -74,6 +74,7 @@ def _duties(settings: DispatcherSettings, stop: threading.Event) -> list[Duty]:
             stop=stop,
             poll_s=settings.dispatcher_deliver_s,
             timeout_s=settings.webhooks.timeout_s,
+            time_scale=settings.webhooks.time_scale,
         ),
     }
     return [

@@ -2,7 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
@@ -11,7 +11,7 @@ from api.accounts.models import Account
 from api.db import transaction
 from api.jobs import repository as jobs
 from api.webhooks.models import DeliveryState, WebhookDelivery
-from api.webhooks.repository import DeliveryOutcome, record_outcome, take_due
+from api.webhooks.repository import AttemptTime, DeliveryOutcome, record_outcome, take_due
 from api.webhooks.schemas import WebhookEvent
 from api.webhooks.signing import SCHEDULE
 from tests.api.factories import cancel, claim, fail, held, make_account, make_job, rolled_back
@@ -19,6 +19,7 @@ from tests.api.factories import cancel, claim, fail, held, make_account, make_jo
 HOLD = timedelta(seconds=60)
 SLACK = timedelta(seconds=4)
 """How long a busy machine may take between a write and the look at it."""
+TOOK = AttemptTime(datetime(2026, 1, 2, tzinfo=UTC), timedelta(milliseconds=12))
 URL = "https://receiver.example/hook"
 
 
@@ -42,7 +43,7 @@ def take(sessions, limit=10):
 
 def record(sessions, due, **outcome):
     with transaction(sessions) as session:
-        return record_outcome(session, delivery_id=due.id, outcome=DeliveryOutcome(**outcome))
+        return record_outcome(session, due=due, outcome=DeliveryOutcome(**outcome), time=TOOK)
 
 
 def row(sessions):
@@ -64,7 +65,7 @@ def test_a_delivery_carries_all_that_sending_needs(sessions, account, queued):
     (due,) = take(sessions)
     assert (due.url, due.job_id, due.attempt, due.traceparent) == (URL, queued, 1, "00-a-b-01")
     with transaction(sessions) as session:
-        assert due.secret == session.get(Account, account).webhook_secret
+        assert due.secrets == (session.get(Account, account).webhook_secret,)
     body = WebhookEvent.model_validate_json(due.body)
     assert (body.type, body.data.job_id, body.data.state) == ("job.canceled", queued, "canceled")
     assert body.data.urls.self == "http://service/jobs/x"
