@@ -44,7 +44,7 @@ _CANDIDATES = text(
              coalesce((SELECT count(*) FROM jobs j WHERE j.account_id = w.account_id AND j.state = 'running'
                        AND j.finished_at IS NULL)
                       >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full
-    ) load
+      OFFSET 0) load
     CROSS JOIN LATERAL (
       SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal FROM stages s
       WHERE s.account_id = w.account_id AND s.state = 'runnable' AND s.runnable_at <= now()
@@ -57,8 +57,11 @@ _CANDIDATES = text(
     LIMIT :wanted
     """
 )
-"""Index scans only: one step of the index for each account that waits, then the best few of each. The conditions on the
-job are a scalar subquery on purpose: a join is what the planner would make a sequential scan of."""
+"""Index scans only: one step of the index for each account that waits, then the best few of each.
+
+The conditions on the job are a scalar subquery on purpose: of a join the planner would make a sequential scan. OFFSET 0
+keeps it from counting the running anew for each candidate.
+"""
 
 
 def claim_stage(
