@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from duolora.baselines import duolora_release
-from duolora.class_pictures import with_class_pictures
+from duolora.class_pictures import all_with_class_pictures
 from duolora.config import MergeMethod
 from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
+    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
@@ -41,17 +42,31 @@ def train_side(
     pictures: Sequence[Path],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> LoraWeights:
     """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
 
-    Raises what `train_loras` raises.
+    Takes and raises what `train_loras` does.
     """
-    alone = config.model_copy(
-        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
-    )
-    task = with_class_pictures(base, _task(side, pictures, alone), alone, observer)
-    trained = train_loras(base, [task], observer)
-    return _signed(trained[side], side, alone)
+    return _train(base, {side: pictures}, _without_company(config), observer, keeper=keeper, thrifty=thrifty)[side]
+
+
+def train_pair(
+    base: DiffusionBase,
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
+) -> dict[str, LoraWeights]:
+    """Train each side as `train_side` does, both in one pass: their files differ by rounding only.
+
+    Takes and raises what `train_loras` does.
+    """
+    return _train(base, pictures, _without_company(config), observer, keeper=keeper, thrifty=thrifty)
 
 
 def train_both(
@@ -59,14 +74,44 @@ def train_both(
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train the content LoRA and the style LoRA in one pass, in as much company as the configuration says.
 
-    Raises what `train_loras` raises.
+    Takes and raises what `train_loras` does.
     """
-    tasks = [with_class_pictures(base, _task(side, pictures[side], config), config, observer) for side in SIDES]
-    trained = train_loras(base, tasks, observer)
-    return {side: _signed(trained[side], side, config) for side in SIDES}
+    return _train(base, pictures, config, observer, keeper=keeper, thrifty=thrifty)
+
+
+def _train(
+    base: DiffusionBase,
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None,
+    *,
+    keeper: Keeper | None,
+    thrifty: bool,
+) -> dict[str, LoraWeights]:
+    """Train the sides whose pictures are given, in one pass, with the class pictures that they are to preserve."""
+    tasks = all_with_class_pictures(
+        base,
+        [_task(side, pictures[side], config) for side in SIDES if side in pictures],
+        config,
+        observer,
+        keeper=keeper,
+        thrifty=thrifty,
+    )
+    trained = train_loras(base, tasks, observer, keeper=keeper, thrifty=thrifty)
+    return {side: _signed(weights, side, config) for side, weights in trained.items()}
+
+
+def _without_company(config: PersonalizeConfig) -> PersonalizeConfig:
+    """Return the configuration of sides that are trained without each other."""
+    return config.model_copy(
+        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
+    )
 
 
 def _settings(side: str, config: PersonalizeConfig) -> LoraTrainConfig:
