@@ -1,0 +1,84 @@
+"""`python -m tests.chaos`: rounds of jobs and faults, each on a fresh installation, and a report.
+
+Every round's record is kept as soon as it is done; the same command goes on where it was broken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from deploy.local.processes import interrupted_by_signals
+from tests.chaos.campaign import Round, run_round
+from tests.chaos.faults import deal
+from tests.chaos.report import add_up, passed, write
+
+JOBS_A_ROUND = 12
+ROUND_LIMIT_S = 420.0
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Run what is missing, write the report, say how it went."""
+    arguments = _arguments()
+    rounds = max(1, arguments.jobs // JOBS_A_ROUND)
+    work = arguments.work.absolute() / f"{arguments.seed}-{arguments.jobs}-{arguments.faults}"
+    work.mkdir(parents=True, exist_ok=True)
+    time.monotonic()
+    records = []
+    with interrupted_by_signals():
+        for number in range(rounds):
+            kept = work / f"round-{number}.json"
+            if kept.exists():
+                records.append(json.loads(kept.read_text()))
+                continue
+            record = run_round(_plan(arguments, number, rounds, records), work / f"round-{number}")
+            partial = kept.with_suffix(".partial")
+            partial.write_text(json.dumps(record, indent=1, default=str))
+            partial.replace(kept)
+            records.append(record)
+            write(add_up(arguments.seed, records), work)
+    report = add_up(arguments.seed, records)
+    write(report, arguments.out)
+    {name: value for name, value in report.items() if not isinstance(value, dict | list)}
+    return 0 if passed(report) else 1
+
+
+def _plan(arguments: argparse.Namespace, number: int, rounds: int, records: list[dict]) -> Round:
+    """What this round owes to the whole."""
+    done = Counter({name: 0 for record in records for name in record["by_fault"]})
+    for record in records:
+        done.update(record["by_fault"])
+    left = rounds - number
+    seed = f"{arguments.seed}:{number}"
+    return Round(
+        seed=seed,
+        jobs=-(-(arguments.jobs - sum(record["jobs"] for record in records)) // left),
+        faults=-(-(arguments.faults - done.total()) // left),
+        deck=deal(random.Random(seed), arguments.faults, done),
+        limit_s=ROUND_LIMIT_S,
+        environment={"WORKER_PAIRS": "true" if number % 2 else "false"},
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument(
+        "--seed", type=int, default=1, help="decides jobs, faults and their order (default %(default)s)"
+    )
+    parser.add_argument("--jobs", type=int, default=60, help="at least so many (default %(default)s)")
+    parser.add_argument("--faults", type=int, default=200, help="so many (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder of REPORT.md and report.json (default: beside this)"
+    )
+    parser.add_argument("--work", type=Path, default=Path(".duolora/chaos"), help="default %(default)s")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

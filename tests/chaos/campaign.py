@@ -1,0 +1,183 @@
+"""One round: a fresh installation, so many jobs, so many faults, a time to settle, a judgement."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from api.accounts.service import issue_key
+from api.db import make_engine, session_factory
+from tests.chaos.arena import Arena
+from tests.chaos.callers import Account, Callers
+from tests.chaos.installation import Installation, stragglers
+from tests.chaos.judge import judge, recovery_times
+from tests.chaos.look import Look
+from tests.chaos.receiver import Receiver
+
+if TYPE_CHECKING:
+    import uuid
+    from pathlib import Path
+
+    from tests.chaos.arena import Struck
+    from tests.chaos.faults import Fault
+
+IN_FLIGHT = 5
+"""Jobs that are under way at once, as far as the round has so many."""
+GAP_S = (0.5, 2.5)
+"""Shortest and longest pause between two faults."""
+SETTLE_S = 180.0
+"""From the last fault until every job must have ended: longer than the longest pause before a retry."""
+DRAIN_S = 60.0
+"""Then, until every webhook must have been taken."""
+ACCOUNTS = ("ada", "ben", "cyd")
+GONE_S = 15.0
+
+
+@dataclass
+class Accident:
+    """A fault that was done."""
+
+    name: str
+    at: float
+    stages: list[uuid.UUID]
+    detail: str
+    recovery_s: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Round:
+    """What a round is to do."""
+
+    seed: str
+    jobs: int
+    faults: int
+    deck: list[Fault]
+    limit_s: float
+    """After so long no fault is begun."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def say(line: str) -> None:
+        """Tell whoever watches."""
+        sys.stderr.write(f"{line}\n")
+
+
+def run_round(plan: Round, folder: Path) -> dict[str, Any]:
+    """Do a round and return its record, ready for JSON."""
+    began = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    rng = random.Random(plan.seed)
+    installation = Installation(folder, environment=plan.environment)
+    with ExitStack() as stack:
+        receiver = stack.enter_context(Receiver())
+        stack.enter_context(installation)
+        look = Look(lambda: installation.database_url)
+        stack.callback(look.close)
+        accounts = _open_accounts(installation.database_url, receiver)
+        callers = stack.enter_context(Callers(installation.api_url, accounts, rng, hook=receiver.url))
+        arena = Arena(installation, look, receiver, callers, rng)
+        plan.say(f"  up after {time.monotonic() - began:.0f} s")
+        accidents = _attack(arena, plan)
+        plan.say(f"  {len(accidents)} faults by {time.monotonic() - began:.0f} s; settling")
+        _settle(arena)
+        recovery_times(accidents, arena.signs)
+        findings = judge(arena)
+        plan.say(f"  judged after {time.monotonic() - began:.0f} s")
+    gone_by = time.monotonic() + GONE_S
+    while (left := stragglers(installation.run, installation.folder)) and time.monotonic() < gone_by:
+        time.sleep(0.2)
+    record = _record(plan, accidents, findings, installation, left)
+    return record | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _open_accounts(database_url: str, receiver: Receiver) -> list[Account]:
+    engine = make_engine(database_url)
+    try:
+        issued = [issue_key(session_factory(engine), account=name) for name in ACCOUNTS]
+    finally:
+        engine.dispose()
+    receiver.secrets |= {key.account: key.webhook_secret for key in issued}
+    return [Account(key.account, key.text, key.webhook_secret) for key in issued]
+
+
+def _attack(arena: Arena, plan: Round) -> list[Accident]:
+    """Keep jobs under way and do faults until both are done, or the time is over."""
+    accidents: list[Accident] = []
+    deck = list(plan.deck)
+    give_up_at = time.monotonic() + plan.limit_s
+    while time.monotonic() < give_up_at:
+        enough = len(accidents) >= plan.faults
+        ordered = len(arena.callers.orders) + arena.callers.busy
+        if ordered < plan.jobs or not enough:
+            _keep_busy(arena)
+        elif enough:
+            break
+        if not enough:
+            accident = _next(arena, deck)
+            if accident is not None:
+                accidents.append(accident)
+                plan.say(f"  {len(accidents):3d} {accident.name}: {accident.detail}")
+                arena.sleep(arena.rng.uniform(*GAP_S))
+        arena.tick()
+    return accidents
+
+
+def _keep_busy(arena: Arena) -> None:
+    if len(arena.unfinished) + arena.callers.busy < IN_FLIGHT:
+        arena.callers.submit()
+
+
+def _next(arena: Arena, deck: list[Fault]) -> Accident | None:
+    """Do the first fault of the deck that can be done now."""
+    for place, fault in enumerate(deck):
+        at = time.time()
+        struck: Struck | None = fault.act(arena)
+        if struck is not None:
+            del deck[place]
+            return Accident(fault.name, at, struck.stages, struck.detail)
+    return None
+
+
+def _settle(arena: Arena) -> None:
+    """End all effects, and wait until every job has ended and every webhook was taken, or ought to have."""
+    arena.settle()
+    arena.installation.proxies.open_all()
+    arena.wait(lambda: not arena.callers.busy, SETTLE_S)
+    arena.tick()
+    open_jobs = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
+    arena.wait(lambda: arena.look.value(open_jobs) == 0, SETTLE_S)
+    pending = "SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'"
+    arena.wait(lambda: arena.look.value(pending) == 0, DRAIN_S)
+    arena.sleep(1)
+
+
+def _record(
+    plan: Round, accidents: list[Accident], findings: dict[str, Any], installation: Installation, left: list[str]
+) -> dict[str, Any]:
+    return {
+        "seed": plan.seed,
+        "faults": len(accidents),
+        "by_fault": dict(sorted(Counter(accident.name for accident in accidents).items())),
+        "recovery_s": {
+            name: [round(second, 2) for one in accidents if one.name == name for second in one.recovery_s]
+            for name in sorted({accident.name for accident in accidents})
+        },
+        "accidents": [
+            {
+                "name": one.name,
+                "at": round(one.at, 2),
+                "stages": [str(stage) for stage in one.stages],
+                "detail": one.detail,
+            }
+            for one in accidents
+        ],
+        "crashes": [f"{crash.name} ended with {crash.status}: {crash.tail[-1500:]}" for crash in installation.crashes],
+        "orphans": left,
+        **findings,
+    }
