@@ -43,6 +43,8 @@ class Struck:
     stages: list[uuid.UUID] = field(default_factory=list)
     """Their recovery is measured."""
     detail: str = ""
+    recovery_s: list[float] = field(default_factory=list)
+    """What the fault itself has measured."""
 
 
 @dataclass(frozen=True)

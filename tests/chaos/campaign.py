@@ -140,7 +140,7 @@ def _next(arena: Arena, deck: list[Fault]) -> Accident | None:
         struck: Struck | None = fault.act(arena)
         if struck is not None:
             del deck[place]
-            return Accident(fault.name, at, struck.stages, struck.detail)
+            return Accident(fault.name, at, struck.stages, struck.detail, list(struck.recovery_s))
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXTRA_WORKER_S = 18.0
 UPLOAD_DELAY_S = 0.4
+PUBLISHED_S = 30.0
 
 
 def kill_engine(arena: Arena, stage: str) -> Struck | None:
@@ -71,7 +73,7 @@ def kill_before_publishing(arena: Arena) -> Struck | None:
     order = arena.answer(arena.callers.submit())
     for slot in (arena.installation.slots["api"], *dispatchers):
         slot.signal(signal.SIGKILL)
-    return None if order is None else _first_stages(arena, order.job_id)
+    return None if order is None else _until_published(arena, order.job_id)
 
 
 def kill_after_publishing(arena: Arena) -> Struck | None:
@@ -86,7 +88,7 @@ def kill_after_publishing(arena: Arena) -> Struck | None:
         slot.signal(signal.SIGKILL)
     proxy.set(Mode.OPEN)
     proxy.drop()
-    return _first_stages(arena, order.job_id) if trapped and order is not None else None
+    return _until_published(arena, order.job_id) if trapped and order is not None else None
 
 
 def term_during_checkpoint(arena: Arena) -> Struck | None:
@@ -179,9 +181,12 @@ def _dispatchers(arena: Arena) -> list[Slot]:
     ]
 
 
-def _first_stages(arena: Arena, job_id: str) -> Struck:
-    rows = arena.look.rows("SELECT id FROM stages WHERE job_id = %s AND depends_on = '{}'", (job_id,))
-    return Struck([row["id"] for row in rows][:1], f"job {job_id}")
+def _until_published(arena: Arena, job_id: str) -> Struck:
+    """Wait until the hints of a job have left the outbox: that is what recovers here, whatever the workers do."""
+    began = time.monotonic()
+    waiting = "SELECT count(*) FROM outbox WHERE payload->>'job_id' = %s AND due_at <= now()"
+    arena.wait(lambda: arena.look.value(waiting, (job_id,)) == 0, PUBLISHED_S)
+    return Struck(detail=f"job {job_id}", recovery_s=[time.monotonic() - began])
 
 
 def _attempt_folder(arena: Arena, prey: Prey) -> Path:

@@ -63,10 +63,17 @@ class Proxy:
         self.port = 0
         self._loop = loop
         self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
 
     async def listen(self) -> None:
-        server = await asyncio.start_server(self._serve, LOOPBACK, 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        """Take no more connections and end those there are; on the loop's thread."""
+        if self._server is not None:
+            self._server.close()
+        self._abort()
 
     def set(self, mode: Mode, *, delay_s: float = 0.0) -> None:
         """Behave differently from now on; safe from any thread."""
@@ -103,6 +110,9 @@ class Proxy:
             for result in await asyncio.gather(*pumps, return_exceptions=True):
                 if isinstance(result, Refused):
                     await self._refuse(result.head, reader, writer)
+        except asyncio.CancelledError:  # the switchboard closes; asyncio's streams cannot bear a canceled handler
+            for pump in pumps:
+                pump.cancel()
         finally:
             self._writers -= {writer, up_writer}
             for end in (writer, up_writer):
@@ -171,10 +181,13 @@ class Switchboard:
             proxy.set(Mode.OPEN)
 
     async def _close(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(LOOK_S)  # transports close in callbacks
 
     def _do(self, act: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(act, self._loop).result(10)
