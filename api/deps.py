@@ -13,6 +13,7 @@ from api.errors import Unauthenticated
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -32,6 +33,7 @@ class Services:
     sessions: sessionmaker[Session]
     store: ObjectStore
     jobs: JobService
+    webhooks: WebhookService
 
 
 def _services(request: Request) -> Services:

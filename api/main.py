@@ -17,7 +17,9 @@ from api.jobs import routes as jobs
 from api.jobs.service import JobService
 from api.middleware import BodyLimit, RequestContext
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
+from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
+from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,6 +46,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         sessions=sessions,
         store=store,
         jobs=JobService(settings, sessions, store),
+        webhooks=WebhookService(settings.webhooks, sessions),
     )
 
     @asynccontextmanager
@@ -65,8 +68,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(webhooks.router)
     app.include_router(health.router)
-    app.webhooks.include_router(webhooks.router)
+    app.webhooks.include_router(outgoing.router)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
