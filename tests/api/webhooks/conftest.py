@@ -62,6 +62,11 @@ class Post:
         with transaction(self._sessions) as session:
             return session.scalars(query).one()
 
+    def redirect(self, endpoint_id, url):
+        """Point an endpoint somewhere, past the check of its URL."""
+        with transaction(self._sessions) as session:
+            session.get(WebhookEndpoint, endpoint_id).url = url
+
     def add_endpoint(self, account_id, **fields):
         with transaction(self._sessions) as session:
             endpoint = WebhookEndpoint(**{"account_id": account_id, "url": URL, **fields})
