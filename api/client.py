@@ -139,7 +139,10 @@ class Wishes(TypedDict, total=False):
     rank: int
     resolution_px: int
     seed: int
+    deadline_seconds: int
     webhook_url: str
+    webhook_events: Sequence[str]
+    webhook_secret: str
     priority: int
 
 

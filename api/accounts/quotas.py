@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select, update
 
 from api.accounts.models import Account
+from api.db import transaction
 from api.errors import QuotaExceeded
 from api.jobs.models import Job
 from api.jobs.states import JobState
@@ -19,7 +20,7 @@ from api.jobs.states import JobState
 if TYPE_CHECKING:
     import uuid
 
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, sessionmaker
 
 RETRY_AFTER_S = 30
 """When to look again for a free place: nobody can say when a job of the account will start."""
@@ -81,9 +82,14 @@ class Usage:
             )
 
 
-def usage(session: Session, account_id: uuid.UUID) -> Usage:
-    """Return what an account uses at the moment; nothing is locked."""
-    return _measure(session, account_id, locks=False)
+def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID) -> None:
+    """Refuse a job that is refused in any case, before work is spent on it. Nothing is taken.
+
+    Raises:
+        QuotaExceeded: there is no place left.
+    """
+    with transaction(sessions) as session:
+        _measure(session, account_id, locks=False).check(1)
 
 
 def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Usage:
