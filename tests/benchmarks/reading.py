@@ -23,8 +23,8 @@ from tests.benchmarks.figures import caller, database, milliseconds, submit
 if TYPE_CHECKING:
     from deploy.local.stack import Stack
 
-PAIRS = 400
-WARM_UP = 50
+PAIRS = 200
+WARM_UP = 20
 PORT = "BARE_PORT"
 
 

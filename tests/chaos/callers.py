@@ -50,7 +50,6 @@ class Account:
 
     name: str
     key: str
-    secret: str
 
 
 @dataclass

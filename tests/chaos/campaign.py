@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from tests.chaos.arena import Arena
@@ -80,6 +82,7 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
         look = Look(lambda: installation.database_url)
         stack.callback(look.close)
         accounts = _open_accounts(installation.database_url, receiver)
+        _open_endpoints(installation.api_url, accounts, receiver)
         callers = stack.enter_context(Callers(installation.api_url, accounts, rng, hook=receiver.url))
         arena = Arena(installation, look, receiver, callers, rng)
         plan.say(f"  up after {time.monotonic() - began:.0f} s")
@@ -103,7 +106,17 @@ def _open_accounts(database_url: str, receiver: Receiver) -> list[Account]:
     finally:
         engine.dispose()
     receiver.secrets |= {key.account: key.webhook_secret for key in issued}
-    return [Account(key.account, key.text, key.webhook_secret) for key in issued]
+    return [Account(key.account, key.text) for key in issued]
+
+
+def _open_endpoints(api_url: str, accounts: list[Account], receiver: Receiver) -> None:
+    """Let every account be told of all its jobs, by an endpoint with a secret of its own."""
+    for account in accounts:
+        url = receiver.url(account.name, "all")
+        headers = {"Authorization": f"Bearer {account.key}"}
+        answer = httpx.post(f"{api_url}/webhooks", json={"url": url}, headers=headers, timeout=20)
+        answer.raise_for_status()
+        receiver.secrets[f"/{account.name}/all"] = answer.json()["secret"]
 
 
 def _attack(arena: Arena, plan: Round) -> list[Accident]:

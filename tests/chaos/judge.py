@@ -44,6 +44,7 @@ def judge(arena: Arena) -> dict[str, Any]:
         "jobs": len(jobs),
         "states": dict(Counter(str(job["state"]) for job in jobs)),
         **problems,
+        "doubled": _doubled(arena, jobs),
         "stale_artifacts": stale,
         "invalid_results": invalid + _diverging(arena),
         "webhooks": _webhooks(arena, jobs),
@@ -164,19 +165,30 @@ def _digest(path: Path) -> str:
     return whole.hexdigest()[:12]
 
 
+def _doubled(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
+    """Jobs of nobody: an answer was lost, the request came again with its key, and made another one.
+
+    A caller who gave up in the end may have left one.
+    """
+    unknown = [str(job["id"]) for job in jobs if str(job["id"]) not in arena.callers.orders]
+    return [f"job {job_id} is nobody's" for job_id in unknown[len(arena.callers.given_up) :]]
+
+
 def _webhooks(arena: Arena, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the ends were told: each once, by one id, whatever the receiver did."""
-    told: dict[tuple[str, str], set[str]] = defaultdict(set)
-    wrong = []
+    """How the ends were told: to the account's endpoint and to the job's, each under one id."""
+    told: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
     for message in arena.receiver.messages:
         if message.type in TERMINAL_EVENTS:
-            told[message.path, message.job_id].add(message.id)
-    for (path, job_id), ids in told.items():
-        if len(ids) != 1:
-            wrong.append(f"job {job_id} told to {path} under {len(ids)} ids")
-    heard = {job_id for _, job_id in told}
-    ended = {str(job["id"]) for job in jobs if f"job.{job['state']}" in TERMINAL_EVENTS}
-    wrong += [f"the end of job {job_id} was never told" for job_id in sorted(ended - heard)]
+            told[message.job_id, message.path].add((message.type, message.id))
+    wrong = []
+    for job in jobs:
+        order = arena.callers.orders.get(str(job["id"]))
+        if order is None or f"job.{job['state']}" not in TERMINAL_EVENTS:
+            continue
+        for purpose in ("job", "all"):
+            heard = told[order.job_id, f"/{order.account.name}/{purpose}"]
+            if [kind for kind, _ in heard] != [f"job.{job['state']}"]:
+                wrong.append(f"job {job['id']} is {job['state']}, and {purpose} heard {sorted(heard)}")
     deliveries = arena.look.rows("SELECT state, count(*) AS n FROM webhook_deliveries GROUP BY state")
     return {
         "messages": len(arena.receiver.messages),

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-BAD = ("lost", "double_terminal", "stale_artifacts", "invalid_results", "orphans", "crashes")
+BAD = ("lost", "doubled", "double_terminal", "stale_artifacts", "invalid_results", "orphans", "crashes")
 """Lists of what must not be, in every round's record."""
 
 
 FORBIDDEN = {
     "lost": "accepted jobs lost, or ended otherwise than their owner asked",
+    "doubled": "jobs made twice by one request that was sent again",
     "double_terminal": "ended jobs without exactly one terminal event",
     "stale_artifacts": "published files of a stale attempt",
     "invalid_results": "results missing, broken, not finite, or unlike those of a twin",
