@@ -26,7 +26,8 @@ class Channel:
         self._out = os.fdopen(os.dup(1), "wb", buffering=0)
         os.dup2(2, 1)  # whatever a library prints goes to the log, not between the events
         self._write_lock = threading.Lock()
-        self._commands: SimpleQueue[Run | Warm] = SimpleQueue()
+        self._commands: SimpleQueue[Run | Warm | None] = SimpleQueue()
+        self._terminating = False
         self._cancelled: set[str] = set()
         self._paused: set[str] = set()
         self._finishing: set[str] = set()
@@ -40,9 +41,15 @@ class Channel:
         with self._write_lock:
             self._out.write(event.line())
 
-    def next_command(self) -> Run | Warm:
-        """Wait for the next thing to do."""
-        return self._commands.get()
+    def next_command(self) -> Run | Warm | None:
+        """Wait for the next thing to do; None when the process is to end."""
+        command = self._commands.get()
+        return None if self._terminating else command
+
+    def terminate(self) -> None:
+        """Let the process end as soon as it can, a run in it paused first; safe in a signal handler."""
+        self._terminating = True
+        self._commands.put(None)
 
     def is_cancelled(self, run_id: str) -> bool:
         """Say whether the parent wants that run to stop, whatever becomes of its work."""
@@ -50,7 +57,7 @@ class Channel:
 
     def is_paused(self, run_id: str) -> bool:
         """Say whether the parent wants that run to stop, its work kept in a checkpoint."""
-        return run_id in self._paused
+        return self._terminating or run_id in self._paused
 
     def is_finishing(self, run_id: str) -> bool:
         """Say whether the parent wants that run to end with what it has."""
