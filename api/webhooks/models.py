@@ -81,7 +81,7 @@ class WebhookDelivery(Base):
     """Null only in rows older than endpoints."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     """Null for a ping, as is the event."""
-    event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"))
+    event_id: Mapped[int | None] = mapped_column(ForeignKey("events.id", ondelete="CASCADE"), index=True)
     type: Mapped[str]
     url: Mapped[str]
     body: Mapped[str]

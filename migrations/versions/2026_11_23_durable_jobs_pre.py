@@ -235,6 +235,7 @@ def _add_webhooks() -> None:
         "webhook_deliveries", sa.Column("retries", sa.Boolean(), server_default=sa.text("true"), nullable=False)
     )
     op.add_column("webhook_deliveries", sa.Column("replay_of", sa.Uuid(), nullable=True))
+    op.create_index(op.f("ix_webhook_deliveries_event_id"), "webhook_deliveries", ["event_id"])
     op.create_index(
         "ix_webhook_deliveries_newest",
         "webhook_deliveries",
@@ -263,6 +264,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION notify_event")
     op.drop_table("webhook_attempts")
     op.drop_index("ix_webhook_deliveries_newest", table_name="webhook_deliveries")
+    op.drop_index(op.f("ix_webhook_deliveries_event_id"), table_name="webhook_deliveries")
     for name in ("replay_of", "retries", "endpoint_id"):
         op.drop_column("webhook_deliveries", name)
     op.execute("DELETE FROM webhook_deliveries WHERE job_id IS NULL OR event_id IS NULL")

@@ -43,6 +43,18 @@ def test_up_is_what_the_models_say_and_down_leaves_nothing(empty, empty_database
     migrations.upgrade(empty_database_url)
 
 
+def test_every_reference_is_found_by_an_index(database_url):
+    """Or deleting a job reads whole tables, once for every one of its rows: 29 s for one with 2,000 events."""
+    unindexed = text(
+        "SELECT conname FROM pg_constraint WHERE contype = 'f' AND NOT EXISTS ("
+        " SELECT 1 FROM pg_index WHERE indrelid = conrelid AND indkey[0] = conkey[1])"
+    )
+    engine = make_engine(database_url)
+    with engine.connect() as connection:
+        assert connection.scalars(unindexed).all() == []
+    engine.dispose()
+
+
 def test_two_deployments_at_once_migrate_once(empty, empty_database_url):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(migrations.upgrade, [empty_database_url] * 2))
