@@ -92,6 +92,7 @@ def fail_stage(
     error: dict[str, Any],
     retry_after: timedelta | None,
     kind: FailureClass = FailureClass.DEATH,
+    forget_checkpoint: bool = False,
 ) -> StageState:
     """Record that an attempt failed; returns where the stage stands now.
 
@@ -106,11 +107,14 @@ def fail_stage(
             it kills whoever runs it.
         retry_after: wait before another attempt, None if none can help.
         kind: its class, which says how many in a row are too many.
+        forget_checkpoint: whether the next attempt starts from the beginning.
 
     Raises:
         LeaseLost: the stage is no longer held by this token.
     """
     locked, stage = lock_held(session, stage_id, fencing_token)
+    if forget_checkpoint:
+        stage.checkpoint = None
     _fail(locked, stage, error, retry_after=retry_after, outcome=AttemptOutcome.RETRIED, kind=kind)
     return stage.state
 
