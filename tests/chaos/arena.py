@@ -70,6 +70,9 @@ class Arena:
         self.signs: list[Sign] = []
         self.unfinished: set[str] = set()
         self.struck: set[tuple[uuid.UUID, int]] = set()
+        self.flips: list[str] = []
+        """Jobs that were seen in a terminal state and then in another one."""
+        self._ends: dict[str, str] = {}
         self._seen: dict[uuid.UUID, tuple[int, int | None, str]] = {}
         self._looked_at = 0.0
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -120,7 +123,7 @@ class Arena:
             held = [stage for stage in running if stage.worker_id == slot.worker_id]
             if deadly and not all(self._can_bear(stage) for stage in held):
                 continue
-            found += [Prey(slot, stage) for stage in held if name in {None, stage.name}]
+            found += [Prey(slot, stage) for stage in held if name in {None, stage.name} and stage.is_ripe]
         self.rng.shuffle(found)
         return found
 
@@ -146,6 +149,7 @@ class Arena:
         rows = self.look.rows(UNFINISHED)
         self.unfinished = {str(row["job_id"]) for row in rows if row["job_state"] in {"queued", "running"}}
         for row in rows:
+            self._watch_end(str(row["job_id"]), row["job_state"])
             state = (row["attempt"], row["step"], row["state"])
             before = self._seen.get(row["id"], (0, None, ""))
             self._seen[row["id"]] = state
@@ -155,3 +159,10 @@ class Arena:
                 self.signs.append(Sign(row["id"], now, "checkpoint"))
             elif state[2] != before[2] and state[2] in {"succeeded", "canceled", "failed"}:
                 self.signs.append(Sign(row["id"], now, "end"))
+
+    def _watch_end(self, job_id: str, state: str) -> None:
+        end = self._ends.get(job_id)
+        if end is not None and end != state:
+            self.flips.append(f"job {job_id} was {end} and then {state}")
+        if state not in {"queued", "running"}:
+            self._ends[job_id] = state

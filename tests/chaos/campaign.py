@@ -39,6 +39,7 @@ DRAIN_S = 60.0
 """Then, until every webhook must have been taken."""
 ACCOUNTS = ("ada", "ben", "cyd")
 GONE_S = 15.0
+VAIN_S = 1.0
 
 
 @dataclass
@@ -147,13 +148,16 @@ def _keep_busy(arena: Arena) -> None:
 
 
 def _next(arena: Arena, deck: list[Fault]) -> Accident | None:
-    """Do the first fault of the deck that can be done now."""
+    """Do the first fault of the deck that can be done now; one that waited in vain goes to the end."""
     for place, fault in enumerate(deck):
         at = time.time()
         struck: Struck | None = fault.act(arena)
         if struck is not None:
             del deck[place]
             return Accident(fault.name, at, struck.stages, struck.detail, list(struck.recovery_s))
+        if time.time() > at + VAIN_S:
+            deck.append(deck.pop(place))
+            return None
     return None
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXTRA_WORKER_S = 18.0
 UPLOAD_DELAY_S = 0.4
+UPLOAD_BEGINS_S = 3.0
 PUBLISHED_S = 30.0
 
 
@@ -100,11 +101,13 @@ def term_during_checkpoint(arena: Arena) -> Struck | None:
         folder = _attempt_folder(arena, prey) / "checkpoints"
         before = _files(folder)
         proxy.set(Mode.SLOW, delay_s=UPLOAD_DELAY_S)
-        began = arena.wait(lambda: _files(folder) - before, 4)  # noqa: B023 - used at once
+        if not arena.wait(lambda: _files(folder) - before, UPLOAD_BEGINS_S):  # noqa: B023 - used at once
+            proxy.set(Mode.OPEN)
+            return None
         stages = arena.strike(prey)
         prey.slot.signal(signal.SIGTERM)
         arena.later(1.0, partial(proxy.set, Mode.OPEN))
-        return Struck(stages, f"{prey.slot.name}, {prey.stage.name}") if began else None
+        return Struck(stages, f"{prey.slot.name}, {prey.stage.name}")
     return None
 
 

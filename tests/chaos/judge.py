@@ -83,7 +83,7 @@ def _double_terminal(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
     ends: dict[str, list[str]] = defaultdict(list)
     for row in arena.look.rows("SELECT job_id, type FROM events WHERE type = ANY(%s)", (list(TERMINAL_EVENTS),)):
         ends[str(row["job_id"])].append(row["type"])
-    return [
+    return arena.flips + [
         f"job {job['id']} is {job['state']} and has {ends[str(job['id'])]}"
         for job in jobs
         if f"job.{job['state']}" in TERMINAL_EVENTS and ends[str(job["id"])] != [f"job.{job['state']}"]
