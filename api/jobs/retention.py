@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, select, text, tuple_
 
+from api.accounts.models import IdempotencyKey
 from api.accounts.quotas import add_stored
 from api.jobs.events import EventType
 from api.jobs.locking import instant
@@ -96,6 +97,24 @@ def trim_events(session: Session, *, older_than: timedelta, limit: int) -> int:
     )
     gone = session.execute(
         delete(Event).where(Event.id.in_(doomed)).returning(Event.id).execution_options(synchronize_session=False)
+    )
+    return len(gone.all())
+
+
+def drop_expired_keys(session: Session, *, limit: int) -> int:
+    """Delete outcomes of requests that nobody may send again any more; returns how many."""
+    key = tuple_(IdempotencyKey.account_id, IdempotencyKey.key)
+    doomed = (
+        select(IdempotencyKey.account_id, IdempotencyKey.key)
+        .where(IdempotencyKey.expires_at < func.now())
+        .order_by(IdempotencyKey.expires_at)
+        .limit(limit)
+    )
+    gone = session.execute(
+        delete(IdempotencyKey)
+        .where(key.in_(doomed), IdempotencyKey.expires_at < func.now())
+        .returning(IdempotencyKey.key)
+        .execution_options(synchronize_session=False)
     )
     return len(gone.all())
 
