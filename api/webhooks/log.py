@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select, tuple_
 
+from api.jobs.models import Event, Job
 from api.webhooks.models import DeliveryState, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 if TYPE_CHECKING:
@@ -54,6 +55,20 @@ def list_attempts(session: Session, delivery_id: uuid.UUID) -> Sequence[WebhookA
     return session.scalars(
         select(WebhookAttempt).where(WebhookAttempt.delivery_id == delivery_id).order_by(WebhookAttempt.attempt)
     ).all()
+
+
+def hold_subject(session: Session, delivery: WebhookDelivery) -> bool:
+    """Keep the job and the event that a delivery tells of from being deleted; False if they are gone already.
+
+    Comes before any lock of an endpoint, as everywhere.
+    """
+    for key, column in ((delivery.job_id, Job.id), (delivery.event_id, Event.id)):
+        if key is None:
+            continue
+        row = session.execute(select(column).where(column == key).with_for_update(read=True, key_share=True)).first()
+        if row is None:
+            return False
+    return True
 
 
 def replay(session: Session, delivery: WebhookDelivery, endpoint: WebhookEndpoint | None) -> WebhookDelivery:

@@ -249,6 +249,8 @@ class WebhookService:
         """
         with transaction(self._sessions) as session:
             row = self._find_delivery(session, caller, delivery_id)
+            if not log.hold_subject(session, row):
+                raise NotFound(f"There is no delivery {delivery_id}.")
             endpoint = None if row.endpoint_id is None else self._lock(session, caller, row.endpoint_id)
             if endpoint is not None:
                 _check_enabled(endpoint)
