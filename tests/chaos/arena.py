@@ -45,6 +45,7 @@ class Struck:
     detail: str = ""
     recovery_s: list[float] = field(default_factory=list)
     """What the fault itself has measured."""
+    at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Arena:
         self._ends: dict[str, str] = {}
         self._seen: dict[uuid.UUID, tuple[int, int | None, str]] = {}
         self._looked_at = 0.0
+        self._began = time.time()
         self._later: list[tuple[float, Callable[[], None]]] = []
 
     def tick(self) -> None:
@@ -108,6 +110,11 @@ class Arena:
     def later(self, seconds: float, act: Callable[[], None]) -> None:
         """Do something after a while."""
         self._later.append((time.monotonic() + seconds, act))
+
+    @property
+    def stillness_s(self) -> float:
+        """Since the last sign of any stage."""
+        return time.time() - max((sign.at for sign in self.signs), default=self._began)
 
     def settle(self) -> None:
         """End every effect that still lasts."""

@@ -33,8 +33,8 @@ IN_FLIGHT = 5
 """Jobs that are under way at once, as far as the round has so many."""
 GAP_S = (0.5, 2.5)
 """Shortest and longest pause between two faults."""
-SETTLE_S = 180.0
-"""From the last fault until every job must have ended: longer than the longest pause before a retry."""
+STILL_S = 180.0
+"""Without a sign of any stage for so long, what has not ended is lost: no pause before a retry is longer."""
 DRAIN_S = 60.0
 """Then, until every webhook must have been taken."""
 ACCOUNTS = ("ada", "ben", "cyd")
@@ -150,12 +150,12 @@ def _keep_busy(arena: Arena) -> None:
 def _next(arena: Arena, deck: list[Fault]) -> Accident | None:
     """Do the first fault of the deck that can be done now; one that waited in vain goes to the end."""
     for place, fault in enumerate(deck):
-        at = time.time()
+        began = time.monotonic()
         struck: Struck | None = fault.act(arena)
         if struck is not None:
             del deck[place]
-            return Accident(fault.name, at, struck.stages, struck.detail, list(struck.recovery_s))
-        if time.time() > at + VAIN_S:
+            return Accident(fault.name, struck.at, struck.stages, struck.detail, list(struck.recovery_s))
+        if time.monotonic() > began + VAIN_S:
             deck.append(deck.pop(place))
             return None
     return None
@@ -165,10 +165,9 @@ def _settle(arena: Arena) -> None:
     """End all effects, and wait until every job has ended and every webhook was taken, or ought to have."""
     arena.settle()
     arena.installation.proxies.open_all()
-    arena.wait(lambda: not arena.callers.busy, SETTLE_S)
-    arena.tick()
+    arena.wait(lambda: not arena.callers.busy, STILL_S)
     open_jobs = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
-    arena.wait(lambda: arena.look.value(open_jobs) == 0, SETTLE_S)
+    arena.wait(lambda: arena.look.value(open_jobs) == 0 or arena.stillness_s > STILL_S, 10 * STILL_S)
     pending = "SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'"
     arena.wait(lambda: arena.look.value(pending) == 0, DRAIN_S)
     arena.sleep(1)

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load
 
+from tests.chaos.arena import LOOK_S
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,10 +29,13 @@ LORAS = ("content_lora", "style_lora")
 
 
 def recovery_times(accidents: list[Accident], signs: list[Sign]) -> None:
-    """Write on every accident how long each stage it hit took to its next attempt, checkpoint or end."""
+    """Write on every accident how long each stage it hit took to its next attempt, checkpoint or end.
+
+    What was seen at the next look may have happened before the accident, and does not count.
+    """
     for accident in accidents:
         for stage in accident.stages:
-            later = [sign.at for sign in signs if sign.stage_id == stage and sign.at > accident.at]
+            later = [sign.at for sign in signs if sign.stage_id == stage and sign.at > accident.at + LOOK_S]
             if later:
                 accident.recovery_s.append(min(later) - accident.at)
 
