@@ -170,6 +170,18 @@ def restore_learner(named: Mapping[str, Tensor], optimizer: torch.optim.Optimize
             optimizer.state[parameter] = {_MOMENTS[0]: step} | known
 
 
+def set_random_state(generator: torch.Generator, state: Tensor) -> None:
+    """Let a source of random numbers go on as the one did that the state, (bytes,) uint8, was taken of.
+
+    Raises:
+        CheckpointUnusable: it is no such state.
+    """
+    try:
+        generator.set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointUnusable(f"the state of the random numbers cannot be used: {error}") from error
+
+
 class FolderKeeper:
     """Keeps the newest checkpoint of one piece of work in a folder of its own, and goes on from what it finds there."""
 

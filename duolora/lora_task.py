@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.errors import CheckpointUnusable, InvalidConfig, InvalidImage
+from duolora.checkpoints import set_random_state
+from duolora.errors import InvalidConfig, InvalidImage
 from duolora.images import load_pictures
 from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 
@@ -109,15 +110,8 @@ class Pool:
         return self._generator.get_state()
 
     def set_random_state(self, state: Tensor) -> None:
-        """Draw from here on as the pool did that the state was taken of.
-
-        Raises:
-            CheckpointUnusable: it is no such state.
-        """
-        try:
-            self._generator.set_state(state)
-        except (RuntimeError, TypeError) as error:
-            raise CheckpointUnusable(f"the state of the random numbers cannot be used: {error}") from error
+        """Draw from here on as the pool did that the state was taken of. Raises CheckpointUnusable if it is none."""
+        set_random_state(self._generator, state)
 
     def draw(self, count: int) -> Draw:
         """Draw pictures, latents, timesteps and noise for one step."""

@@ -12,7 +12,8 @@ from duolora.config import MergeMethod
 from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
-from duolora.images import open_pictures
+from duolora.images import open_pictures, picture_bytes, pictures_of_bytes
+from duolora.keeping import Keeper, Part, Saved, resumed
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
 from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
-    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
+
+
+_PREVIEW = "preview"
+"""The one part of a preview's checkpoints: the pictures of every finished sampling."""
 
 
 def captions(side: str, prompts: Prompts, count: int) -> list[str]:
@@ -140,6 +144,8 @@ def merge_sides(
     observer: Observer | None = None,
     *,
     strengths: Mapping[str, float] | None = None,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> MergeResult:
     """Merge the two LoRAs of a job, or more.
 
@@ -150,6 +156,8 @@ def merge_sides(
         config: the job's configuration.
         observer: receives progress.
         strengths: side -> factor of that side in the result; 1 where not given.
+        keeper: keeps checkpoints of a merge that takes steps.
+        thrifty: spare memory at the cost of time.
 
     Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
@@ -162,11 +170,22 @@ def merge_sides(
         sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
     if config.merge.method is MergeMethod.RELEASE:
         case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
-        released = duolora_release.merge_as_job(base, case, steps=config.merge.steps, observer=observer)
+        released = duolora_release.merge_as_job(
+            base, case, steps=config.merge.steps, observer=observer, keeper=keeper, thrifty=thrifty
+        )
         carried = with_carried(released.weights, {side: sides[side] for side in SIDES})  # the release's own order
         result = MergeResult(carried, released.report)
     else:
-        result = merge_loras(base, sides, prompts.joint, config.merge, resolution_px=resolution_px, observer=observer)
+        result = merge_loras(
+            base,
+            sides,
+            prompts.joint,
+            config.merge,
+            resolution_px=resolution_px,
+            observer=observer,
+            keeper=keeper,
+            thrifty=thrifty,
+        )
     title = "content and style, merged by DuoLoRA"
     signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
     merged_from = ", ".join(weights.metadata.get("modelspec.title", side) for side, weights in loras.items())
@@ -212,6 +231,9 @@ def draw_preview(
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> Image.Image:
     """Draw the labelled grid of a job.
 
@@ -221,6 +243,10 @@ def draw_preview(
         pictures: the job's own pictures of both sides.
         config: the job's configuration.
         observer: receives progress over all samplings.
+        keeper: keeps the pictures of every finished sampling, so that they are not drawn again.
+        thrifty: spare memory at the cost of time.
+
+    Raises what `generate` raises, and CheckpointUnusable.
     """
     prompts = config.prompts
     samplings = {
@@ -232,7 +258,8 @@ def draw_preview(
         PreviewRow("Content images", "what you sent as the subject", open_pictures(pictures[CONTENT])),
         PreviewRow("Style images", "what you sent as the style", open_pictures(pictures[STYLE])),
     ]
-    steps = config.preview.steps
+    steps, saved = config.preview.steps, resumed(keeper)
+    drawn = {} if saved is None else dict(saved.part(_PREVIEW).tensors)
     for index, (name, (title, prompt)) in enumerate(samplings.items()):
         part = Segment(
             observer or Silent(),
@@ -240,7 +267,11 @@ def draw_preview(
             total=len(samplings) * steps,
             note=f"drawing with the {title[0].lower()}{title[1:]}",
         )
-        rows.append(PreviewRow(title, f'"{prompt}"', generate(base, [prompt], config.preview, loras[name], part)))
+        if name not in drawn:
+            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part, thrifty=thrifty))
+            if keeper is not None and index + 1 < len(samplings):
+                keeper.keep(Saved((index + 1) * steps, len(samplings) * steps, {_PREVIEW: Part(drawn)}))
+        rows.append(PreviewRow(title, f'"{prompt}"', pictures_of_bytes(drawn[name])))
     return preview_grid(rows, columns=config.preview.images)
 
 

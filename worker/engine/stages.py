@@ -121,7 +121,8 @@ def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: Di
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
-    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer)
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer, **how)
     (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
     outputs = _write_both(
         result.weights, request.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
@@ -132,9 +133,9 @@ def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
     merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
-    preview = draw_preview(
-        base, {**_side_loras(request, base), "merged": merged}, _pictures(request), request.config, observer
-    )
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    loras = {**_side_loras(request, base), "merged": merged}
+    preview = draw_preview(base, loras, _pictures(request), request.config, observer, **how)
     preview.save(request.outputs_dir / "preview.png")
     merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
     report = job_report(base, merge_report, request.config)
