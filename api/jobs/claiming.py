@@ -36,31 +36,41 @@ _CANDIDATES = text(
       UNION ALL
       SELECT (SELECT s.account_id FROM stages s WHERE s.state = 'runnable' AND s.account_id > w.account_id
               ORDER BY s.account_id LIMIT 1)
-      FROM waiting w WHERE w.account_id IS NOT NULL)
+      FROM waiting w WHERE w.account_id IS NOT NULL),
+    served AS MATERIALIZED (
+      SELECT account_id, max(finished_at) AS at
+      FROM (SELECT account_id, finished_at FROM jobs WHERE finished_at IS NOT NULL
+            ORDER BY finished_at DESC LIMIT 200) latest
+      GROUP BY account_id)
     SELECT best.id
     FROM waiting w
     CROSS JOIN LATERAL (
       SELECT (SELECT count(*) FROM stages b WHERE b.account_id = w.account_id AND b.state = 'running') AS running,
+             (SELECT served.at FROM served WHERE served.account_id = w.account_id) AS served_at,
              coalesce((SELECT count(*) FROM jobs j WHERE j.account_id = w.account_id AND j.state = 'running'
                        AND j.finished_at IS NULL)
                       >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full
       OFFSET 0) load
     CROSS JOIN LATERAL (
-      SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal FROM stages s
+      SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal,
+             row_number() OVER (ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal) AS nth
+      FROM stages s
       WHERE s.account_id = w.account_id AND s.state = 'runnable' AND s.runnable_at <= now()
         AND (SELECT j.kind = ANY(:kinds) AND j.cancel_requested_at IS NULL
                     AND (j.deadline_at IS NULL OR j.deadline_at > now())
                     AND NOT (load.is_full AND j.started_at IS NULL)
              FROM jobs j WHERE j.id = s.job_id)
       ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal LIMIT :wanted) best
-    ORDER BY best.priority DESC, load.running, best.queued_at, best.job_id, best.ordinal
+    ORDER BY best.priority DESC, load.running + best.nth, load.served_at NULLS FIRST,
+             best.queued_at, best.job_id, best.ordinal
     LIMIT :wanted
     """
 )
 """Index scans only: one step of the index for each account that waits, then the best few of each.
 
-The conditions on the job are a scalar subquery on purpose: of a join the planner would make a sequential scan. OFFSET 0
-keeps it from counting the running anew for each candidate.
+An account's second candidate counts as if the first were running: whoever loses the race for the first turns to another
+account. The conditions on the job are a scalar subquery on purpose: of a join the planner would make a sequential scan.
+OFFSET 0 keeps it from counting the running anew for each candidate.
 """
 
 
@@ -74,7 +84,8 @@ def claim_stage(
 ) -> ClaimedStage | None:
     """Claim the best runnable stage, or return None when there is none.
 
-    Best: highest priority, then the account with the fewest running stages, then the oldest job. A stage that another
+    Best: highest priority, then the account with the fewest running stages, then the one none of whose jobs has ended
+    lately, then the oldest job: with fewer workers than accounts they take turns, job by job. A stage that another
     transaction is just claiming is passed over, so two workers never wait for each other and never get the same one. A
     queued job of an account that runs as many as it may is passed over too, and so is a job past its deadline.
 
