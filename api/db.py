@@ -78,6 +78,15 @@ def session_factory(engine: Engine) -> sessionmaker[Session]:
     return sessionmaker(engine, expire_on_commit=False)
 
 
+def reading(factory: sessionmaker[Session]) -> Engine:
+    """Return an engine for single statements that only read, which saves a transaction's two trips.
+
+    It shares the pool of the factory's.
+    """
+    engine: Engine = factory.kw["bind"]
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
 @contextmanager
 def transaction(factory: sessionmaker[Session]) -> Iterator[Session]:
     """Open a session, commit once at the end, roll back on any exception."""

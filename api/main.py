@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.hub import EventHub
+from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
 from api.middleware import BodyLimit, RequestContext
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
@@ -45,16 +50,22 @@ def create_app(settings: ApiSettings) -> FastAPI:
         engine=engine,
         sessions=sessions,
         store=store,
+        keys=KeyRing(sessions, keep_s=settings.key_cache_s),
         jobs=JobService(settings, sessions, store),
+        history=JobHistory(sessions),
+        hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(prove_store, store)
+        hub = asyncio.create_task(services.hub.run())
         try:
             yield
         finally:
+            hub.cancel()
+            await asyncio.wait([hub])
             engine.dispose()
 
     app = FastAPI(
@@ -75,6 +86,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
     return app
+
+
+def _dsn(settings: ApiSettings) -> str:
+    """Return the database's URL as libpq reads it."""
+    url = make_url(settings.database.url.get_secret_value())
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def prove_store(store: ObjectStore) -> None:

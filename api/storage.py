@@ -10,7 +10,7 @@ import secrets
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,6 +18,8 @@ import boto3
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from api.presign import Presigner
 
 if TYPE_CHECKING:
     import uuid
@@ -108,8 +110,13 @@ class ObjectStore:
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
         self._internal = _client(settings, settings.endpoint)
-        public = settings.public_endpoint
-        self._public = self._internal if public in {None, settings.endpoint} else _client(settings, public)
+        self._presigner = Presigner(
+            settings.public_endpoint or settings.endpoint,
+            settings.bucket,
+            region=settings.region,
+            access_key_id=settings.access_key_id.get_secret_value(),
+            secret_access_key=settings.secret_access_key.get_secret_value(),
+        )
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> None:
         """Store bytes under a key."""
@@ -161,17 +168,14 @@ class ObjectStore:
 
     def presigned_get(self, key: str, *, filename: str, content_type: str, expires: timedelta) -> str:
         """Return a link for callers that works for GET, for this object, until `expires` from now."""
-        disposition = f"attachment; filename*=UTF-8''{quote(filename)}"
-        return self._public.generate_presigned_url(
-            "get_object",
-            Params={
-                "Bucket": self._bucket,
-                "Key": key,
-                "ResponseContentDisposition": disposition,
-                "ResponseContentType": content_type,
+        return self._presigner.get(
+            key,
+            at=datetime.now(UTC),
+            lifetime_s=int(expires.total_seconds()),
+            response={
+                "response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+                "response-content-type": content_type,
             },
-            ExpiresIn=int(expires.total_seconds()),
-            HttpMethod="GET",
         )
 
     def ensure_bucket(self) -> None:

@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from api.jobs.models import Job
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-    from sqlalchemy.orm import Session
+    from sqlalchemy import Connection, Row
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -158,8 +158,10 @@ _PAGE = f"""
 """  # noqa: S608 - made of constants
 
 
-def read_job(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) -> FullJobRecord | None:
-    """Return an account's job with everything that describes it."""
+def read_job(session: Session | Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> FullJobRecord | None:
+    """Return an account's job with everything that describes it, as the transaction has left it so far."""
+    if isinstance(session, Session):
+        session.flush()
     row = session.execute(_IN_FULL, {"account_id": account_id, "job_id": job_id}).first()
     return None if row is None else FullJobRecord(**_columns(row))
 

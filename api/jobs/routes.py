@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
 from api import idempotency
@@ -15,9 +16,10 @@ from api.deps import CallerDep, Services, ServicesDep
 from api.errors import NotFound
 from api.jobs import catalogue
 from api.jobs.form import openapi_body, received_form, to_submission
-from api.jobs.schemas import JobPage, JobRead, RecipePage
+from api.jobs.schemas import AttemptPage, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
 from api.jobs.states import TERMINAL_JOBS, JobState
+from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 
@@ -143,6 +145,69 @@ def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id
             key=_key(request),
         )
     )
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="stream_events",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        200: {"description": "Events as they happen.", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "The job has ended, and nothing happened after that event: do not ask again."},
+        **problem_responses(400, 401, 404, 422, 500, 503),
+    },
+)
+async def stream_events(
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: str,
+    after: Annotated[str | None, Query(max_length=20, description="Id of the last event that is known.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Likewise; browsers send it to go on.")] = None,
+) -> Response:
+    """Server-sent events, with ids that grow: what has happened to the job, then what happens, until its end.
+
+    `event` is the type, as of webhooks; `data` is JSON: `id`, `type`, `job_id`, `at` and `data`. If too much
+    was missed, the stream begins with an event `gap` whose `data` says from which id to which.
+    """
+    start = read_start(last_event_id, after)
+    job = _job_id(job_id)
+    end_at = await run_in_threadpool(services.history.last_event, caller, job)
+    if end_at is not None and end_at <= start:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    heartbeat_s = services.settings.sse_heartbeat_s
+    return EventStream(services.hub, job, after=start, end_at=end_at, heartbeat_s=heartbeat_s)
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    operation_id="read_logs",
+    summary="Read a job's log",
+    responses=problem_responses(401, 404, 422, 500, 503),
+)
+def read_logs(
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: str,
+    *,
+    stage: Annotated[str | None, Query(max_length=40, description="Only of this stage.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only of attempts of this number.")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Id of the last line that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> LogPage:
+    """Read what the stages wrote, oldest first."""
+    return services.history.read_logs(caller, _job_id(job_id), stage=stage, attempt=attempt, after=after, limit=limit)
+
+
+@router.get(
+    "/jobs/{job_id}/attempts",
+    operation_id="list_attempts",
+    summary="List the attempts at a job's stages",
+    responses=problem_responses(401, 404, 500, 503),
+)
+def list_attempts(services: ServicesDep, caller: CallerDep, job_id: str) -> AttemptPage:
+    """List which worker tried which stage when, from where, and how it ended."""
+    return services.history.read_attempts(caller, _job_id(job_id))
 
 
 @router.get("/recipes", operation_id="list_recipes", summary="List recipes", responses=problem_responses(401, 500, 503))

@@ -173,6 +173,7 @@ class JobUrls(Wire):
     retry: str
     events: str
     logs: str
+    attempts: str
 
 
 class JobSummary(Wire):
@@ -214,6 +215,47 @@ class JobPage(Wire):
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. Null at the end.")
     limit: int
     state: JobState | None = Field(description="The filter that was applied.")
+
+
+class LogLineRead(Wire):
+    """A line that a stage wrote."""
+
+    id: int = Field(description="Grows; pass the last one as `after` to go on from there.")
+    at: datetime
+    stage: str
+    attempt: int
+    level: str = Field(examples=["info"])
+    message: str
+
+
+class LogPage(Wire):
+    """Lines of a job's log, oldest first."""
+
+    items: list[LogLineRead]
+    next_after: int | None = Field(description="Pass it as `after` for the next page. Null at the end, for now.")
+    limit: int
+
+
+class AttemptRead(Wire):
+    """One attempt at a stage and how it ended."""
+
+    stage: str
+    attempt: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: Literal["succeeded", "retried", "failed", "released", "canceled", "lease_expired"] | None = Field(
+        description="Null while it runs. `released`: given back at a shutdown, which does not count."
+    )
+    failure_class: Literal["caller", "memory", "environment", "death"] | None
+    resumed_step: int | None = Field(description="The step of the checkpoint it began from.")
+    error: Problem | None
+
+
+class AttemptPage(Wire):
+    """All attempts at a job's stages, oldest first."""
+
+    items: list[AttemptRead]
 
 
 class RecipeRead(Wire):

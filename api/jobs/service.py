@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import idempotency
 from api.accounts import quotas
-from api.db import transaction
+from api.db import reading, transaction
 from api.errors import FieldError, InvalidParameters, NotFound
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session, sessionmaker
 
     from api.accounts.service import Caller
@@ -87,6 +88,7 @@ class JobService:
     def __init__(self, settings: ApiSettings, sessions: sessionmaker[Session], store: ObjectStore) -> None:
         self._settings = settings
         self._sessions = sessions
+        self._reading = reading(sessions)
         self._store = store
         self._darkroom = Darkroom(settings.images)
         self._lookout = Lookout(sessions)
@@ -122,8 +124,8 @@ class JobService:
             NotFound: there is none of that id, or it is somebody else's.
         """
         outlook = self._lookout.outlook()
-        with transaction(self._sessions) as session:
-            return self._describe(session, caller, job_id, outlook)
+        with self._reading.connect() as connection:
+            return self._describe(connection, caller, job_id, outlook)
 
     def page(self, caller: Caller, *, cursor: str | None, limit: int, state: JobState | None) -> JobPage:
         """Return a page of the caller's jobs, newest first.
@@ -304,8 +306,7 @@ class JobService:
             )
         return accepted
 
-    def _describe(self, session: Session, caller: Caller, job_id: uuid.UUID, outlook: Outlook) -> JobRead:
-        session.flush()
+    def _describe(self, session: Session | Connection, caller: Caller, job_id: uuid.UUID, outlook: Outlook) -> JobRead:
         job = listing.read_job(session, account_id=caller.account_id, job_id=job_id)
         if job is None:
             raise NotFound(f"There is no job {job_id}.")

@@ -80,6 +80,7 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook) -> dict[str, Any]:
             retry=f"{path}/retry",
             events=f"{path}/events",
             logs=f"{path}/logs",
+            attempts=f"{path}/attempts",
         ),
     }
 
