@@ -1,6 +1,7 @@
 """`python -m tests.chaos`: rounds of jobs and faults, each on a fresh installation, and a report.
 
-Every round's record is kept as soon as it is done; the same command goes on where it was broken off.
+Every round's record is kept as soon as it is done: the same command goes on where it was broken off. Once all are done
+and the report is written, the records go, and the next run begins anew. Logs and data of a round that failed stay.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -38,6 +41,7 @@ def main() -> int:
                 records.append(json.loads(kept.read_text()))
                 continue
             record = run_round(_plan(arguments, number, rounds, records), work / f"round-{number}")
+            record["commit"] = _commit()
             partial = kept.with_suffix(".partial")
             partial.write_text(json.dumps(record, indent=1, default=str))
             partial.replace(kept)
@@ -64,6 +68,15 @@ def _plan(arguments: argparse.Namespace, number: int, rounds: int, records: list
         limit_s=ROUND_LIMIT_S,
         environment={"WORKER_PAIRS": "true" if number % 2 else "false"},
     )
+
+
+def _commit() -> str:
+    """What was tried."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _arguments() -> argparse.Namespace:

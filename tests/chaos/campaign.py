@@ -21,6 +21,7 @@ from tests.chaos.installation import Installation, stragglers
 from tests.chaos.judge import judge, recovery_times
 from tests.chaos.look import Look
 from tests.chaos.receiver import Receiver
+from tests.chaos.report import is_clean
 
 if TYPE_CHECKING:
     import uuid
@@ -97,6 +98,8 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
     while (left := stragglers(installation.run, installation.folder)) and time.monotonic() < gone_by:
         time.sleep(0.2)
     record = _record(plan, accidents, findings, installation, left)
+    if is_clean(record):
+        shutil.rmtree(folder, ignore_errors=True)
     return record | {"seconds": round(time.monotonic() - began, 1)}
 
 

@@ -44,6 +44,7 @@ def add_up(seed: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     webhooks = [one["webhooks"] for one in rounds]
     return {
         "seed": seed,
+        "commits": sorted({one.get("commit", "unknown") for one in rounds}),
         "jobs": sum(one["jobs"] for one in rounds),
         "faults": sum(one["faults"] for one in rounds),
         **{name: sum(len(one[name]) for one in rounds) for name in BAD},
@@ -69,6 +70,11 @@ def add_up(seed: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def passed(report: dict[str, Any]) -> bool:
     """Whether nothing happened that must not."""
     return not any(report[name] for name in (*BAD, "wrong_webhooks"))
+
+
+def is_clean(one: dict[str, Any]) -> bool:
+    """Whether nothing happened in a round that must not."""
+    return not _bad(one)
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -102,9 +108,9 @@ def _page(report: dict[str, Any]) -> str:
 def _verdict(report: dict[str, Any]) -> str:
     return (
         f"`make chaos` {'passed' if passed(report) else 'FAILED'}: {report['faults']} faults over {report['jobs']} "
-        f"jobs, seed {report['seed']}, in {report['seconds'] / 60:.0f} minutes on {os.cpu_count()} cores. The real "
-        "stack: Postgres with everything durable, Valkey, an S3 server, the API, two dispatchers, two workers with the "
-        "real engine on the tiny base; only the recipes are short."
+        f"jobs in {report['seconds'] / 60:.0f} minutes on {os.cpu_count()} cores; seed {report['seed']}, commit "
+        f"{', '.join(report['commits'])}. The real stack: Postgres with everything durable, Valkey, an S3 server, the "
+        "API, two dispatchers, two workers with the real engine on the tiny base; only the recipes are short."
     )
 
 
