@@ -7,7 +7,6 @@ against their removal, so that events of several jobs pass each other.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select, true
@@ -29,17 +28,6 @@ MAX_BODY_BYTES = 20_000
 """Receivers refuse more; the standard asks for thin bodies."""
 ESSENTIALS = ("job_id", "state")
 """What is left of data that would make a body too large: the receiver reads the job for the rest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobEndpoint:
-    """Where a job's own webhook stands: what its owner sees of it."""
-
-    url: str
-    state: EndpointState
-    disabled_reason: str | None
-    last_status: int | None
-    """HTTP status of the newest answer, None before the first."""
 
 
 def queue_deliveries(
@@ -183,22 +171,6 @@ def adopt_job_endpoint(session: Session, *, account_id: uuid.UUID, job_id: uuid.
             select(literal(uuid7()), literal(account_id), literal(job_id), literal(url)).where(~known),
             include_defaults=False,
         )
-    )
-
-
-def job_endpoint(session: Session, job_id: uuid.UUID) -> JobEndpoint | None:
-    """Return where a job's own webhook stands, None if it has none."""
-    endpoint = session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.job_id == job_id)).first()
-    if endpoint is None:
-        return None
-    last_status = session.scalar(
-        select(WebhookDelivery.last_status)
-        .where(WebhookDelivery.endpoint_id == endpoint.id, WebhookDelivery.last_status.is_not(None))
-        .order_by(WebhookDelivery.created_at.desc(), WebhookDelivery.id.desc())
-        .limit(1)
-    )
-    return JobEndpoint(
-        url=endpoint.url, state=endpoint.state, disabled_reason=endpoint.disabled_reason, last_status=last_status
     )
 
 

@@ -16,12 +16,10 @@ from api.webhooks.attempts import (
 )
 from api.webhooks.log import purge_log
 from api.webhooks.queueing import (
-    JobEndpoint,
     add_job_endpoint,
     adopt_job_endpoint,
     copy_job_endpoint,
     event_data,
-    job_endpoint,
     queue_deliveries,
 )
 
@@ -29,12 +27,10 @@ __all__ = [
     "AttemptTime",
     "DeliveryOutcome",
     "DueDelivery",
-    "JobEndpoint",
     "add_job_endpoint",
     "adopt_job_endpoint",
     "copy_job_endpoint",
     "event_data",
-    "job_endpoint",
     "origin_of",
     "purge_log",
     "queue_deliveries",

@@ -17,7 +17,7 @@ from api.jobs.models import Event
 from api.webhooks import endpoints
 from api.webhooks.models import EndpointState, WebhookDelivery
 from api.webhooks.queueing import MAX_BODY_BYTES, make_body
-from api.webhooks.repository import add_job_endpoint, copy_job_endpoint, job_endpoint
+from api.webhooks.repository import add_job_endpoint, copy_job_endpoint
 from api.webhooks.schemas import WebhookEvent
 from api.webhooks.signing import make_secret
 from tests.api.factories import cancel, claim, fail, finish, make_account, make_job
@@ -210,22 +210,6 @@ def test_a_job_of_older_code_is_given_its_endpoint_at_its_end_and_only_one(sessi
     assert (post.endpoint().job_id, post.endpoint().url) == (job_id, URL)
     assert post.endpoint().events == []
     assert [row.url for row in post.rows()] == [URL, URL]
-
-
-def test_a_job_tells_how_its_endpoint_is_doing(sessions, account, post):
-    def look(job_id):
-        with transaction(sessions) as session:
-            return job_endpoint(session, job_id)
-
-    assert look(make_job(sessions, account)) is None
-    job_id = make_job(sessions, account, webhook_url=URL)
-    give_endpoint(sessions, account, job_id)
-    assert (look(job_id).url, look(job_id).state, look(job_id).last_status) == (URL, "enabled", None)
-    cancel(sessions, account, job_id)
-    (due,) = post.take()
-    post.record(due, status=410, error="gone", final=True)
-    found = look(job_id)
-    assert (found.state, found.disabled_reason, found.last_status) == ("disabled", "gone", 410)
 
 
 def test_a_job_that_tries_another_again_tells_the_same_receiver(sessions, account, post):

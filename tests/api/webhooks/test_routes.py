@@ -201,6 +201,18 @@ def test_the_endpoint_of_a_job_is_found_by_it_and_lives_as_long(owner, sessions,
     assert owner.get("/webhooks", params={"job_id": MISSING}).json()["items"] == []
 
 
+def test_a_job_says_how_its_webhook_is_doing(owner, sessions, account, post):
+    def look(job_id):
+        return owner.get(f"/jobs/{job_id}").json()["webhook"]
+
+    assert look(make_job(sessions, account)) is None
+    job = owner.submit(params={"webhook_url": URL, "webhook_events": ["job.queued"]}).json()
+    assert look(job["id"]) == {"url": URL, "state": "enabled", "disabled_reason": None, "last_status": None}
+    (due,) = post.take()
+    post.record(due, status=410, error="gone", final=True)
+    assert look(job["id"]) == {"url": URL, "state": "disabled", "disabled_reason": "gone", "last_status": 410}
+
+
 def test_a_rotated_secret_overlaps_with_the_one_before(owner, sessions, account, post):
     with webhook_receiver() as end:
         endpoint_id = post.add_endpoint(account, url=end.url)
