@@ -67,5 +67,6 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
             if size <= _WHOLE_FILE_BYTES:
                 digest.update(file.read())
             elif path.suffix == ".safetensors":
-                digest.update(file.read(min(8 + int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)))
+                length = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(min(length, MAX_HEADER_BYTES)))
     return f"files:{digest.hexdigest()}"
