@@ -66,7 +66,7 @@ def _plan(arguments: argparse.Namespace, number: int, rounds: int, records: list
         faults=-(-(arguments.faults - done.total()) // left),
         deck=deal(random.Random(seed), arguments.faults, done),
         limit_s=ROUND_LIMIT_S,
-        environment={"WORKER_PAIRS": "true" if number % 2 else "false"},
+        environment={"WORKER_PAIRS": "true" if (number + arguments.seed) % 2 else "false"},
     )
 
 
