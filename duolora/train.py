@@ -118,6 +118,7 @@ def train_tenants(
             lesson = _Lesson(base, adapter, optimizer, cached, thrifty=thrifty)
             if saved is not None:
                 lesson.restore(saved)
+                saved = None  # it is as large as the training's state
             for step in range(first, total):
                 loss = lesson.step(step)
                 progress = Progress(step=step + 1, total=total, loss=loss, note="training")

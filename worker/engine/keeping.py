@@ -79,13 +79,19 @@ class PipeKeeper:
         self._places = tuple(places)
         self._kept_at = monotonic()
         self._kept_step: int | None = None
+        self._found: Saved | None = None
+        self._has_read = False
 
     def resume(self) -> Saved | None:
-        """Return what to go on from: the checkpoint of the stage, or of both stages of a pair."""
+        """Return what to go on from: the checkpoint of the stage, or of both stages of a pair.
+
+        It is held in memory until the first checkpoint of the run's own.
+        """
+        if not self._has_read:
+            self._found, self._has_read = self._read(), True
         return self._found
 
-    @cached_property
-    def _found(self) -> Saved | None:
+    def _read(self) -> Saved | None:
         found = [place.read() for place in self._places]
         whole = [saved for saved in found if saved is not None]
         if not whole:
@@ -137,6 +143,7 @@ class PipeKeeper:
                 self._channel.send(event)
             self._kept_step = saved.step
         self._kept_at = monotonic()
+        self._found = None
 
     def should_finish(self) -> bool:
         """Say whether the parent wants the run to end with what it has."""

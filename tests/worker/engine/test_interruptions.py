@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duolora.config import PersonalizeConfig, Prompts, TargetLayers
+from duolora.config import MergeConfig, PersonalizeConfig, Prompts, TargetLayers
 from duolora.errors import Fault
 from duolora.recipes import resolve
 from tests.duolora.pico import draw_pictures, pico_base
@@ -267,6 +267,74 @@ def test_a_paused_run_goes_on_in_another_process_to_the_same_files(
 
     assert reports[0].step == kept[0].step
     assert_same_files(again, whole(engine, a_run(tmp_path, inputs, settings, **KINDS[kind])))
+
+
+@pytest.fixture(scope="module")
+def trained(engine: Engine, inputs: Path, location: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs of a merge and of a preview: pictures, both LoRAs, and a merge of them."""
+    folder = Path(shutil.copytree(inputs, tmp_path_factory.mktemp("trained") / "inputs"))
+    settings = config(location, steps=2)
+    runs = [KINDS["pair"], {"stage": "merge"}]
+    for kind in runs:
+        run = whole(engine, a_run(folder.parent, folder, settings, **kind))
+        shutil.copytree(run.outputs_dir, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["rank-masks", "release"])
+def test_a_paused_merge_goes_on_in_another_process_to_the_same_files(
+    *, engine: Engine, second_engine: Engine, tmp_path: Path, trained: Path, location: str, method: str
+) -> None:
+    settings = config(location)
+    steps = 24 if method == "release" else 6  # its steps are short
+    merge = MergeConfig(method=method, steps=steps, batch_size=1, bank_size=2)
+    settings = settings.model_copy(update={"merge": merge})
+    run = a_run(tmp_path, trained, settings, "merge")
+    engine.send(run)
+    engine.step(run, 1)
+    engine.send(Pause(id=run.id))
+    heard = engine.end(run)
+
+    assert heard[-1].code == "cancelled"
+    [kept] = checkpoints(heard)
+    assert_complete(kept, run)
+    again = a_run(tmp_path, trained, settings, "merge", resume={"merge": Path(kept.folder)})
+    second_engine.send(again)
+    reports = [event for event in second_engine.end(again) if isinstance(event, ProgressReport)]
+    assert (reports[0].step, reports[-1].step) == (kept.step, steps)
+    expected = whole(engine, a_run(tmp_path, trained, settings, "merge"))
+    assert_same_files(again, expected)
+    ours, theirs = (
+        json.loads((Path(each.outputs_dir) / "merge_report.json").read_text()) for each in (again, expected)
+    )
+    assert ours["losses"] == theirs["losses"]
+
+
+def test_a_preview_goes_on_with_the_samplings_that_it_has(
+    engine: Engine, tmp_path: Path, trained: Path, location: str
+) -> None:
+    settings = config(location)
+    first = a_run(tmp_path, trained, settings, "package")
+    engine.send(first)
+    kept = checkpoints(engine.end(first))
+    assert [event.step for event in kept] == [2, 4]
+
+    again = a_run(tmp_path, trained, settings, "package", resume={"package": Path(kept[-1].folder)})
+    engine.send(again)
+    steps = [event.step for event in engine.end(again) if isinstance(event, ProgressReport)]
+
+    assert steps == [5, 6]
+    pictures = [(Path(run.outputs_dir) / "preview.png").read_bytes() for run in (first, again)]
+    assert pictures[0] == pictures[1]
+
+
+def test_every_stage_runs_with_the_small_profile(engine: Engine, tmp_path: Path, trained: Path, location: str) -> None:
+    settings = config(location, steps=2)
+    merge = MergeConfig(steps=1, batch_size=1, bank_size=2)
+    settings = settings.model_copy(update={"merge": merge})
+    for stage in ("content_lora", "style_lora", "merge", "package"):
+        small = whole(engine, a_run(tmp_path, trained, settings, stage, memory_profile="small"))
+        assert list(Path(small.outputs_dir).iterdir())
 
 
 def test_a_killed_process_loses_what_came_after_its_last_checkpoint_and_nothing_else(
