@@ -37,7 +37,7 @@ class Presigner:
         self._origin = f"{parts.scheme}://{self._host}"
         self._folder = f"{parts.path.rstrip('/')}/{quote(bucket, safe='')}"
         self._region = region
-        self._access_key_id = access_key_id
+        self._access_key_id = quote(access_key_id, safe="~")
         self._secret = secret_access_key
         self._day_key = ("", b"")
 
@@ -52,20 +52,17 @@ class Presigner:
         """
         stamp = f"{at:%Y%m%dT%H%M%SZ}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
-        query = {
-            "X-Amz-Algorithm": _ALGORITHM,
-            "X-Amz-Credential": f"{self._access_key_id}/{scope}",
-            "X-Amz-Date": stamp,
-            "X-Amz-Expires": str(lifetime_s),
-            "X-Amz-SignedHeaders": "host",
-            **response,
-        }
         path = f"{self._folder}/{quote(key, safe='/~')}"
-        text = "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(query.items()))
-        request = f"GET\n{path}\n{text}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        # In the order of their names, as the signature wants them; those of S3 come before those of the answer.
+        query = (
+            f"X-Amz-Algorithm={_ALGORITHM}"
+            f"&X-Amz-Credential={self._access_key_id}%2F{scope.replace('/', '%2F')}"
+            f"&X-Amz-Date={stamp}&X-Amz-Expires={lifetime_s}&X-Amz-SignedHeaders=host"
+        ) + "".join(f"&{name}={quote(response[name], safe='~')}" for name in sorted(response))
+        request = f"GET\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
         to_sign = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.new(self._key(stamp[:8]), to_sign.encode(), hashlib.sha256).hexdigest()
-        return f"{self._origin}{path}?{text}&X-Amz-Signature={signature}"
+        signature = hmac.digest(self._key(stamp[:8]), to_sign.encode(), "sha256").hex()
+        return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"
 
     def _key(self, day: str) -> bytes:
         """Return the key of a day; it is the same for all its links."""
@@ -73,6 +70,6 @@ class Presigner:
         if known != day:
             key = f"AWS4{self._secret}".encode()
             for part in (day, self._region, "s3", "aws4_request"):
-                key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+                key = hmac.digest(key, part.encode(), "sha256")
             self._day_key = (day, key)
         return key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -34,6 +34,21 @@ Key = Annotated[
     ),
 ]
 
+NEW_JOB: dict[str, Any] = {
+    "description": "The job.",
+    "headers": {
+        name: {"description": description, "schema": {"type": "string"}}
+        for name, description in {
+            "Location": "The job's path.",
+            "Retry-After": "Seconds after which to look at it.",
+            "Idempotency-Expires": "Until when the key is known.",
+            "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
+            "RateLimit-Policy": "The account's quotas of waiting jobs and stored bytes, if it has any.",
+            "RateLimit": "What is left of them.",
+        }.items()
+    },
+}
+
 
 async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     """Receive the form, but only from a caller who has shown a key."""
@@ -47,7 +62,7 @@ async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     summary="Submit a job",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses=problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
+    responses={202: NEW_JOB, **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503)},
     openapi_extra=openapi_body(),
 )
 def submit_job(
@@ -129,7 +144,7 @@ def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     summary="Try a job again",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses=problem_responses(400, 401, 404, 409, 422, 429, 500, 503),
+    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 422, 429, 500, 503)},
 )
 def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: str, key: Key = None) -> Response:
     """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.

@@ -124,6 +124,17 @@ class TestOpenApi:
         form = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert set(form["properties"]) == {"content_images", "style_images", "params"}
 
+    def test_streams_keys_and_quotas_are_described(self, http):
+        paths = http.get("/openapi.json").json()["paths"]
+        stream = paths["/jobs/{job_id}/events"]["get"]
+        assert "text/event-stream" in stream["responses"]["200"]["content"]
+        assert {"after", "last-event-id"} <= {parameter["name"] for parameter in stream["parameters"]}
+        for path in ("/jobs", "/jobs/{job_id}/retry"):
+            operation = paths[path]["post"]
+            assert "Idempotency-Key" in {parameter["name"] for parameter in operation["parameters"]}
+            assert {"Location", "RateLimit", "Idempotency-Replayed"} <= set(operation["responses"]["202"]["headers"])
+            assert operation["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobRead")
+
     def test_answers_match_their_schema(self, caller):
         """Response models forbid unknown keys and FastAPI validates against them; here: none is missing."""
         schemas = caller._http.get("/openapi.json").json()["components"]["schemas"]

@@ -21,7 +21,7 @@ ANSWER = {
 )
 @pytest.mark.parametrize("key", ["a/b.bin", "a b/é+&=~(1).bin"])
 def test_a_link_is_botocores(endpoint, key):
-    keys = {"access_key_id": "id", "secret_access_key": "secret/+="}
+    keys = {"access_key_id": "id/+=", "secret_access_key": "secret/+="}
     theirs = boto3.client(
         "s3",
         endpoint_url=endpoint,
