@@ -18,8 +18,7 @@ def held_bytes() -> int | None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-        allocated: int = torch.cuda.memory_allocated()
-        return allocated
+        return sum(int(torch.cuda.memory_allocated(index)) for index in range(torch.cuda.device_count()))
     with contextlib.suppress(AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise, and it would look like a leak
     if not _STATM.exists():
