@@ -74,8 +74,11 @@ class ClaimedStage:
 
 
 def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> ClaimedStage:
-    """Describe a stage that was just claimed; the job has its pictures, stages and artifacts loaded."""
-    ancestors = _ancestors(stage, job.stages)
+    """Describe a stage that was just claimed.
+
+    The job has its pictures loaded, and for a stage that depends on others its stages and artifacts as well.
+    """
+    ancestors = _ancestors(stage, job.stages) if stage.depends_on else set()
     token = stage.fencing_token
     assert token is not None  # noqa: S101 - it was just claimed
     return ClaimedStage(
@@ -109,7 +112,7 @@ def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> 
                 bytes=artifact.bytes,
                 content_type=artifact.content_type,
             )
-            for artifact in job.artifacts
+            for artifact in (job.artifacts if ancestors else ())
             if artifact.stage_id in ancestors
         ),
         checkpoint=stage.checkpoint,

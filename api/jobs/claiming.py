@@ -42,14 +42,15 @@ _CANDIDATES = text(
       FROM (SELECT account_id, finished_at FROM jobs WHERE finished_at IS NOT NULL
             ORDER BY finished_at DESC LIMIT 200) latest
       GROUP BY account_id)
-    SELECT best.id
+    SELECT best.id, load.is_limited
     FROM waiting w
     CROSS JOIN LATERAL (
       SELECT (SELECT count(*) FROM stages b WHERE b.account_id = w.account_id AND b.state = 'running') AS running,
              (SELECT served.at FROM served WHERE served.account_id = w.account_id) AS served_at,
              coalesce((SELECT count(*) FROM jobs j WHERE j.account_id = w.account_id AND j.state = 'running'
                        AND j.finished_at IS NULL)
-                      >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full
+                      >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full,
+             (SELECT a.max_running_jobs IS NOT NULL FROM accounts a WHERE a.id = w.account_id) AS is_limited
       OFFSET 0) load
     CROSS JOIN LATERAL (
       SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal,
@@ -99,21 +100,21 @@ def claim_stage(
     """
     wanted = FIRST_LOOK
     while True:
-        ids = session.scalars(_CANDIDATES, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
-        for stage_id in ids:
+        found = session.execute(_CANDIDATES, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
+        for stage_id, is_limited in found:
             savepoint = session.begin_nested()
-            claimed = _claim(session, stage_id, worker_id=worker_id, lease=lease, pairs=pairs)
+            claimed = _claim(session, stage_id, worker_id=worker_id, lease=lease, pairs=pairs, is_limited=is_limited)
             if claimed is not None:
                 savepoint.commit()
                 return claimed
             savepoint.rollback()  # gives back the locks
-        if len(ids) < wanted:
+        if len(found) < wanted:
             return None
         wanted *= 2
 
 
 def _claim(
-    session: Session, stage_id: uuid.UUID, *, worker_id: str, lease: timedelta, pairs: bool
+    session: Session, stage_id: uuid.UUID, *, worker_id: str, lease: timedelta, pairs: bool, is_limited: bool
 ) -> ClaimedStage | None:
     """Claim one candidate, or return None if somebody else has it or it may not run now."""
     stage = _free(session, stage_id)
@@ -128,8 +129,8 @@ def _claim(
                 return None  # whoever has it looks for this one too, and may wait for it
         elif sibling is not None and _may_share(session, stage, sibling, worker_id):
             partner = _free(session, sibling.id)
-    job = _lock_job(session, stage.job_id)
-    if job.cancel_requested_at is not None or not _may_start(session, job):
+    job = _lock_job(session, stage)
+    if job.cancel_requested_at is not None or (is_limited and not _may_start(session, job)):
         return None
     now = instant(session)
     pair = [stage] if partner is None else [stage, partner]
@@ -157,12 +158,13 @@ def _free(session: Session, stage_id: uuid.UUID, *, due_only: bool = True, wait:
     ).first()
 
 
-def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
+def _lock_job(session: Session, stage: Stage) -> Job:
+    """Lock a stage's job, and read all of it that the stage's worker must know."""
+    parts = [selectinload(Job.images)]
+    if stage.depends_on:
+        parts += [selectinload(Job.artifacts), selectinload(Job.stages)]
     return session.scalars(
-        select(Job)
-        .where(Job.id == job_id)
-        .options(selectinload(Job.images), selectinload(Job.artifacts), selectinload(Job.stages))
-        .with_for_update(key_share=True),
+        select(Job).where(Job.id == stage.job_id).options(*parts).with_for_update(key_share=True),
         execution_options={"populate_existing": True},
     ).one()
 
@@ -170,9 +172,6 @@ def _lock_job(session: Session, job_id: uuid.UUID) -> Job:
 def _may_start(session: Session, job: Job) -> bool:
     """Say whether a job runs already, or may under its account's quota; the account stays locked in the latter case."""
     if job.state is not JobState.QUEUED:
-        return True
-    limit = session.scalar(select(Account.max_running_jobs).where(Account.id == job.account_id))
-    if limit is None:
         return True
     limit = session.scalar(
         select(Account.max_running_jobs).where(Account.id == job.account_id).with_for_update(key_share=True)
