@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRUSTED_FOR_S = 1.0
+"""A connection idle for longer is checked before use. One that died in between costs its request a 503."""
 DESCRIPTION = "Trains a content LoRA and a style LoRA from a few pictures each, and merges them with DuoLoRA."
 
 
@@ -42,6 +44,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         settings.database.url.get_secret_value(),
         pool_size=settings.database.pool_size,
         application_name="duolora-api",
+        trusted_for_s=TRUSTED_FOR_S,
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)

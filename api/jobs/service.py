@@ -14,7 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from api import idempotency
 from api.accounts import quotas
@@ -124,7 +124,13 @@ class JobService:
             NotFound: there is none of that id, or it is somebody else's.
         """
         outlook = self._lookout.outlook()
-        with self._reading.connect() as connection:
+        try:
+            with self._reading.connect() as connection:
+                return self._describe(connection, caller, job_id, outlook)
+        except OperationalError as error:
+            if not error.connection_invalidated:
+                raise
+        with self._reading.connect() as connection:  # the database was restarted a moment ago
             return self._describe(connection, caller, job_id, outlook)
 
     def page(self, caller: Caller, *, cursor: str | None, limit: int, state: JobState | None) -> JobPage:

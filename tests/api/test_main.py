@@ -75,6 +75,15 @@ def test_a_database_that_is_gone_is_503(serve, caller):
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_restart_of_the_database_costs_a_reader_nothing(caller, engine):
+    path = caller.submit().headers["location"]
+    caller.get(path)
+    with engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'duolora-api'"
+        connection.execute(text(kill + " AND datname = current_database()"))
+    assert caller.get(path).status_code == 200
+
+
 class TestRequestId:
     def test_it_is_echoed(self, http):
         assert http.get("/livez", headers={"X-Request-Id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
