@@ -61,6 +61,7 @@ def judge(arena: Arena) -> dict[str, Any]:
         ),
         "resumed_attempts": arena.look.value("SELECT count(*) FROM stage_attempts WHERE resumed_step IS NOT NULL"),
         "reused_stages": arena.look.value("SELECT count(*) FROM stages WHERE reused_job_id IS NOT NULL"),
+        "paired_stages": arena.look.value("SELECT count(*) FROM stages WHERE checkpoint->>'paired' = 'true'"),
         "stopped_early": arena.look.value("SELECT count(*) FROM stages WHERE stopped_early"),
     }
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+HAPPENED = ("resumed_attempts", "reused_stages", "paired_stages", "stopped_early")
+"""Counts that show that a run was no walk in the park."""
+
 BAD = ("lost", "doubled", "double_terminal", "stale_artifacts", "invalid_results", "orphans", "crashes")
 """Lists of what must not be, in every round's record."""
 
@@ -55,7 +58,7 @@ def add_up(seed: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": round(sum(one["seconds"] for one in rounds), 1),
         "states": dict(sum((Counter(one["states"]) for one in rounds), Counter())),
         "attempts": dict(sum((Counter(one["attempts"]) for one in rounds), Counter())),
-        **{name: sum(one[name] for one in rounds) for name in ("resumed_attempts", "reused_stages", "stopped_early")},
+        **{name: sum(one[name] for one in rounds) for name in HAPPENED},
         "webhook_messages": sum(one["messages"] for one in webhooks),
         "webhook_refusals": sum(one["refused"] for one in webhooks),
         "by_fault": dict(sorted(by_fault.items())),
@@ -125,8 +128,9 @@ def _recovery(report: dict[str, Any]) -> str:
 def _happened(report: dict[str, Any]) -> str:
     return (
         f"Jobs: {_counts(report['states'])}. Attempts: {_counts(report['attempts'])}; {report['resumed_attempts']} "
-        f"began from a checkpoint, {report['reused_stages']} stages came from the library, {report['stopped_early']} "
-        f"stopped early. Webhooks: {report['webhook_messages']} taken, {report['webhook_refusals']} turned away first."
+        f"began from a checkpoint, {report['reused_stages']} stages came from the library, {report['paired_stages']} "
+        f"were trained in pairs, {report['stopped_early']} stopped early. "
+        f"Webhooks: {report['webhook_messages']} taken, {report['webhook_refusals']} turned away first."
     )
 
 
