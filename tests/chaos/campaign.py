@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 5
 """Jobs that are under way at once, as far as the round has so many."""
-GAP_S = (0.5, 2.5)
+GAP_S = (0.3, 1.7)
 """Shortest and longest pause between two faults."""
 STILL_S = 180.0
 """Without a sign of any stage for so long, what has not ended is lost: no pause before a retry is longer."""
