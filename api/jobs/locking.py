@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, update
 
-from api.errors import LeaseLost
+from api.errors import LeaseLost, NotFound
 from api.jobs.events import STATE_EVENTS, EventType, record_event
 from api.jobs.models import AttemptOutcome, Job, OutboxRow, Stage, StageAttempt
 from api.jobs.states import (
@@ -126,7 +126,11 @@ class LockedJob:
 
 
 def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:
-    """Lock a job's stages, then the job, and read them afresh."""
+    """Lock a job's stages, then the job, and read them afresh.
+
+    Raises:
+        NotFound: the job was purged meanwhile.
+    """
     session.flush()
     fresh = {"populate_existing": True}
     stages = session.scalars(
@@ -135,7 +139,9 @@ def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:
     ).all()
     job = session.scalars(
         select(Job).where(Job.id == job_id).with_for_update(key_share=True), execution_options=fresh
-    ).one()
+    ).one_or_none()
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.")
     return LockedJob(session, job, stages, instant(session))
 
 
@@ -148,7 +154,10 @@ def lock_held(session: Session, stage_id: uuid.UUID, fencing_token: uuid.UUID) -
     job_id = session.scalar(select(Stage.job_id).where(Stage.id == stage_id, Stage.fencing_token == fencing_token))
     if job_id is None:
         raise LeaseLost(f"stage {stage_id} is not held by this token")
-    locked = lock_job(session, job_id)
+    try:
+        locked = lock_job(session, job_id)
+    except NotFound as error:
+        raise LeaseLost(f"the job of stage {stage_id} was purged") from error
     stage = next(stage for stage in locked.stages if stage.id == stage_id)
     if stage.fencing_token != fencing_token:
         raise LeaseLost(f"stage {stage_id} is no longer held by this token")

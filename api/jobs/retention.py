@@ -16,6 +16,7 @@ from api.accounts.quotas import add_stored
 from api.jobs.events import EventType
 from api.jobs.locking import instant
 from api.jobs.models import Artifact, Event, Job, JobImage, Stage
+from api.webhooks.models import WebhookEndpoint
 
 if TYPE_CHECKING:
     import uuid
@@ -70,7 +71,11 @@ def overdue_jobs(session: Session, *, finished_before: datetime, limit: int) -> 
 
 
 def purge_job(session: Session, job_id: uuid.UUID) -> bool:
-    """Delete an ended job with all its rows; do so after its objects. False if it is gone already or has not ended."""
+    """Delete an ended job with all its rows; do so after its objects. False if it is gone already or has not ended.
+
+    Locks are taken in the order of `lock_job`, stages first, so that a late cancel waits instead of deadlocking.
+    """
+    session.execute(select(Stage.id).where(Stage.job_id == job_id).order_by(Stage.id).with_for_update())
     row = session.execute(
         select(Job.account_id).where(Job.id == job_id, Job.finished_at.is_not(None)).with_for_update()
     ).first()
@@ -78,6 +83,9 @@ def purge_job(session: Session, job_id: uuid.UUID) -> bool:
         return False
     images = session.scalar(select(func.sum(JobImage.bytes)).where(JobImage.job_id == job_id))
     artifacts = session.scalar(select(func.sum(Artifact.bytes)).where(Artifact.job_id == job_id))
+    session.execute(
+        delete(WebhookEndpoint).where(WebhookEndpoint.job_id == job_id).execution_options(synchronize_session=False)
+    )
     session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))
     add_stored(session, row.account_id, -int(images or 0) - int(artifacts or 0))
     return True

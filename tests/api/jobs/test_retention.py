@@ -1,5 +1,6 @@
 """What is deleted when, and what must not be yet."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,7 +8,9 @@ from sqlalchemy import func, select, update
 
 from api.accounts.models import Account
 from api.db import transaction
+from api.errors import NotFound
 from api.jobs import repository
+from api.jobs.locking import lock_job
 from api.jobs.models import Event, Job, Stage
 from tests.api.factories import claim, fail, finish, held, make_account, make_job
 
@@ -77,6 +80,31 @@ def test_a_purged_job_is_gone_with_its_bytes(sessions, account):
     with transaction(sessions) as session:
         assert session.get(Account, account).stored_bytes == 98  # two pictures of a byte, seven of the artifact
         assert [session.scalar(select(func.count()).select_from(table)) for table in (Job, Stage, Event)] == [0, 0, 0]
+
+
+def test_whoever_meets_a_purge_is_told_that_the_job_is_gone(sessions, account, failed):
+    with transaction(sessions) as session:
+        repository.purge_job(session, failed)
+    with transaction(sessions) as session, pytest.raises(NotFound):
+        lock_job(session, failed)
+
+
+def test_a_purge_waits_for_whoever_has_a_stage_without_holding_the_job(sessions, account, failed):
+    with transaction(sessions) as holder, ThreadPoolExecutor(1) as pool:
+        stages = select(Stage.id).where(Stage.job_id == failed).order_by(Stage.id)
+        holder.execute(stages.with_for_update(key_share=True))
+        purged = pool.submit(lambda: _purge(sessions, failed))
+        with pytest.raises(TimeoutError):
+            purged.result(timeout=0.5)
+        # The purge must not have the job yet: this is what `lock_job` takes next.
+        assert holder.execute(select(Job.id).where(Job.id == failed).with_for_update(nowait=True)).one()
+        holder.commit()
+        assert purged.result(timeout=10)
+
+
+def _purge(sessions, job_id):
+    with transaction(sessions) as session:
+        return repository.purge_job(session, job_id)
 
 
 def test_a_job_that_has_not_ended_is_never_purged(sessions, account):
