@@ -8,7 +8,7 @@ STAMP := .venv/installed
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check fmt clean
+.PHONY: help setup demo up test chaos check fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -23,6 +23,9 @@ up: $(STAMP) ## Start the service and keep it running (where the data lives: .ve
 # Idle threads of the arithmetic sleep: spinning ones slow their neighbours many times over.
 test: $(STAMP) ## Run all tests against real servers
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+chaos: $(STAMP) ## Break everything 200 times and see that nothing is lost; writes tests/chaos/REPORT.md
+	$(BIN)/python -m tests.chaos --seed 1 --jobs 60 --faults 200
 
 check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
 	$(BIN)/ruff format --check

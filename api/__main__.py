@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
 import uvicorn
 
 from api.main import create_app
 from api.settings import ApiSettings
 from api.telemetry import configure_logging
 
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from api.jobs.hub import EventHub
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events as soon as it is told to stop: they would otherwise use up the grace of all others."""
+
+    def __init__(self, config: uvicorn.Config, hub: EventHub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop after a signal."""
+        with suppress(RuntimeError):  # no loop runs yet, so nobody listens
+            asyncio.get_running_loop().call_soon_threadsafe(self._hub.close)
+        super().handle_exit(sig, frame)
+
 
 def main() -> None:
     """Serve."""
     settings = ApiSettings()
     configure_logging(settings.log_level)
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,  # ours is set
@@ -22,6 +46,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    _Server(config, app.state.services.hub).run()
 
 
 if __name__ == "__main__":

@@ -15,24 +15,42 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from api.client_records import TERMINAL, Artifact, Event, Job, LogLine, Progress, Result, Timings, Wishes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from os import PathLike
 
     Name = str | PathLike[str]
+
+__all__ = [
+    "Artifact",
+    "Client",
+    "ClientError",
+    "DamagedDownload",
+    "Event",
+    "Job",
+    "JobNotSucceeded",
+    "LogLine",
+    "Progress",
+    "Result",
+    "ServiceRefused",
+    "Timings",
+    "Wishes",
+]
 
 POLL_S = 0.5
 """Seconds between two looks at a job."""
 PATIENCE_S = 30.0
 """How long `wait` bears a service that does not answer, before it gives up."""
+SILENCE_S = 60.0
+"""A stream of events that is silent for longer has broken off: the service gives signs of life more often."""
 AWAY = frozenset({502, 503, 504})
 """Statuses by which the service, or a proxy in front of it, says that it cannot answer now."""
-TERMINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
 class ClientError(Exception):
@@ -61,86 +79,6 @@ class JobNotSucceeded(ClientError):
 
 class DamagedDownload(ClientError):
     """A file does not have the SHA-256 that the service announced; nothing was kept."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Progress(_Record):
-    """How far a job is. Fractions count from 0 to 1, times are in seconds; None: not known yet."""
-
-    fraction: float = 0.0
-    stage: str | None = None
-    step: int | None = None
-    total: int | None = None
-    eta_seconds: float | None = None
-    loss: float | None = None
-    note: str | None = None
-
-
-class Artifact(_Record):
-    """One result file. `url` works without a key until `expires_at`; reading the job again gives a fresh one."""
-
-    name: str
-    filename: str
-    content_type: str
-    bytes: int
-    sha256: str
-    url: str
-    expires_at: AwareDatetime
-
-
-class Result(_Record):
-    """What a succeeded job made."""
-
-    artifacts: tuple[Artifact, ...]
-
-
-class Timings(_Record):
-    """Where the time of a job went, in seconds."""
-
-    queued_seconds: float
-    running_seconds: float | None = None
-    stages: dict[str, dict[str, Any]] = {}
-
-
-class Job(_Record):
-    """A job as the service shows it; what a list leaves out is None."""
-
-    id: str
-    kind: str
-    state: str
-    progress: Progress
-    timings: Timings | None = None
-    error: dict[str, Any] | None = None
-    result: Result | None = None
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None = None
-    finished_at: AwareDatetime | None = None
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether the state will never change again."""
-        return self.state in TERMINAL
-
-
-class Wishes(TypedDict, total=False):
-    """Optional parameters of a personalize job; what is left out takes the recipe's value."""
-
-    recipe: str
-    base_model: str
-    merge_recipe: str
-    content_trigger: str
-    style_trigger: str
-    style_captions: Sequence[str]
-    content_captions: Sequence[str]
-    steps: Mapping[str, int]
-    rank: int
-    resolution_px: int
-    seed: int
-    webhook_url: str
-    priority: int
 
 
 class Client:
@@ -173,7 +111,13 @@ class Client:
         self._store.close()
 
     def personalize(
-        self, *, content: Sequence[Name], style: Sequence[Name], subject_class: str, **wishes: Unpack[Wishes]
+        self,
+        *,
+        content: Sequence[Name],
+        style: Sequence[Name],
+        subject_class: str,
+        idempotency_key: str | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Job:
         """Submit a job: learn a subject and a style, and merge them.
 
@@ -181,6 +125,8 @@ class Client:
             content: Pictures of one subject, 1 to 20 files.
             style: Pictures in one style, 1 to 20 files.
             subject_class: What the subject is, in a word or two: dog, backpack, teapot.
+            idempotency_key: Of your choice, new for each job: the same call with the same key again, after an error of
+                the network say, returns the first job in place of a second one.
             wishes: See `Wishes`.
 
         Raises:
@@ -193,7 +139,7 @@ class Client:
             for field, names in (("content_images", content), ("style_images", style)):
                 for path in map(Path, names):
                     files.append((field, (path.name, stack.enter_context(path.open("rb")))))  # noqa: PERF401
-            return Job.model_validate(self._call("POST", "/jobs", files=files))
+            return Job.model_validate(self._call("POST", "/jobs", files=files, headers=_once(idempotency_key)))
 
     def job(self, job_id: str) -> Job:
         """Read one job."""
@@ -210,8 +156,73 @@ class Client:
             cursor = {"cursor": page["next_cursor"]}
 
     def cancel(self, job_id: str) -> Job:
-        """Ask for a job to stop; a job that has ended stays as it is."""
+        """Ask for a job to be given up; a job that has ended stays as it is."""
         return Job.model_validate(self._call("POST", f"/jobs/{job_id}/cancel"))
+
+    def stop(self, job_id: str) -> Job:
+        """Ask for a job to end early and to succeed with what it has learnt by then.
+
+        Raises:
+            ServiceRefused: with code `nothing_to_keep` while a training has not begun.
+        """
+        return Job.model_validate(self._call("POST", f"/jobs/{job_id}/stop"))
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """Have a failed, canceled or expired job tried again, from its checkpoints; returns the new job.
+
+        Raises:
+            ServiceRefused: with code `not_retryable` if it goes on or has succeeded.
+        """
+        return Job.model_validate(self._call("POST", f"/jobs/{job_id}/retry", headers=_once(idempotency_key)))
+
+    def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
+        """Follow a job: what has happened to it since the event `after`, then what happens, until its end.
+
+        A stream that breaks off is taken up again where it was.
+
+        Raises:
+            httpx.TransportError: the service has not answered for PATIENCE_S.
+            ServiceRefused: it refuses; one that says that it cannot answer now is asked again for PATIENCE_S.
+        """
+        away_since: float | None = None
+        while True:
+            try:
+                for event in self._follow(job_id, after):
+                    away_since = None
+                    if event is None:
+                        continue
+                    after = event.id
+                    yield event
+                    if event.type.removeprefix("job.") in TERMINAL:
+                        return
+                if self.job(job_id).is_terminal:
+                    return  # its last event was known already
+            except (httpx.TransportError, ServiceRefused) as error:
+                away_since = away_since or time.monotonic()
+                is_away = not isinstance(error, ServiceRefused) or error.status in AWAY
+                if not is_away or time.monotonic() - away_since > PATIENCE_S:
+                    raise
+            time.sleep(POLL_S)
+
+    def _follow(self, job_id: str, after: int) -> Iterator[Event | None]:
+        """Hear of a job until the stream ends or breaks off; None says that it has begun."""
+        timeout = httpx.Timeout(self._api.timeout.connect, read=SILENCE_S)
+        query = {"after": after}
+        with self._api.stream("GET", f"/jobs/{job_id}/events", params=query, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+                raise ServiceRefused(response.status_code, _problem(response))
+            yield None
+            yield from _events(response.iter_lines())
+
+    def logs(self, job_id: str, *, stage: str | None = None, after: int = 0) -> Iterator[LogLine]:
+        """All lines that a job's stages have written since the line `after`, oldest first."""
+        query: dict[str, Any] = {} if stage is None else {"stage": stage}
+        following: int | None = after
+        while following is not None:
+            page = self._call("GET", f"/jobs/{job_id}/logs", params={**query, "after": following, "limit": 1000})
+            yield from map(LogLine.model_validate, page["items"])
+            following = page["next_after"]
 
     def wait(
         self, job_id: str, *, on_progress: Callable[[Job], object] | None = None, timeout_s: float | None = None
@@ -289,6 +300,28 @@ class Client:
             raise ServiceRefused(response.status_code, _problem(response))
         document: dict[str, Any] = response.json()
         return document
+
+
+def _once(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Idempotency-Key": key}
+
+
+def _events(lines: Iterable[str]) -> Iterator[Event]:
+    """Read server-sent events; a gap gets the id of the last event that was missed."""
+    kind = data = ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "event":
+            kind = value.strip()
+        elif name == "data":
+            data = value
+        elif not line and data:
+            document = json.loads(data)
+            if kind == "gap":
+                yield Event(id=document["missed_to"], type=kind, data=document)
+            else:
+                yield Event.model_validate(document)
+            kind = data = ""
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:

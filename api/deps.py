@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
-from api.accounts.service import Caller, authenticate
+from api.accounts.service import Caller, KeyRing
 from api.errors import Unauthenticated
+from api.jobs.hub import EventHub
+from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,10 +35,14 @@ class Services:
     engine: Engine
     sessions: sessionmaker[Session]
     store: ObjectStore
+    keys: KeyRing
     jobs: JobService
+    history: JobHistory
+    hub: EventHub
+    webhooks: WebhookService
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # nothing to wait for: a thread would cost more
     services: Services = request.app.state.services
     return services
 
@@ -42,7 +50,7 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _caller(
+async def _caller(
     request: Request,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -50,7 +58,10 @@ def _caller(
     """Authenticate. Runs before a body is read, so that a stranger's upload is not even received."""
     if credentials is None:
         raise Unauthenticated("Send the API key as `Authorization: Bearer duo_...`.")
-    caller = authenticate(services.sessions, credentials.credentials)
+    token = credentials.credentials
+    caller = services.keys.remembered(token)
+    if caller is None:
+        caller = await run_in_threadpool(services.keys.authenticate, token)
     request.state.key_id = caller.key_id
     return caller
 

@@ -8,6 +8,7 @@
     ├── TooLarge             413  more bytes than are accepted
     ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
+    ├── QuotaExceeded        429  the account has as much of something as it may have
     └── Unavailable          503  a part of the service does not answer
 
     LeaseLost                     a worker speaks for a stage that is no longer its own (never reaches HTTP)
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PROBLEM_TYPE_PREFIX = "urn:duolora:problem:"
 """A problem's `type` is this and its code: an identifier, stable for ever, that needs no host."""
@@ -49,12 +50,22 @@ class ServiceError(Exception):
     retryable = True
 
     def __init__(
-        self, detail: str | None = None, *, errors: Sequence[FieldError] = (), code: str | None = None
+        self,
+        detail: str | None = None,
+        *,
+        errors: Sequence[FieldError] = (),
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extensions: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail
         self.errors = tuple(errors)
         self.code = code or type(self).code
+        self.headers = dict(headers or {})
+        """Fields of the answer, such as Retry-After."""
+        self.extensions = dict(extensions or {})
+        """Further members of the problem document."""
 
 
 class InvalidRequest(ServiceError):
@@ -118,6 +129,15 @@ class InvalidParameters(ServiceError):
     code = "invalid_parameters"
     title = "Some fields are not acceptable"
     retryable = False
+
+
+class QuotaExceeded(ServiceError):
+    """The account has as many jobs waiting, or as many bytes stored, as it may have."""
+
+    status = 429
+    code = "quota_exceeded"
+    title = "A quota of the account is used up"
+    retryable = True
 
 
 class Unavailable(ServiceError):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.hub import EventHub
+from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
 from api.middleware import BodyLimit, RequestContext
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
+from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
+from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRUSTED_FOR_S = 1.0
+"""A connection idle for longer is checked before use. One that died in between costs its request a 503."""
 DESCRIPTION = "Trains a content LoRA and a style LoRA from a few pictures each, and merges them with DuoLoRA."
 
 
@@ -35,6 +44,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         settings.database.url.get_secret_value(),
         pool_size=settings.database.pool_size,
         application_name="duolora-api",
+        trusted_for_s=TRUSTED_FOR_S,
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
@@ -43,15 +53,22 @@ def create_app(settings: ApiSettings) -> FastAPI:
         engine=engine,
         sessions=sessions,
         store=store,
+        keys=KeyRing(sessions, keep_s=settings.key_cache_s),
         jobs=JobService(settings, sessions, store),
+        history=JobHistory(sessions),
+        hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
+        webhooks=WebhookService(settings.webhooks, sessions),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(prove_store, store)
+        hub = asyncio.create_task(services.hub.run())
         try:
             yield
         finally:
+            hub.cancel()
+            await asyncio.wait([hub])
             engine.dispose()
 
     app = FastAPI(
@@ -65,12 +82,19 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(webhooks.router)
     app.include_router(health.router)
-    app.webhooks.include_router(webhooks.router)
+    app.webhooks.include_router(outgoing.router)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
     return app
+
+
+def _dsn(settings: ApiSettings) -> str:
+    """Return the database's URL as libpq reads it."""
+    url = make_url(settings.database.url.get_secret_value())
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def prove_store(store: ObjectStore) -> None:

@@ -57,13 +57,14 @@ def service_problem(error: ServiceError, instance: str) -> ProblemResponse:
         instance=instance,
         request_id=current_request_id(),
         errors=[entry.to_json() for entry in error.errors] or None,
+        **error.extensions,
     )
-    headers = {}
+    headers = dict(error.headers)
     if isinstance(error, Unauthenticated):
         challenge = ', error="invalid_token"' if error.code != Unauthenticated.code else ""
         headers["WWW-Authenticate"] = f'Bearer realm="duolora"{challenge}'
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = "5"
+        headers.setdefault("Retry-After", "5")
     return ProblemResponse(document, status_code=error.status, headers=headers)
 
 

@@ -52,7 +52,7 @@ class StoreSettings(BaseSettings):
 
 
 class WebhookSettings(BaseSettings):
-    """Outgoing webhooks: WEBHOOK_ALLOW_CIDRS, WEBHOOK_TIMEOUT_S."""
+    """Outgoing webhooks: WEBHOOK_ALLOW_CIDRS, WEBHOOK_TIMEOUT_S, WEBHOOK_PREVIOUS_SECRET_H."""
 
     model_config = SettingsConfigDict(env_prefix="WEBHOOK_", frozen=True)
 
@@ -60,6 +60,10 @@ class WebhookSettings(BaseSettings):
     """Comma-separated networks that may be reached although they are not public, by http and on any port."""
     timeout_s: float = Field(20, gt=0, le=30)
     """Longest a whole delivery may take, from name lookup to the last byte read."""
+    time_scale: float = Field(1, gt=0, le=1)
+    """Factor of every wait of the schedule: a test lives through three days in a minute."""
+    previous_secret_h: float = Field(24, ge=0)
+    """How long a replaced secret signs as well."""
 
     @field_validator("allow_cidrs", mode="before")
     @classmethod
@@ -127,6 +131,16 @@ class ApiSettings(ProcessSettings):
     max_request_bytes: int = Field(400 * MIB, ge=1)
     artifact_url_lifetime_s: int = Field(3600, ge=60, le=604_800)
     """How long a signed link works; 7 days is the most that SigV4 allows."""
+    idempotency_ttl_s: int = Field(86_400, ge=60)
+    """How long the outcome of a request with an Idempotency-Key is kept."""
+    idempotency_lock_s: int = Field(120, ge=1)
+    """After so long a request that has not ended counts as lost, and its key is free for another try."""
+    sse_heartbeat_s: float = Field(15, gt=0)
+    """Longest silence on a stream of events."""
+    sse_replay_limit: int = Field(1000, ge=1)
+    """Most events that a stream begins with; older ones are told of as a gap."""
+    key_cache_s: float = Field(5, ge=0)
+    """How long a key that was found good is not looked up again: how late a revocation may take effect."""
     log_level: str = "INFO"
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)

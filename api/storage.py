@@ -10,7 +10,7 @@ import secrets
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,6 +18,8 @@ import boto3
 from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from api.presign import Presigner
 
 if TYPE_CHECKING:
     import uuid
@@ -55,6 +57,13 @@ def input_key(account_id: uuid.UUID, job_id: uuid.UUID, side: str, ordinal: int,
 def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
     """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
     return f"accounts/{account_id}/jobs/{job_id}/{stage}/{attempt}/{filename}"
+
+
+def checkpoint_key(
+    account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, *, step: int, filename: str
+) -> str:
+    """Return the key of a checkpoint's file, beside the artifacts of the attempt that wrote it."""
+    return artifact_key(account_id, job_id, stage, attempt, f"checkpoints/{step}/{filename}")
 
 
 def _client(settings: StoreSettings, endpoint: str) -> S3Client:
@@ -101,8 +110,13 @@ class ObjectStore:
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
         self._internal = _client(settings, settings.endpoint)
-        public = settings.public_endpoint
-        self._public = self._internal if public in {None, settings.endpoint} else _client(settings, public)
+        self._presigner = Presigner(
+            settings.public_endpoint or settings.endpoint,
+            settings.bucket,
+            region=settings.region,
+            access_key_id=settings.access_key_id.get_secret_value(),
+            secret_access_key=settings.secret_access_key.get_secret_value(),
+        )
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> None:
         """Store bytes under a key."""
@@ -124,6 +138,17 @@ class ObjectStore:
         with _mapped(f"read {key}"):
             self._internal.download_file(self._bucket, key, str(path))
 
+    def copy(self, source: str, target: str) -> None:
+        """Make an object under another key of what one holds, inside the store; the type goes along.
+
+        Raises:
+            ObjectMissing: there is no source.
+        """
+        with _mapped(f"copy {source}"):
+            self._internal.copy_object(
+                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+            )
+
     def keys(self, prefix: str = "") -> list[str]:
         """Return all keys that begin with a prefix."""
         with _mapped(f"list {prefix}"):
@@ -143,17 +168,14 @@ class ObjectStore:
 
     def presigned_get(self, key: str, *, filename: str, content_type: str, expires: timedelta) -> str:
         """Return a link for callers that works for GET, for this object, until `expires` from now."""
-        disposition = f"attachment; filename*=UTF-8''{quote(filename)}"
-        return self._public.generate_presigned_url(
-            "get_object",
-            Params={
-                "Bucket": self._bucket,
-                "Key": key,
-                "ResponseContentDisposition": disposition,
-                "ResponseContentType": content_type,
+        return self._presigner.get(
+            key,
+            at=datetime.now(UTC),
+            lifetime_s=int(expires.total_seconds()),
+            response={
+                "response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+                "response-content-type": content_type,
             },
-            ExpiresIn=int(expires.total_seconds()),
-            HttpMethod="GET",
         )
 
     def ensure_bucket(self) -> None:

@@ -191,12 +191,19 @@ class RankSpaceAdapter:
 
     def train_factors(self, side: str) -> list[nn.Parameter]:
         """Let the factors of one side learn and return them; the roles' masks stay as they are."""
-        parameters = [
-            factors[side] for layer in self.layers.values() for factors in (layer.downs, layer.ups) if side in factors
-        ]
+        parameters = list(self.factors(side).values())
         for parameter in parameters:
             parameter.requires_grad = True
         return parameters
+
+    def factors(self, side: str) -> dict[str, nn.Parameter]:
+        """Return the factors of one side by layer and kind, (J, R, I) and (J, O, R)."""
+        return {
+            f"{name}.{kind}": factors[side]
+            for name, layer in self.layers.items()
+            for kind, factors in (("down", layer.downs), ("up", layer.ups))
+            if side in factors
+        }
 
     def learn_masks(self, starts: Mapping[str, Mapping[str, Tensor]]) -> list[nn.Parameter]:
         """Add the role `merged` with a learnable mask per layer and return the masks; the factors stay frozen.

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from duolora.events import Observer, Progress, Silent, advance
+from duolora.events import Observer, Progress, Quiet, Silent, advance
 from duolora.generate import sample_tenants
+from duolora.keeping import Keeper, Part, Saved, kept_when_stopped, resumed
+from duolora.lora_task import ClassPictures, LoraTask
 from duolora.method.merge_case import CONTENT
 from duolora.models.base import LatentMoments
 from duolora.runtime import memory_errors
-from duolora.train import ClassPictures, LoraTask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from duolora.config import PersonalizeConfig
     from duolora.models.base import DiffusionBase
 
@@ -26,36 +29,120 @@ if TYPE_CHECKING:
 def with_class_pictures(
     base: DiffusionBase, task: LoraTask, config: PersonalizeConfig, observer: Observer | None = None
 ) -> LoraTask:
-    """Let the base draw what a task is to preserve; a task that preserves nothing comes back as it is.
+    """Let the base draw what one task is to preserve. Takes and raises what `all_with_class_pictures` does."""
+    [complete] = all_with_class_pictures(base, [task], config, observer)
+    return complete
+
+
+def all_with_class_pictures(
+    base: DiffusionBase,
+    tasks: Iterable[LoraTask],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
+) -> list[LoraTask]:
+    """Let the base draw what tasks are to preserve; a task that preserves nothing comes back as it is.
 
     Pictures are drawn as previews are, as many at once as a preview has. The task's own seed decides them.
 
     Args:
         base: the frozen base model.
-        task: the training of one side.
+        tasks: the training of every side.
         config: the job's configuration: the words of the class, and how pictures are sampled.
-        observer: is told before every batch, at step 0 of the training; may stop the work there.
+        observer: is told before every batch, at step 0 of the training; may stop the work.
+        keeper: keeps the pictures at step 0 once all are drawn, or when the work is stopped for a while before.
+        thrifty: draw one picture at a time.
 
     Raises:
         Cancelled: the observer asked to stop.
+        CheckpointUnusable: what the keeper found cannot be used.
         OutOfMemory: the device is too small.
     """
-    preservation = task.config.preservation
-    if preservation.weight == 0:
-        return task
-    caption = config.prompts.content_class if task.side == CONTENT else config.prompts.style_class
-    parts: list[LatentMoments] = []
-    for first in range(0, preservation.pictures, config.preview.images):
-        note = f"drawing {first + 1} of {preservation.pictures} pictures of the class"
-        advance(observer or Silent(), Progress(step=0, total=task.config.steps, note=note))
-        count = min(config.preview.images, preservation.pictures - first)
-        sampling = config.preview.model_copy(update={"images": count, "resolution_px": task.config.resolution_px})
+    tasks, observer = list(tasks), observer or Silent()
+    saved = resumed(keeper)
+    steps = max(task.config.steps for task in tasks)
+    gallery = _Gallery(base, config, observer, keeper, thrifty=thrifty)
+    has_drawn = False
+
+    def state() -> Saved | None:
+        drawn = {side: Part(pictures.tensors()) for side, pictures in gallery.drawn.items()}
+        return Saved(0, steps, drawn) if drawn and has_drawn else None
+
+    with kept_when_stopped(keeper, state):
+        for task in tasks:
+            if task.config.preservation.weight == 0:
+                continue
+            kept = None if saved is None or task.side not in saved.parts else saved.parts[task.side]
+            if kept is not None:
+                gallery.hang(task, kept)
+            if saved is None or saved.step == 0:  # a training that has begun goes on with the pictures that it had
+                has_drawn = True
+                gallery.complete(task)
+    if keeper is not None and has_drawn and keeper.is_due() and (complete := state()) is not None:
+        keeper.keep(complete)
+    return [replace(task, preserved=gallery.drawn[task.side]) if task.side in gallery.drawn else task for task in tasks]
+
+
+class _Gallery:
+    """The class pictures of every side, as far as they are drawn."""
+
+    def __init__(
+        self,
+        base: DiffusionBase,
+        config: PersonalizeConfig,
+        observer: Observer,
+        keeper: Keeper | None,
+        *,
+        thrifty: bool,
+    ) -> None:
+        self.drawn: dict[str, ClassPictures] = {}
+        self._base = base
+        self._config = config
+        self._observer = observer
+        self._keeper = keeper
+        self._thrifty = thrifty
+
+    def hang(self, task: LoraTask, part: Part) -> None:
+        """Take over what a checkpoint kept for a side."""
+        kept = ClassPictures.kept(self._caption(task), part)
+        if kept is not None:
+            self.drawn[task.side] = kept
+
+    def complete(self, task: LoraTask) -> None:
+        """Draw what a side still lacks, at least one batch; the rest only if the work is not to end early."""
+        wanted, at_once = task.config.preservation.pictures, self._config.preview.images
+        done = len(self.drawn[task.side].moments.mean_BCHW) if task.side in self.drawn else 0
+        for first in range(done, wanted, at_once):
+            note = f"drawing {first + 1} of {wanted} pictures of the class"
+            advance(self._observer, Progress(step=0, total=task.config.steps, note=note))
+            self._draw(task, first, min(at_once, wanted - first))
+            if self._keeper is not None and self._keeper.should_finish():
+                return
+
+    def _draw(self, task: LoraTask, first: int, count: int) -> None:
+        """Draw pictures `first` to `first + count` of a side and hang them behind the others."""
+        caption = self._caption(task)
+        sampling = self._config.preview.model_copy(update={"images": count, "resolution_px": task.config.resolution_px})
         [rgb_N3HW] = sample_tenants(
-            base, None, [[caption] * count], sampling, [task.seed(f"class pictures from {first}")]
+            self._base,
+            None,
+            [[caption] * count],
+            sampling,
+            [task.seed(f"class pictures from {first}")],
+            observer=Quiet(self._observer),
+            thrifty=self._thrifty,
         )
         with memory_errors():
-            parts.append(base.encode_pictures(rgb_N3HW.clamp(-1, 1)))
-    moments = LatentMoments(
-        torch.cat([part.mean_BCHW.cpu() for part in parts]), torch.cat([part.std_BCHW.cpu() for part in parts])
-    )
-    return replace(task, preserved=ClassPictures(caption, moments))
+            moments = self._base.encode_pictures(rgb_N3HW.clamp(-1, 1), one_by_one=self._thrifty)
+        parts = [self.drawn[task.side].moments] if task.side in self.drawn else []
+        parts.append(LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu()))
+        joined = LatentMoments(
+            torch.cat([part.mean_BCHW for part in parts]), torch.cat([part.std_BCHW for part in parts])
+        )
+        self.drawn[task.side] = ClassPictures(caption, joined)
+
+    def _caption(self, task: LoraTask) -> str:
+        prompts = self._config.prompts
+        return prompts.content_class if task.side == CONTENT else prompts.style_class

@@ -5,6 +5,9 @@ Torch is imported when a command runs, so that `duolora --help` answers at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,11 +19,12 @@ from duolora.recipes import RECIPES, resolve
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from duolora.config import PersonalizeConfig
     from duolora.events import Progress
     from duolora.families.family import Family
+    from duolora.keeping import Keeper
     from duolora.lora.base_layers import BaseLayers
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
@@ -66,6 +70,33 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device", default="auto")
+
+
+def checkpoints_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets an interrupted command go on."""
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="FOLDER",
+        help="keep a checkpoint there every 20 s; the same command goes on from it, others start anew",
+    )
+
+
+def keeper_of(arguments: argparse.Namespace, config: PersonalizeConfig, files: Iterable[Path]) -> Keeper | None:
+    """Return the keeper of the command's checkpoints: of this work on these files only; None where none was asked for.
+
+    Raises:
+        OSError: a file cannot be read, or the folder cannot be made.
+    """
+    if arguments.checkpoints is None:
+        return None
+    from duolora.checkpoints import FolderKeeper  # noqa: PLC0415 - imports torch
+    from duolora.models.revision import base_revision  # noqa: PLC0415
+
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    work = [arguments.run.__name__, getattr(arguments, "side", ""), config.model_dump_json(), digests]
+    digest = hashlib.sha256(json.dumps([*work, base_revision(arguments.base)]).encode()).hexdigest()
+    return FolderKeeper(arguments.checkpoints, digest=digest)
 
 
 def resolve_config(arguments: argparse.Namespace) -> PersonalizeConfig:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from duolora import merge_command
 from duolora.command_setup import (
     TerminalObserver,
+    checkpoints_option,
     console,
+    keeper_of,
     load,
     progress_bar,
     read_layers,
@@ -49,6 +51,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         required=True,
         help="file to write, a .kohya.safetensors goes beside it; for both: folder for content_lora and style_lora",
     )
+    checkpoints_option(train)
     shared_options(train)
     train.set_defaults(run=_train)
 
@@ -77,14 +80,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config, sides = _train_config(arguments), _sides(arguments)
     pictures = {side: list_pictures(folder) for side, folder in zip(sides, arguments.pictures, strict=True)}
+    keeper = keeper_of(arguments, config, [path for of_side in pictures.values() for path in of_side])
     base = load(arguments)
     with progress_bar() as bar:
         watcher = TerminalObserver(bar)
         if arguments.side == "both":
-            for side, weights in train_both(base, pictures, config, watcher).items():
+            for side, weights in train_both(base, pictures, config, watcher, keeper=keeper).items():
                 write_both(weights, arguments.out / f"{side}_lora.safetensors", base.family)
         else:
-            weights = train_side(base, arguments.side, pictures[arguments.side], config, watcher)
+            weights = train_side(base, arguments.side, pictures[arguments.side], config, watcher, keeper=keeper)
             write_both(weights, arguments.out, base.family)
     return 0
 

@@ -8,6 +8,7 @@
     ├── LayerGroupEmpty      a selector of layers matched nothing
     ├── TrainingDiverged     a loss stopped being finite
     ├── OutOfMemory          the device has too little memory
+    ├── CheckpointUnusable   a checkpoint cannot be read or is of other work
     └── Cancelled            somebody asked for the work to stop
 
 Each class carries a stable machine code (the `type` of the problem document a client sees) and the class of fault,
@@ -86,6 +87,13 @@ class OutOfMemory(DuoLoraError):
 
     code = "gpu_out_of_memory"
     fault = Fault.MEMORY
+
+
+class CheckpointUnusable(DuoLoraError):
+    """A checkpoint cannot be read, or is of other work; a start from the beginning helps."""
+
+    code = "checkpoint_unusable"
+    fault = Fault.INFRASTRUCTURE
 
 
 class Cancelled(DuoLoraError):

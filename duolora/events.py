@@ -43,6 +43,20 @@ class Silent:
         return False
 
 
+class Quiet:
+    """Passes on a request to stop, but no reports: for work inside a step of other work."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def on_progress(self, progress: Progress) -> None:
+        """Drop the report."""
+
+    def should_stop(self) -> bool:
+        """Ask the observer of the other work."""
+        return self._observer.should_stop()
+
+
 class Segment:
     """Shows one part of a longer piece of work as a stretch of the whole."""
 

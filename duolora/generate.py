@@ -6,7 +6,7 @@ B pictures, J tenants with n pictures each (B = J * n, tenant after tenant), C l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
@@ -63,10 +63,13 @@ def generate(
     config: GenerateConfig,
     lora: LoraWeights | None = None,
     observer: Observer | None = None,
+    *,
+    thrifty: bool = False,
 ) -> list[Image]:
     """Sample `config.images` pictures; prompts are used in turn.
 
-    The result equals that of stock diffusers with `load_lora_weights` on the same noise (see `starting_noise`).
+    The result equals that of stock diffusers with `load_lora_weights` on the same noise (see `starting_noise`). If
+    `thrifty`, passes hold one sample each, which spares memory and takes longer.
 
     Raises:
         InvalidLora: the LoRA does not fit the base.
@@ -75,7 +78,8 @@ def generate(
     """
     attached = None if lora is None else _Fixed([lora], base)
     in_turn = [prompts[index % len(prompts)] for index in range(config.images)]
-    return to_pictures(_sample(base, _Request([in_turn], [config.seed], config), attached, observer or Silent()))
+    request = _Request([in_turn], [config.seed], config, thrifty)
+    return to_pictures(_sample(base, request, attached, observer or Silent()))
 
 
 def sample_tenants(
@@ -84,6 +88,9 @@ def sample_tenants(
     prompts: Sequence[Sequence[str]],
     config: GenerateConfig,
     seeds: Sequence[int],
+    *,
+    observer: Observer | None = None,
+    thrifty: bool = False,
 ) -> Tensor:
     """Sample pictures of several tenants, each with its own LoRA, in the same passes of the U-Net.
 
@@ -93,18 +100,22 @@ def sample_tenants(
         prompts: every tenant's prompts, `config.images` each.
         config: steps, guidance and resolution; its seed is not used.
         seeds: one per tenant; decides the noise, as `generate` does for the same seed.
+        observer: receives progress; may stop the work.
+        thrifty: one sample a pass, for one tenant.
 
     Returns:
         Pictures in [-1, 1], about: (J, n, 3, H, W) float32 on the base's device.
 
     Raises:
-        InvalidConfig: a tenant has another number of prompts than pictures.
-        InvalidLora, OutOfMemory: as `generate`.
+        InvalidConfig: a tenant has another number of prompts than pictures, or many are to be thrifty.
+        InvalidLora, Cancelled, OutOfMemory: as `generate`.
     """
     if any(len(of_tenant) != config.images for of_tenant in prompts):
         raise InvalidConfig(f"every tenant needs {config.images} prompts, one for each picture")
+    if thrifty and len(prompts) > 1:
+        raise InvalidConfig("thrifty sampling is one tenant's; sample several without, or one by one")
     attached = _Fixed(loras, base) if isinstance(loras, Sequence) else loras
-    rgb_B3HW = _sample(base, _Request(prompts, seeds, config), attached, Silent())
+    rgb_B3HW = _sample(base, _Request(prompts, seeds, config, thrifty), attached, observer or Silent())
     return rgb_B3HW.view(len(prompts), config.images, *rgb_B3HW.shape[1:])
 
 
@@ -115,6 +126,7 @@ class _Request:
     prompts: Sequence[Sequence[str]]
     seeds: Sequence[int]
     config: GenerateConfig
+    thrifty: bool = False
 
 
 def starting_noise(base: DiffusionBase, config: GenerateConfig, seed: int | None = None) -> Tensor:
@@ -159,12 +171,34 @@ class _Fixed:
 
 def _sample(base: DiffusionBase, request: _Request, attached: Attached | None, observer: Observer) -> Tensor:
     """Sample and decode; pictures in [-1, 1], (B, 3, H, W)."""
-    with memory_errors(), torch.no_grad():
-        if attached is None:
-            return base.decode_latents(_denoise(base, request, base.predict_noise, lambda *_: None, observer))
-        with attached:
-            predict = attached.predict_noise if isinstance(attached, Predicting) else base.predict_noise
-            return base.decode_latents(_denoise(base, request, predict, attached.before_step, observer))
+    with memory_errors(), torch.no_grad(), nullcontext() if attached is None else attached:
+        predict = attached.predict_noise if isinstance(attached, Predicting) else base.predict_noise
+        before_step = (lambda *_: None) if attached is None else attached.before_step
+        if not request.thrifty:
+            return base.decode_latents(_denoise(base, request, predict, before_step, observer))
+        latents_BCHW = _denoise(base, request, _one_by_one(predict), before_step, observer)
+        return torch.cat([base.decode_latents(latents_1CHW) for latents_1CHW in latents_BCHW.split(1)])
+
+
+def _one_by_one(
+    predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor],
+) -> Callable[[Tensor, Tensor, PromptEmbeddings], Tensor]:
+    """Return a prediction that runs every sample in a pass of its own."""
+
+    def predicted(noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
+        spans = [slice(row, row + 1) for row in range(len(noisy_BCHW))]
+        return torch.cat(
+            [
+                predict(
+                    noisy_BCHW[span],
+                    timesteps_B[span],
+                    PromptEmbeddings(prompts.hidden_BTD[span], prompts.pooled_BP[span]),
+                )
+                for span in spans
+            ]
+        )
+
+    return predicted
 
 
 def _denoise(

@@ -59,6 +59,16 @@ def to_pictures(rgb_NCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture.numpy()) for picture in bytes_NHWC]
 
 
+def picture_bytes(pictures: Sequence[Image.Image]) -> Tensor:
+    """Return pictures of one size as their bytes, (N, H, W, 3) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+
+
+def pictures_of_bytes(bytes_NHWC: Tensor) -> list[Image.Image]:
+    """Return the pictures of bytes (N, H, W, 3) uint8."""
+    return [Image.fromarray(picture_HWC.numpy()) for picture_HWC in bytes_NHWC]
+
+
 def _square(path: Path, resolution_px: int) -> Image.Image:
     """Central square of one picture, upright, RGB, at the given resolution."""
     try:

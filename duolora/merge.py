@@ -19,19 +19,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from duolora.adapters import RankSpaceAdapter
+from duolora.checkpoints import learner_tensors, restore_learner, set_random_state
 from duolora.config import LayerPrior, MaskStart, MergeMethod, TargetLayers
 from duolora.errors import InvalidConfig, InvalidLora, TrainingDiverged
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import load_pictures
+from duolora.keeping import Keeper, Part, proceed, resumed
 from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
 from duolora.method.merge_case import EncodedSide, MergeCase
-from duolora.method.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.method.merge_objective import BANK_CHUNK, Cycles, MergeObjective, teacher_bank
 from duolora.method.merge_start import MomentRecorder, starting_masks
 from duolora.method.priors import roles_by_resolution
 from duolora.method.ziprank import merge_by_masks
 from duolora.runtime import memory_errors
 from duolora.strengths import reweight
+from duolora.thrift import recomputed_activations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
     from duolora.method.merge_start import Masks
     from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
+
+
+_MASKS = "masks"
+"""The one part of a merge's checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,8 @@ def merge_loras(
     *,
     resolution_px: int,
     observer: Observer | None = None,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> MergeResult:
     """Merge LoRAs of one base.
 
@@ -85,15 +94,20 @@ def merge_loras(
         config: start, steps, weights and priors.
         resolution_px: resolution of the pictures, which decides the roles of the layers.
         observer: receives progress.
+        keeper: keeps checkpoints; a merge that goes on from one gives, on a CPU, the bits that it would have given
+            without the interruption. A merge of no steps has none.
+        thrifty: spare memory at the cost of time: activations are computed twice. The losses are the same.
 
     Raises:
         InvalidLora: a LoRA does not fit the base.
         InvalidConfig: a side's name does not begin with a role, or pictures are missing that the merge learns from.
         LayerGroupEmpty: a prior was asked for that this model has no layers for.
-        TrainingDiverged, Cancelled, OutOfMemory: as in training.
+        TrainingDiverged, Cancelled, CheckpointUnusable, OutOfMemory: as in training.
     """
     case = merge_case(base, sides, joint_prompt, config, resolution_px=resolution_px)
-    result = merge_cases(base, [case], config, resolution_px=resolution_px, observer=observer)[0]
+    result = merge_cases(
+        base, [case], config, resolution_px=resolution_px, observer=observer, keeper=keeper, thrifty=thrifty
+    )[0]
     return MergeResult(with_carried(result.weights, sides), result.report)
 
 
@@ -127,6 +141,8 @@ def merge_cases(
     *,
     resolution_px: int,
     observer: Observer | None = None,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> list[MergeResult]:
     """Merge the LoRAs of several cases in the same passes of the U-Net; each gets what it would get alone.
 
@@ -137,9 +153,9 @@ def merge_cases(
         raise InvalidConfig(
             f"this merges by rank masks; for {config.method.value!r} use duolora.personalize.merge_sides"
         )
-    observer = observer or Silent()
+    course = _Course(observer or Silent(), keeper if config.steps > 0 else None, config.steps)
     started = time.monotonic()
-    observer.on_progress(Progress(step=0, total=config.steps, note="preparing the merge"))
+    course.tell("preparing the merge")
     canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]
     _require_alike(canonical)
     side_roles = {side: cases[0].role(side) for side in cases[0].sides}
@@ -156,7 +172,8 @@ def merge_cases(
                 start=masks,
                 layer_roles=layer_roles,
                 side_roles=side_roles,
-                observer=observer,
+                course=course,
+                thrifty=thrifty,
             )
     learned = _of_each_tenant(masks, len(cases))
     seconds = (time.monotonic() - started) / len(cases)
@@ -178,6 +195,29 @@ def merge_cases(
     ]
 
 
+class _Course:
+    """The way of one merge through its steps: who is told, who keeps checkpoints, where it begins."""
+
+    def __init__(self, observer: Observer, keeper: Keeper | None, total: int) -> None:
+        self.observer = observer
+        self.keeper = keeper
+        self.total = total
+        self.saved = resumed(keeper)
+        self.first = 0 if self.saved is None else min(self.saved.step, total)
+
+    def tell(self, note: str) -> None:
+        """Say what is done before the next step."""
+        self.observer.on_progress(Progress(step=self.first, total=self.total, note=note))
+
+    def pause(self, note: str) -> None:
+        """Say what is done before the next step, and honour a request to stop.
+
+        Raises:
+            Cancelled: the observer asks for it.
+        """
+        advance(self.observer, Progress(step=self.first, total=self.total, note=note))
+
+
 def _learn(
     base: DiffusionBase,
     adapter: RankSpaceAdapter,
@@ -187,16 +227,20 @@ def _learn(
     start: Masks,
     layer_roles: Mapping[str, Role],
     side_roles: Mapping[str, Role],
-    observer: Observer,
+    course: _Course,
+    thrifty: bool,
 ) -> tuple[Masks, list[dict[str, list[float]]]]:
     """Let the masks of an attached adapter learn; return them with the terms of every step, a number per tenant each.
 
-    A closed form is solved first, from what the teachers' passes bring.
+    A closed form is solved first, from what the teachers' passes bring, unless a checkpoint has learned from it.
     """
     generators = [base.runtime.generator(case.seed) for case in cases]
-    solved = MomentRecorder(adapter) if config.start is MaskStart.CLOSED_FORM else None
+    solves = config.start is MaskStart.CLOSED_FORM and course.saved is None
+    solved = MomentRecorder(adapter) if solves else None
     with nullcontext() if solved is None else solved:
-        bank = teacher_bank(base, adapter, cases, config.bank_size, generators)
+        bank = teacher_bank(
+            base, adapter, cases, config.bank_size, generators, tell=course.pause, chunk=1 if thrifty else BANK_CHUNK
+        )
     objective = MergeObjective(
         base,
         adapter,
@@ -205,23 +249,37 @@ def _learn(
         cycles=Cycles(base, adapter, cases),
         layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
         side_roles=side_roles,
+        thrifty=thrifty,
     )
     leaves = adapter.learn_masks(start if solved is None else solved.solve(config.ridge))
-    losses = _optimise(objective, leaves, config, generators, observer)
+    named = dict(zip(adapter.layers, leaves, strict=True))
+    with recomputed_activations(base, adapter) if thrifty else nullcontext():
+        losses = _optimise(objective, named, config, generators, course)
     return adapter.learned_masks(), losses
 
 
 def _optimise(
     objective: MergeObjective,
-    masks: Sequence[Tensor],
+    masks: Mapping[str, Tensor],
     config: MergeConfig,
     generators: Sequence[torch.Generator],
-    observer: Observer,
+    course: _Course,
 ) -> list[dict[str, list[float]]]:
-    """Take all steps; return the terms of every step, a number per tenant each."""
-    optimizer = torch.optim.Adam(masks, lr=config.learning_rate)
+    """Take all steps, masks by layer; return the terms of every step, a number per tenant each."""
+    optimizer = torch.optim.Adam(list(masks.values()), lr=config.learning_rate)
     losses: list[dict[str, list[float]]] = []
-    for step in range(config.steps):
+
+    def parts() -> dict[str, Part]:
+        states = {f"random/{tenant}": generator.get_state() for tenant, generator in enumerate(generators)}
+        return {_MASKS: Part(learner_tensors(masks, optimizer) | states, {"losses": losses})}
+
+    if course.saved is not None:
+        part = course.saved.part(_MASKS)
+        restore_learner(masks, optimizer, part)
+        losses += part.value("losses")
+        for tenant, generator in enumerate(generators):
+            set_random_state(generator, part.tensor(f"random/{tenant}"))
+    for step in range(course.first, config.steps):
         terms = objective.evaluate(step, generators)
         optimizer.zero_grad(set_to_none=True)
         terms["total"].sum().backward()
@@ -230,7 +288,9 @@ def _optimise(
         total = sum(losses[-1]["total"]) / len(generators)
         if not math.isfinite(total):
             raise TrainingDiverged(f"the merge's loss is {total} at step {step + 1}")
-        advance(observer, Progress(step=step + 1, total=config.steps, loss=total, note="merging"))
+        progress = Progress(step=step + 1, total=config.steps, loss=total, note="merging")
+        if not proceed(course.observer, course.keeper, progress, parts):
+            break
     return losses
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from duolora.command_setup import (
     TerminalObserver,
+    checkpoints_option,
     console,
+    keeper_of,
     load,
     progress_bar,
     read_layers,
@@ -53,6 +55,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _adjustments(merge)
     merge.add_argument("--steps", type=int, help="merge steps (default: the recipe's)")
     merge.add_argument("--out", type=Path, required=True, help="file to write; a .kohya.safetensors goes beside it")
+    checkpoints_option(merge)
     shared_options(merge)
     merge.set_defaults(run=_merge)
 
@@ -87,11 +90,14 @@ def _merge(arguments: argparse.Namespace) -> int:
     folders |= _named_paths(arguments.also_images, "--also-images")
     strengths = _strengths(arguments, set(files))
     pictures = {side: list_pictures(folder) for side, folder in folders.items() if folder is not None}
+    keeper = keeper_of(
+        arguments, config, [*files.values(), *(path for of_side in pictures.values() for path in of_side)]
+    )
     base = load(arguments)
     layers = base.layers()
     loras = {side: read_lora(path, layers) for side, path in files.items()}
     with progress_bar() as bar:
-        result = merge_sides(base, loras, pictures, config, TerminalObserver(bar), strengths=strengths)
+        result = merge_sides(base, loras, pictures, config, TerminalObserver(bar), strengths=strengths, keeper=keeper)
     write_both(_pruned(result.weights, arguments), arguments.out, base.family)
     return 0
 
@@ -117,7 +123,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_adjusting(arguments: argparse.Namespace) -> None:
     """Refuse options of a merge where one file is adjusted, which merges nothing."""
-    for name in ("also", "also_images", "content_images", "style_images", "merge_recipe", "steps"):
+    for name in ("also", "also_images", "content_images", "style_images", "merge_recipe", "steps", "checkpoints"):
         if getattr(arguments, name) not in (None, []):
             raise InvalidConfig(
                 f"--{name.replace('_', '-')} is for merging, but one file alone is adjusted; give the style LoRA too"

@@ -7,12 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from duolora.baselines import duolora_release
-from duolora.class_pictures import with_class_pictures
+from duolora.class_pictures import all_with_class_pictures
 from duolora.config import MergeMethod
 from duolora.errors import InvalidConfig
 from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
-from duolora.images import open_pictures
+from duolora.images import open_pictures, picture_bytes, pictures_of_bytes
+from duolora.keeping import Keeper, Part, Saved, resumed
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
 from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase
 
 
+_PREVIEW = "preview"
+"""The one part of a preview's checkpoints: the pictures of every finished sampling."""
+
+
 def captions(side: str, prompts: Prompts, count: int) -> list[str]:
     """Return the captions of one side's pictures."""
     of_picture = prompts.content_picture if side == CONTENT else prompts.style
@@ -41,17 +46,31 @@ def train_side(
     pictures: Sequence[Path],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> LoraWeights:
     """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
 
-    Raises what `train_loras` raises.
+    Takes and raises what `train_loras` does.
     """
-    alone = config.model_copy(
-        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
-    )
-    task = with_class_pictures(base, _task(side, pictures, alone), alone, observer)
-    trained = train_loras(base, [task], observer)
-    return _signed(trained[side], side, alone)
+    return _train(base, {side: pictures}, _without_company(config), observer, keeper=keeper, thrifty=thrifty)[side]
+
+
+def train_pair(
+    base: DiffusionBase,
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
+) -> dict[str, LoraWeights]:
+    """Train each side as `train_side` does, both in one pass: their files differ by rounding only.
+
+    Takes and raises what `train_loras` does.
+    """
+    return _train(base, pictures, _without_company(config), observer, keeper=keeper, thrifty=thrifty)
 
 
 def train_both(
@@ -59,14 +78,44 @@ def train_both(
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train the content LoRA and the style LoRA in one pass, in as much company as the configuration says.
 
-    Raises what `train_loras` raises.
+    Takes and raises what `train_loras` does.
     """
-    tasks = [with_class_pictures(base, _task(side, pictures[side], config), config, observer) for side in SIDES]
-    trained = train_loras(base, tasks, observer)
-    return {side: _signed(trained[side], side, config) for side in SIDES}
+    return _train(base, pictures, config, observer, keeper=keeper, thrifty=thrifty)
+
+
+def _train(
+    base: DiffusionBase,
+    pictures: Mapping[str, Sequence[Path]],
+    config: PersonalizeConfig,
+    observer: Observer | None,
+    *,
+    keeper: Keeper | None,
+    thrifty: bool,
+) -> dict[str, LoraWeights]:
+    """Train the sides whose pictures are given, in one pass, with the class pictures that they are to preserve."""
+    tasks = all_with_class_pictures(
+        base,
+        [_task(side, pictures[side], config) for side in SIDES if side in pictures],
+        config,
+        observer,
+        keeper=keeper,
+        thrifty=thrifty,
+    )
+    trained = train_loras(base, tasks, observer, keeper=keeper, thrifty=thrifty)
+    return {side: _signed(weights, side, config) for side, weights in trained.items()}
+
+
+def _without_company(config: PersonalizeConfig) -> PersonalizeConfig:
+    """Return the configuration of sides that are trained without each other."""
+    return config.model_copy(
+        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
+    )
 
 
 def _settings(side: str, config: PersonalizeConfig) -> LoraTrainConfig:
@@ -95,6 +144,8 @@ def merge_sides(
     observer: Observer | None = None,
     *,
     strengths: Mapping[str, float] | None = None,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> MergeResult:
     """Merge the two LoRAs of a job, or more.
 
@@ -105,6 +156,8 @@ def merge_sides(
         config: the job's configuration.
         observer: receives progress.
         strengths: side -> factor of that side in the result; 1 where not given.
+        keeper: keeps checkpoints of a merge that takes steps.
+        thrifty: spare memory at the cost of time.
 
     Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
@@ -117,11 +170,22 @@ def merge_sides(
         sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
     if config.merge.method is MergeMethod.RELEASE:
         case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
-        released = duolora_release.merge_as_job(base, case, steps=config.merge.steps, observer=observer)
+        released = duolora_release.merge_as_job(
+            base, case, steps=config.merge.steps, observer=observer, keeper=keeper, thrifty=thrifty
+        )
         carried = with_carried(released.weights, {side: sides[side] for side in SIDES})  # the release's own order
         result = MergeResult(carried, released.report)
     else:
-        result = merge_loras(base, sides, prompts.joint, config.merge, resolution_px=resolution_px, observer=observer)
+        result = merge_loras(
+            base,
+            sides,
+            prompts.joint,
+            config.merge,
+            resolution_px=resolution_px,
+            observer=observer,
+            keeper=keeper,
+            thrifty=thrifty,
+        )
     title = "content and style, merged by DuoLoRA"
     signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
     merged_from = ", ".join(weights.metadata.get("modelspec.title", side) for side, weights in loras.items())
@@ -167,6 +231,9 @@ def draw_preview(
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
     observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> Image.Image:
     """Draw the labelled grid of a job.
 
@@ -176,6 +243,10 @@ def draw_preview(
         pictures: the job's own pictures of both sides.
         config: the job's configuration.
         observer: receives progress over all samplings.
+        keeper: keeps the pictures of every finished sampling, so that they are not drawn again.
+        thrifty: spare memory at the cost of time.
+
+    Raises what `generate` raises, and CheckpointUnusable.
     """
     prompts = config.prompts
     samplings = {
@@ -187,7 +258,8 @@ def draw_preview(
         PreviewRow("Content images", "what you sent as the subject", open_pictures(pictures[CONTENT])),
         PreviewRow("Style images", "what you sent as the style", open_pictures(pictures[STYLE])),
     ]
-    steps = config.preview.steps
+    steps, saved = config.preview.steps, resumed(keeper)
+    drawn = {} if saved is None else dict(saved.part(_PREVIEW).tensors)
     for index, (name, (title, prompt)) in enumerate(samplings.items()):
         part = Segment(
             observer or Silent(),
@@ -195,7 +267,11 @@ def draw_preview(
             total=len(samplings) * steps,
             note=f"drawing with the {title[0].lower()}{title[1:]}",
         )
-        rows.append(PreviewRow(title, f'"{prompt}"', generate(base, [prompt], config.preview, loras[name], part)))
+        if name not in drawn:
+            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part, thrifty=thrifty))
+            if keeper is not None and index + 1 < len(samplings):
+                keeper.keep(Saved((index + 1) * steps, len(samplings) * steps, {_PREVIEW: Part(drawn)}))
+        rows.append(PreviewRow(title, f'"{prompt}"', pictures_of_bytes(drawn[name])))
     return preview_grid(rows, columns=config.preview.images)
 
 

@@ -6,7 +6,7 @@ B samples of a step, C latent channels, H W latent size.
 from __future__ import annotations
 
 import math
-import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,160 +14,35 @@ import torch
 
 from duolora.adapters import fresh_lora, role_rows
 from duolora.capture import CapturedPredictor
-from duolora.errors import InvalidConfig, InvalidImage, TrainingDiverged
-from duolora.events import Observer, Progress, Silent, advance
-from duolora.images import load_pictures
+from duolora.checkpoints import learner_tensors, restore_learner
+from duolora.errors import InvalidConfig, TrainingDiverged
+from duolora.events import Observer, Progress, Silent
+from duolora.keeping import Keeper, Part, Saved, proceed, resumed
 from duolora.lora.weights import LoraLayer, LoraWeights
+from duolora.lora_task import Batch, CachedTask, ClassPictures, LoraTask
 from duolora.losses import min_snr_weight, squared_error
-from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 from duolora.runtime import memory_errors
+from duolora.thrift import recomputed_activations
 from duolora.whole_adapter import WholeAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from duolora.config import LoraTrainConfig
+    from duolora.models.base import DiffusionBase
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClassPictures:
-    """What the base drew of a class by itself: the caption that it drew by, and the pictures, encoded."""
-
-    caption: str
-    moments: LatentMoments
-
-
-@dataclass(frozen=True, slots=True)
-class LoraTask:
-    """One LoRA to train: its side, its pictures with a caption each, its configuration, and what it is to preserve."""
-
-    side: str
-    pictures: Sequence[Path]
-    captions: Sequence[str]
-    config: LoraTrainConfig
-    preserved: ClassPictures | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a task without pictures, or with captions that do not match them."""
-        if not self.pictures:
-            raise InvalidImage(f"the {self.side} LoRA needs at least one picture")
-        if len(self.pictures) != len(self.captions):
-            raise InvalidImage(
-                f"the {self.side} LoRA has {len(self.pictures)} pictures but {len(self.captions)} captions"
-            )
-
-    def seed(self, purpose: str) -> int:
-        """Return the seed of one source of random numbers.
-
-        The configuration's seed serves both sides of a job. Were they to start from the same factors, their ranks would
-        lie in the same directions, as those of LoRAs that strangers trained never do, and a merge could not tell them
-        apart.
-        """
-        return zlib.crc32(f"{self.side}/{purpose}/{self.config.seed}".encode())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Draw:
-    """What came out of one pool for one step: rows of its pictures, and (B, C, H, W) latents and noise, on the CPU."""
-
-    rows_B: Tensor
-    latents_BCHW: Tensor
-    noise_BCHW: Tensor
-    timesteps_B: Tensor
-
-
-class Pool:
-    """Encoded pictures with a caption each, or one for all; draws samples of them by random numbers of its own."""
-
-    def __init__(self, base: DiffusionBase, moments: LatentMoments, captions: Sequence[str], seed: int) -> None:
-        # On the CPU, as the random numbers are: the draws of many tasks then travel to the device in one copy.
-        self._moments = LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu())
-        self._captions = captions
-        self._encoded: PromptEmbeddings = base.encode_prompts(captions)
-        self._schedule = base.schedule
-        self._generator = base.runtime.generator(seed)
-
-    def captions(self, rows_B: Tensor) -> list[str]:
-        """Return the captions of pictures."""
-        return [self._captions[row % len(self._captions)] for row in rows_B.tolist()]
-
-    def prompts(self, rows_B: Tensor) -> PromptEmbeddings:
-        """Return the encoded captions of pictures."""
-        hidden_BTD = self._encoded.hidden_BTD
-        return self._encoded[(rows_B % len(hidden_BTD)).to(hidden_BTD.device)]
-
-    def draw(self, count: int) -> Draw:
-        """Draw pictures, latents, timesteps and noise for one step."""
-        generator = self._generator
-        rows_B = torch.randint(self._moments.mean_BCHW.shape[0], (count,), generator=generator)
-        latents_BCHW = self._moments.sample(rows_B, generator)
-        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator)
-        timesteps_B = torch.randint(self._schedule.timesteps, (count,), generator=generator)
-        return Draw(rows_B, latents_BCHW, noise_BCHW, timesteps_B)
-
-
-class CachedTask:
-    """A task whose pictures and captions have been encoded once.
-
-    Its pools are the caller's pictures and, where it preserves a class, the class pictures. What it draws does not
-    depend on the tasks trained beside it, and what it draws of the caller's pictures not on the class pictures either.
-
-    Raises:
-        InvalidConfig: it is to preserve a class, but has no pictures of it.
-    """
-
-    def __init__(self, base: DiffusionBase, task: LoraTask) -> None:
-        self.side = task.side
-        self.config = task.config
-        rgb_NCHW = load_pictures(task.pictures, task.config.resolution_px)
-        captions = list(task.captions)
-        if task.config.flip:
-            rgb_NCHW = torch.cat([rgb_NCHW, rgb_NCHW.flip(-1)])
-            captions *= 2
-        self.pools = [Pool(base, base.encode_pictures(rgb_NCHW), captions, task.seed("pictures"))]
-        if task.config.preservation.weight > 0:
-            if task.preserved is None:
-                raise InvalidConfig(
-                    f"the {task.side} LoRA is to preserve its class, but no pictures of the class were drawn"
-                )
-            self.pools.append(Pool(base, task.preserved.moments, [task.preserved.caption], task.seed("class")))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Noised samples of several tasks for one step, on the device."""
-
-    noisy_BCHW: Tensor
-    noise_BCHW: Tensor
-    timesteps_B: Tensor
-    prompts: PromptEmbeddings
-
-    @classmethod
-    def gather(cls, base: DiffusionBase, tasks: Sequence[CachedTask], *, encodes: bool = False) -> Batch:
-        """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn.
-
-        Captions are encoded anew, in the roles assigned at the moment, if `encodes`; else as the base encodes them.
-        """
-        device = base.runtime.device
-        pools = [(pool, task.config.batch_size) for task in tasks for pool in task.pools]
-        draws = [pool.draw(count) for pool, count in pools]
-        latents_BCHW = torch.cat([draw.latents_BCHW for draw in draws]).to(device)
-        noise_BCHW = torch.cat([draw.noise_BCHW for draw in draws]).to(device)
-        timesteps_B = torch.cat([draw.timesteps_B for draw in draws]).to(device)
-        shown = [(pool, draw.rows_B) for (pool, _), draw in zip(pools, draws, strict=True)]
-        if encodes:
-            prompts = base.embed_prompts([caption for pool, rows_B in shown for caption in pool.captions(rows_B)])
-        else:
-            prompts = PromptEmbeddings.join([pool.prompts(rows_B) for pool, rows_B in shown])
-        noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
-        return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts)
+__all__ = ["Batch", "CachedTask", "ClassPictures", "LoraTask", "train_loras", "train_tenants"]
 
 
 def train_loras(
-    base: DiffusionBase, tasks: Sequence[LoraTask], observer: Observer | None = None
+    base: DiffusionBase,
+    tasks: Sequence[LoraTask],
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train one LoRA per task; tasks share every pass of the U-Net, their gradients stay apart by their masks.
 
@@ -175,6 +50,10 @@ def train_loras(
         base: the frozen base model.
         tasks: LoRAs to train, with distinct sides and one resolution.
         observer: receives progress; steps are those of the longest task.
+        keeper: keeps checkpoints, a part per side; a training that goes on from one gives, on a CPU, the bits that it
+            would have given without the interruption.
+        thrifty: spare memory at the cost of time: sample by sample, activations computed twice. The sum of the losses
+            is the same but for the order of rounding: 1e-2 of each change's norm, as Adam makes much of little.
 
     Returns:
         Side -> trained LoRA in float32.
@@ -184,13 +63,19 @@ def train_loras(
         LayerGroupEmpty: the base has no layers to adapt.
         TrainingDiverged: a loss is not finite.
         Cancelled: the observer asked to stop.
+        CheckpointUnusable: what the keeper found is not of this training.
         OutOfMemory: the device is too small.
     """
-    return train_tenants(base, [tasks], observer)[0]
+    return train_tenants(base, [tasks], observer, keeper=keeper, thrifty=thrifty)[0]
 
 
 def train_tenants(
-    base: DiffusionBase, tenants: Sequence[Sequence[LoraTask]], observer: Observer | None = None
+    base: DiffusionBase,
+    tenants: Sequence[Sequence[LoraTask]],
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> list[dict[str, LoraWeights]]:
     """Train the LoRAs of several tenants in the same passes of the U-Net; each gets what it would get alone.
 
@@ -199,31 +84,46 @@ def train_tenants(
         tenants: the tasks of every tenant; task by task, all have the side and the configuration (but for the seed)
             of the first tenant's.
         observer: receives progress.
+        keeper: keeps checkpoints.
+        thrifty: spare memory, for one tenant.
 
     Returns:
         For every tenant, side -> trained LoRA in float32.
 
     Raises:
-        InvalidConfig: the tasks of two tenants differ in more than pictures, captions and seed.
-        InvalidImage, LayerGroupEmpty, TrainingDiverged, Cancelled, OutOfMemory: as `train_loras`.
+        InvalidConfig: the tasks of two tenants differ in more than pictures, captions and seed; or many are to be
+            thrifty.
+        InvalidImage, LayerGroupEmpty, TrainingDiverged, Cancelled, CheckpointUnusable, OutOfMemory: as `train_loras`.
     """
     observer = observer or Silent()
     _require_alike(tenants)
+    if thrifty and len(tenants) > 1:
+        raise InvalidConfig("a thrifty training is one tenant's; train several without, or one by one")
     tasks = tenants[0]
+    saved = resumed(keeper)
     total = max(task.config.steps for task in tasks)
-    observer.on_progress(Progress(step=0, total=total, note="encoding pictures"))
+    first = 0 if saved is None else min(saved.step, total)
+    observer.on_progress(Progress(step=first, total=total, note="encoding pictures"))
     with memory_errors():
-        cached = [[CachedTask(base, task) for task in of_tenant] for of_tenant in tenants]
+        cached = [[CachedTask(base, task, thrifty=thrifty) for task in of_tenant] for of_tenant in tenants]
         untrained = [{task.side: _untrained(base, task) for task in of_tenant} for of_tenant in tenants]
-        with WholeAdapter(base, untrained) as adapter:
+        with (
+            WholeAdapter(base, untrained) as adapter,
+            recomputed_activations(base, adapter) if thrifty else nullcontext(),
+        ):
             optimizer = torch.optim.AdamW(
                 [{"params": adapter.train_factors(task.side), "lr": task.config.learning_rate} for task in tasks],
                 weight_decay=0.0,
             )
-            lesson = _Lesson(base, adapter, optimizer, cached)
-            for step in range(total):
+            lesson = _Lesson(base, adapter, optimizer, cached, thrifty=thrifty)
+            if saved is not None:
+                lesson.restore(saved)
+                saved = None  # it is as large as the training's state
+            for step in range(first, total):
                 loss = lesson.step(step)
-                advance(observer, Progress(step=step + 1, total=total, loss=loss, note="training"))
+                progress = Progress(step=step + 1, total=total, loss=loss, note="training")
+                if not proceed(observer, keeper, progress, lesson.parts):
+                    break
             return [{task.side: adapter.export(task.side, tenant) for task in tasks} for tenant in range(len(tenants))]
 
 
@@ -266,6 +166,8 @@ class _Lesson:
         adapter: WholeAdapter,
         optimizer: torch.optim.Optimizer,
         tenants: Sequence[Sequence[CachedTask]],
+        *,
+        thrifty: bool,
     ) -> None:
         self._base = base
         self._adapter = adapter
@@ -273,23 +175,28 @@ class _Lesson:
         self._tenants = tenants
         self._encodes = any(task.config.text_encoder for task in tenants[0])
         # A recorded pass would keep the gradient of its inputs from the text encoders.
-        self._predict = base.predict_noise if self._encodes else CapturedPredictor(base)
+        self._predict = base.predict_noise if self._encodes or thrifty else CapturedPredictor(base)
         self._together = adapter.switch_all_on() if any(task.config.company > 0 for task in tenants[0]) else 0
+        self._thrifty = thrifty
 
     def step(self, step: int) -> float:
         """Take one optimiser step for every task that is not finished; return the mean loss."""
         active = [role for role, task in enumerate(self._tenants[0]) if step < task.config.steps]
-        loss = self._loss(active)
+        loss = None if self._thrifty else self._loss(active)
         for group, task in zip(self._optimizer.param_groups, self._tenants[0], strict=True):
             group["lr"] = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss is None:
+            summed = self._learn_sample_by_sample(active)
+        else:
+            loss.backward()
+            summed = loss
         for role, group in enumerate(self._optimizer.param_groups):
             if role not in active:  # its gradient is zero, and a zero gradient still moves by AdamW's momentum
                 for parameter in group["params"]:
                     parameter.grad = None
         self._optimizer.step()
-        value = loss.item() / (len(active) * len(self._tenants))
+        value = summed.item() / (len(active) * len(self._tenants))
         if not math.isfinite(value):
             raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
         return value
@@ -312,6 +219,54 @@ class _Lesson:
             )
         ]
         return torch.stack(losses).sum()
+
+    def _learn_sample_by_sample(self, active: Sequence[int]) -> Tensor:
+        """Gather the gradients of the same sum of losses from passes of one sample each; return the sum."""
+        tasks = [self._tenants[0][role] for role in active]
+        lots = [lot for task in tasks for lot in _lots(task.config) for _ in range(lot.count)]
+        rows_B = role_rows([share for role in active for share in self._roles(role)], self._base.runtime.device)
+        batch = Batch.gather(self._base, tasks)
+        snr_B = self._base.schedule.snr(batch.timesteps_B)
+        summed = torch.zeros((), device=self._base.runtime.device)
+        for row, lot in enumerate(lots):
+            one = batch.sample(row)
+            self._adapter.assign(rows_B[row : row + 1])
+            prompts = self._base.embed_prompts(one.captions) if self._encodes else one.prompts
+            predicted_1CHW = self._predict(one.noisy_BCHW, one.timesteps_B, prompts)
+            weight_1 = min_snr_weight(snr_B[row : row + 1], lot.snr_gamma) * (lot.weight / lot.count)
+            loss = (weight_1 * squared_error(predicted_1CHW, one.noise_BCHW)).sum()
+            loss.backward()
+            summed += loss.detach()
+        return summed
+
+    def parts(self) -> dict[str, Part]:
+        """Return what every side needs to go on after the last step."""
+        return {task.side: self._part(role) for role, task in enumerate(self._tenants[0])}
+
+    def _part(self, role: int) -> Part:
+        tensors = learner_tensors(self._adapter.factors(self._tenants[0][role].side), self._optimizer)
+        for tenant, tasks in enumerate(self._tenants):
+            for index, pool in enumerate(tasks[role].pools):
+                tensors[f"random/{tenant}/{index}"] = pool.random_state()
+            preserved = tasks[role].preserved
+            if preserved is not None:
+                tensors |= preserved.tensors(tenant)
+        return Part(tensors)
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint; one from before the first step holds no more than class pictures.
+
+        Raises:
+            CheckpointUnusable: it does not fit.
+        """
+        if saved.step == 0:
+            return
+        for role, task in enumerate(self._tenants[0]):
+            part = saved.part(task.side)
+            restore_learner(self._adapter.factors(task.side), self._optimizer, part)
+            for tenant, tasks in enumerate(self._tenants):
+                for index, pool in enumerate(tasks[role].pools):
+                    pool.set_random_state(part.tensor(f"random/{tenant}/{index}"))
 
     def _roles(self, role: int) -> list[tuple[int, int]]:
         """Roles of a task's samples: some meet its own LoRA alone, some the LoRAs of all sides; the class its own."""

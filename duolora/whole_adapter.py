@@ -72,6 +72,19 @@ class WholeAdapter:
             for parameter in adapter.train_factors(side)
         ]
 
+    def factors(self, side: str) -> dict[str, nn.Parameter]:
+        """Return the factors of one side by layer and kind, (J, R, I) and (J, O, R)."""
+        return {
+            name: parameter
+            for part, adapter in self._adapters.items()
+            if side in self._sides[part]
+            for name, parameter in adapter.factors(side).items()
+        }
+
+    def present_rows(self) -> Tensor:
+        """Return the roles assigned last, (B,) int64."""
+        return next(iter(self._adapters.values())).present_rows()
+
     def switch_all_on(self) -> int:
         """Let one more role have every rank of every side in full, and return it."""
         return max(adapter.switch_all_on() for adapter in self._adapters.values())

@@ -1,6 +1,6 @@
 """`python -m worker`: one engine process, one stage at a time.
 
-TERM or INT: claim nothing more, give the running stage back, end the engine process, exit.
+TERM or INT: claim nothing more, let the running stage write a checkpoint, give it back, end the engine process, exit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from worker.app import make_app
 from worker.hints import HintListener
 from worker.loop import WorkLoop
 from worker.mailbox import Hint, Mailbox
+from worker.presence import Presence
 from worker.runner import StageRunner
 from worker.settings import WorkerSettings
+from worker.shutdown import ExitInTime
 from worker.supervisor import EngineSupervisor
 from worker.workspace import Scratch
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from types import FrameType
 
 log = logging.getLogger("worker")
+
+PAUSE_SHARE = 0.5
+"""Share of the grace period that a running stage has for its last checkpoint."""
 
 
 def main() -> None:
@@ -40,20 +45,29 @@ def main() -> None:
         pool_size=settings.database.pool_size,
         application_name=f"worker {settings.worker_id}"[:63],
     )
-    engine = EngineSupervisor(settings.engine, env=settings.engine.environment(os.environ), mailbox=mailbox)
+    sessions = session_factory(database)
+    engine = EngineSupervisor(
+        settings.engine,
+        env=settings.engine.environment(os.environ),
+        mailbox=mailbox,
+        pause_s=settings.worker_grace_s * PAUSE_SHARE,
+    )
+    presence = Presence(settings.worker_id, sessions=sessions, engine=engine, heartbeat_s=settings.worker_heartbeat_s)
     scratch = Scratch(settings.worker_scratch_dir)
     runner = StageRunner(
         settings,
-        sessions=session_factory(database),
+        sessions=sessions,
         store=ObjectStore(settings.store),
         engine=engine,
         scratch=scratch,
         mailbox=mailbox,
+        presence=presence,
     )
     loop = WorkLoop(
         runner,
         engine=engine,
         mailbox=mailbox,
+        presence=presence,
         poll_s=settings.worker_poll_s,
         warm_base=settings.warm_location,
     )
@@ -61,6 +75,7 @@ def main() -> None:
     tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
     listener = HintListener(app)
     listener.start()
+    ExitInTime(mailbox, settings.worker_grace_s, give_back=runner.give_back).start()
     log.info("worker started", extra={"worker": settings.worker_id})
     try:
         loop.run()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
+from api.jobs.models import WorkerState
 from worker.backoff import Backoff
 from worker.mailbox import EngineGone, Hint
 from worker.supervisor import EngineDied, EngineNotReady, StageInterrupted
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.mailbox import Mailbox
+    from worker.presence import Presence
     from worker.runner import StageRunner
     from worker.supervisor import EngineSupervisor
 
@@ -65,11 +67,19 @@ class WorkLoop:
     """Runs in the main thread, which owns the engine process. Claims only while an engine is ready."""
 
     def __init__(
-        self, runner: StageRunner, *, engine: EngineSupervisor, mailbox: Mailbox, poll_s: float, warm_base: str | None
+        self,
+        runner: StageRunner,
+        *,
+        engine: EngineSupervisor,
+        mailbox: Mailbox,
+        presence: Presence,
+        poll_s: float,
+        warm_base: str | None,
     ) -> None:
         self._runner = runner
         self._engine = engine
         self._mailbox = mailbox
+        self._presence = presence
         self._poll_s = poll_s
         self._warm_base = warm_base
         self.gate = IdleGate()
@@ -77,6 +87,7 @@ class WorkLoop:
     def run(self) -> None:
         """Work until the mailbox says to stop; the engine process is ended on the way out, whatever happens."""
         backoff = Backoff()
+        self._presence.start()
         try:
             while not self._mailbox.shutting_down:
                 try:
@@ -85,12 +96,15 @@ class WorkLoop:
                     continue
                 except (DBAPIError, EngineDied, EngineNotReady) as error:
                     log.warning("cannot work now", extra={"error": f"{type(error).__name__}: {error}"})
+                    self._presence.become(WorkerState.BUSY)
                     self._idle(backoff.next_s(), hints=False)
                     continue
                 backoff.reset()
+                self._presence.become(WorkerState.IDLE)
                 self._idle(self._poll_s)
         finally:
             self._engine.stop()
+            self._presence.leave()
 
     def _drain(self) -> None:
         """Run stages until none is runnable. Told to stop, the loop starts no new engine for the one it ended."""

@@ -14,11 +14,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from worker.wire import Done, Failed, ProgressReport, Ready, Warmed
+    from worker.wire import Event
 
 
 class Interrupt(StrEnum):
-    """Why a running stage must stop before its end."""
+    """Why a running stage must not go on as it does."""
 
     CANCEL = "cancel"
     """The caller cancelled the job."""
@@ -26,6 +26,8 @@ class Interrupt(StrEnum):
     """The stage belongs to another worker, or to nobody, by now."""
     SHUTDOWN = "shutdown"
     """This worker was told to exit."""
+    FINISH = "finish"
+    """The caller wants what there is: the run ends early, and well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class FromEngine:
     """A line of the engine process of that generation."""
 
     generation: int
-    event: Ready | Warmed | ProgressReport | Done | Failed
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Message] = SimpleQueue()
         self.shutting_down = False
+        self.shut_down_at: float | None = None
 
     def post(self, message: Message) -> None:
         """Append a message."""
@@ -72,8 +75,15 @@ class Mailbox:
 
     def shut_down(self) -> None:
         """Ask the reader to stop for good; safe in a signal handler."""
+        if self.shut_down_at is None:
+            self.shut_down_at = monotonic()
         self.shutting_down = True
         self._queue.put(Interruption(Interrupt.SHUTDOWN))
+
+    def grace_left_s(self, grace_s: float) -> float:
+        """Return how much is left of a grace period that began when the reader was asked to stop."""
+        begun_at = monotonic() if self.shut_down_at is None else self.shut_down_at
+        return max(0.0, begun_at + grace_s - monotonic())
 
     def take(self, timeout_s: float | None) -> Message | None:
         """Return the next message, or None when none came in time; None as timeout waits for ever."""

@@ -1,15 +1,16 @@
 """What becomes of a stage that did not succeed. Pure: a value in, a decision out.
 
-    whose fault                      decision
-    the caller's                     Fail: the same request can never succeed
-    the infrastructure's             Retry with backoff; the database caps the attempts
-    out of device memory             Retry once, at once, in a fresh engine process, then Fail
-    stopped: job cancelled           Cancel
-    stopped: worker shuts down       Release: runnable again, the attempt not counted
-    stopped: lease lost              Abandon: somebody else decided already, write nothing
+    why it ended                     class          decision
+    the caller's fault               caller         Fail: the same request can never succeed
+    out of device memory             memory         Retry at once, in a fresh engine process, with the small profile
+    store, database, disk, base      environment    Retry with backoff
+    died, stuck, a bug               death          Retry with backoff
+    stopped: job cancelled                          Cancel
+    stopped: worker shuts down                      Release: runnable again, the attempt not counted
+    stopped: lease lost                             Abandon: somebody else decided already, write nothing
 
-Anything this module does not know is a bug of ours; it counts as the infrastructure's fault, and its text stays in
-the logs.
+How many failures of a class a stage may have is the database's to decide (`api.jobs.failures`). Anything this module
+does not know is a bug of ours; it counts as a death, and its text stays in the logs.
 """
 
 from __future__ import annotations
@@ -17,32 +18,36 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from api.errors import LeaseLost, problem
+from api.jobs.failures import FailureClass
 from api.storage import StoreError
 from duolora.errors import DuoLoraError, Fault
 from worker.mailbox import Interrupt
-from worker.supervisor import EngineDied, EngineNotReady, StageFailed, StageInterrupted
+from worker.supervisor import EngineDied, EngineNotReady, StageFailed, StageInterrupted, StageStuck
 from worker.workspace import ArtifactCorrupt, BaseUnavailable, OutputMissing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 RETRY_FIRST = timedelta(seconds=2)
 RETRY_MOST = timedelta(minutes=2)
 
+CHECKPOINT_UNUSABLE = "checkpoint_unusable"
+"""Code of an engine that cannot read the checkpoint it was given."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Runnable again after a pause; the attempt counts."""
+    """Runnable again after a pause, if the database finds that the class has attempts left."""
 
     error: dict[str, Any]
+    kind: FailureClass
     after: timedelta
     fresh_engine: bool
     """Whether the engine process must be replaced before the next stage."""
+    fresh_start: bool = False
+    """Whether its checkpoint must be forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class Fail:
     """The stage and its job fail for good."""
 
     error: dict[str, Any]
-    fresh_engine: bool
+    kind: FailureClass = FailureClass.CALLER
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +81,36 @@ class _Cause:
     """An error in the words of a problem document."""
 
     code: str
-    fault: Fault
+    kind: FailureClass
     detail: str
 
 
 _TITLES = {
-    Fault.CALLER: "The job cannot be done as asked",
-    Fault.INFRASTRUCTURE: "Something failed on our side",
-    Fault.MEMORY: "The device has too little memory for this job",
-    Fault.CANCELLED: "The job was stopped",
+    FailureClass.CALLER: "The job cannot be done as asked",
+    FailureClass.MEMORY: "The device has too little memory for this job",
+    FailureClass.ENVIRONMENT: "Something failed on our side",
+    FailureClass.DEATH: "Something failed on our side",
 }
-_STATUSES = {Fault.CALLER: 422, Fault.INFRASTRUCTURE: 500, Fault.MEMORY: 507, Fault.CANCELLED: 409}
+_STATUSES = {
+    FailureClass.CALLER: 422,
+    FailureClass.MEMORY: 507,
+    FailureClass.ENVIRONMENT: 500,
+    FailureClass.DEATH: 500,
+}
+_KINDS = {Fault.CALLER: FailureClass.CALLER, Fault.MEMORY: FailureClass.MEMORY}
+_DEATHS = frozenset({"internal_error", "cancelled"})
+"""Codes with which an engine process ends: a bug, or a signal from somebody else."""
 _KEEPS_ENGINE = (StoreError, DBAPIError, ArtifactCorrupt, BaseUnavailable)
 """Errors that come before or after the engine's work: a warm one need not pay for them."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def classify(error: BaseException, *, failures: int, last_error: Mapping[str, Any] | None) -> Outcome:
+def classify(error: BaseException, *, failures: int) -> Outcome:
     """Decide what becomes of an attempt that ended with `error`.
 
     Args:
         error: what ended it.
-        failures: attempts at the stage that failed before this one; those that a shutdown ended are none.
-        last_error: problem of the last of them.
+        failures: attempts at the stage that failed since it last got further; those that a shutdown ended are none.
     """
     match error:
         case LeaseLost():
@@ -110,61 +122,60 @@ def classify(error: BaseException, *, failures: int, last_error: Mapping[str, An
         case StageInterrupted():
             return Release()
         case _:
-            cause = _cause(error)
-            document = problem(
-                code=cause.code,
-                title=_TITLES[cause.fault],
-                status=_STATUSES[cause.fault],
-                retryable=cause.fault is not Fault.CALLER,
-                detail=cause.detail,
-            )
-            again = last_error is not None and last_error["code"] == cause.code
-            return _decide(
-                cause.fault, document, failures, again=again, fresh_engine=not isinstance(error, _KEEPS_ENGINE)
-            )
+            return _decide(error, _cause(error), failures)
 
 
-def _decide(fault: Fault, error: dict[str, Any], failures: int, *, again: bool, fresh_engine: bool) -> Outcome:
-    match fault:
-        case Fault.CALLER:
-            return Fail(error=error, fresh_engine=False)
-        case Fault.MEMORY if again:  # a third time would tell nothing new
-            return Fail(error=error, fresh_engine=True)
-        case Fault.MEMORY:
-            return Retry(error=error, after=timedelta(0), fresh_engine=True)
-        case _:
-            pause = min(RETRY_FIRST * 2.0**failures, RETRY_MOST)
-            return Retry(error=error, after=pause, fresh_engine=fresh_engine)
+def _decide(error: BaseException, cause: _Cause, failures: int) -> Outcome:
+    document = problem(
+        code=cause.code,
+        title=_TITLES[cause.kind],
+        status=_STATUSES[cause.kind],
+        retryable=cause.kind is not FailureClass.CALLER,
+        detail=cause.detail,
+    )
+    if cause.kind is FailureClass.CALLER:
+        return Fail(error=document)
+    unreadable = cause.code == CHECKPOINT_UNUSABLE
+    at_once = unreadable or cause.kind is FailureClass.MEMORY
+    return Retry(
+        error=document,
+        kind=cause.kind,
+        after=timedelta(0) if at_once else min(RETRY_FIRST * 2.0**failures, RETRY_MOST),
+        fresh_engine=not (unreadable or isinstance(error, _KEEPS_ENGINE)),
+        fresh_start=unreadable,
+    )
 
 
 def _cause(error: BaseException) -> _Cause:
     match error:
         case StageFailed(failure=failure):
-            return _Cause(failure.code, _uncancelled(failure.fault), failure.message)
+            return _Cause(failure.code, _kind(failure.code, failure.fault), failure.message)
         case DuoLoraError():
-            return _Cause(error.code, _uncancelled(error.fault), str(error))
+            return _Cause(error.code, _kind(error.code, error.fault), str(error))
         case ArtifactCorrupt() | OutputMissing() | BaseUnavailable():
-            return _Cause(error.code, Fault.INFRASTRUCTURE, str(error))
-        case _:
-            code, detail = _environment(error)
-            return _Cause(code, Fault.INFRASTRUCTURE, detail)
-
-
-def _environment(error: BaseException) -> tuple[str, str]:
-    """Return code and detail of an error of what surrounds the engine; other people's texts stay in the logs."""
-    match error:
+            return _Cause(error.code, FailureClass.ENVIRONMENT, str(error))
         case EngineDied() | EngineNotReady():
-            return "engine_died", str(error)
-        case OSError(errno=number) if number in _FULL:
-            return "insufficient_storage", "the worker's disk is full"
-        case StoreError():
-            return "storage_unavailable", "the object store did not answer"
-        case DBAPIError():
-            return "database_unavailable", "the database did not answer"
+            return _Cause("engine_died", FailureClass.DEATH, str(error))
+        case StageStuck():
+            return _Cause("stage_stuck", FailureClass.DEATH, str(error))
         case _:
-            return "internal_error", f"an unexpected {type(error).__name__}; see the logs"
+            return _environment(error)
 
 
-def _uncancelled(fault: Fault) -> Fault:
-    """An engine that stops although nobody asked it to has failed."""
-    return Fault.INFRASTRUCTURE if fault is Fault.CANCELLED else fault
+def _environment(error: BaseException) -> _Cause:
+    """Describe an error of what surrounds the engine; other people's texts stay in the logs."""
+    match error:
+        case OSError(errno=number) if number in _FULL:
+            return _Cause("insufficient_storage", FailureClass.ENVIRONMENT, "the worker's disk is full")
+        case StoreError():
+            return _Cause("storage_unavailable", FailureClass.ENVIRONMENT, "the object store did not answer")
+        case DBAPIError():
+            return _Cause("database_unavailable", FailureClass.ENVIRONMENT, "the database did not answer")
+        case _:
+            said = f"an unexpected {type(error).__name__}; see the logs"
+            return _Cause("internal_error", FailureClass.DEATH, said)
+
+
+def _kind(code: str, fault: Fault) -> FailureClass:
+    """Return the class of an error that the engine names; one that stops although nobody asked it to has died."""
+    return _KINDS.get(fault, FailureClass.DEATH if code in _DEATHS else FailureClass.ENVIRONMENT)

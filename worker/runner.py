@@ -1,4 +1,4 @@
-"""One stage from claim to its last write: claim, bring the inputs, run the engine, store the outputs, finish.
+"""One attempt from claim to its last write: claim, work, finish; or whatever else became of it.
 
 The broad `except` here records on the stage whatever happens to an attempt. Two more such boundaries are in the worker:
 `worker.engine.__main__` tells its parent, `worker.dispatcher.deliverer` writes it on the delivery. Every write carries
@@ -8,46 +8,45 @@ the fencing token, so an attempt that was given to somebody else changes nothing
 from __future__ import annotations
 
 import logging
-import time
-from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypedDict
 
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
-from api.storage import StoreError
+from duolora.errors import Fault
 from worker import logs
-from worker.backoff import Backoff
-from worker.mailbox import Interrupt, Interruption
+from worker.attempt import Attempt
+from worker.mailbox import Interrupt
 from worker.outcomes import Abandon, Cancel, Fail, Release, Retry, classify
+from worker.patience import Patience
 from worker.reporter import StageReporter
-from worker.supervisor import EngineDied, StageInterrupted
-from worker.wire import Run
-from worker.workspace import BaseUnavailable
+from worker.supervisor import EngineDied, StageFailed, StageInterrupted
+from worker.uploader import CheckpointUploader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    import uuid
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
-    from api.jobs.repository import ClaimedStage, NewArtifact
+    from api.jobs.repository import ClaimedStage
     from api.storage import ObjectStore
+    from worker.attempt import Finished
     from worker.mailbox import Mailbox
     from worker.outcomes import Outcome
+    from worker.presence import Presence
     from worker.settings import WorkerSettings
     from worker.supervisor import EngineSupervisor
-    from worker.workspace import Scratch, Workspace
+    from worker.workspace import Scratch
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 
 class StageRunner:
-    """Runs one stage at a time on one engine process."""
+    """Runs one attempt at a time on one engine process."""
 
     def __init__(
         self,
@@ -58,6 +57,7 @@ class StageRunner:
         engine: EngineSupervisor,
         scratch: Scratch,
         mailbox: Mailbox,
+        presence: Presence,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -65,6 +65,9 @@ class StageRunner:
         self._engine = engine
         self._scratch = scratch
         self._mailbox = mailbox
+        self._presence = presence
+        self._patience = Patience(settings.worker_patience_s, sessions=sessions, mailbox=mailbox)
+        self._held: ClaimedStage | None = None
 
     def run_next(self) -> bool:
         """Claim the best runnable stage and see it through; False when there is none.
@@ -72,138 +75,99 @@ class StageRunner:
         Raises:
             DBAPIError: the database does not answer; nothing was claimed.
         """
-        with transaction(self._sessions) as session:
-            stage = repository.claim_stage(session, worker_id=self._settings.worker_id, lease=self._settings.lease)
+        settings = self._settings
+        with self._presence.claiming(), transaction(self._sessions) as session:
+            stage = repository.claim_stage(
+                session, worker_id=settings.worker_id, lease=settings.lease, pairs=settings.worker_pairs
+            )
+            if stage is not None:
+                self._presence.claimed(session)
         if stage is None:
             return False
         with logs.bound(job=str(stage.job_id), stage=stage.name, attempt=stage.attempt, traceparent=stage.traceparent):
-            log.info("stage claimed")
-            self._attempt(stage)
+            log.info("stage claimed", extra={"partner": None if stage.partner is None else stage.partner.name})
+            self._held = stage
+            try:
+                self._attempt(stage)
+            finally:
+                self._held = None
         return True
 
+    def give_back(self) -> None:
+        """Release what is held, from another thread, because the process is about to exit whatever it does."""
+        stage = self._held
+        if stage is not None:
+            with suppress(LeaseLost, DBAPIError), transaction(self._sessions) as session:
+                self._on_all(stage, lambda each: repository.release_stage(session, **_proof(each)))
+
     def _attempt(self, stage: ClaimedStage) -> None:
-        run_id = f"{stage.stage_id}:{stage.attempt}"
-        reporter = StageReporter(
+        attempt = Attempt(
             stage,
-            run_id=run_id,
+            settings=self._settings,
             sessions=self._sessions,
+            store=self._store,
+            engine=self._engine,
             mailbox=self._mailbox,
-            lease=self._settings.lease,
-            heartbeat_s=self._settings.worker_heartbeat_s,
-            progress_s=self._settings.worker_progress_s,
+            patience=self._patience,
+        )
+        reporter = StageReporter(
+            stage, run_id=attempt.run_id, sessions=self._sessions, mailbox=self._mailbox, settings=self._settings
         )
         with reporter:
             try:
-                artifacts, timings = self._work(stage, run_id, reporter)
-                self._persist(
-                    lambda session: repository.finish_stage(
-                        session,
-                        stage_id=stage.stage_id,
-                        fencing_token=stage.fencing_token,
-                        artifacts=artifacts,
-                        timings=timings,
-                    )
-                )
-                log.info("stage succeeded", extra=timings)
+                taken = attempt.look_up()
+                for finished in taken:
+                    reporter.let_go(finished.stage)
+                self._finish(taken)
             except Exception as error:  # noqa: BLE001 - a recorded boundary: it becomes the stage's outcome
-                self._settle(stage, error)
-
-    def _work(
-        self, stage: ClaimedStage, run_id: str, reporter: StageReporter
-    ) -> tuple[list[NewArtifact], dict[str, float]]:
-        """Do the work of an attempt up to its stored outputs."""
-        base = stage.params["base_model"]
-        if base not in self._settings.base_models:
-            raise BaseUnavailable(f"this worker has no base model {base!r}")
-
-        started = perf_counter()
-        with self._scratch.workspace(stage, self._store) as workspace:
-            self._patiently(lambda: workspace.fetch(lambda: self._check(run_id)))
-            fetched = perf_counter()
-            done = self._engine.run(self._command(stage, run_id, workspace), reporter.report)
-            ran = perf_counter()
-            artifacts = self._patiently(lambda: workspace.publish(done.outputs, lambda: self._check(run_id, done=True)))
-            timings = done.timings | {
-                "fetch_s": round(fetched - started, 3),
-                "engine_s": round(ran - fetched, 3),
-                "publish_s": round(perf_counter() - ran, 3),
-            }
-        return artifacts, timings
-
-    def _command(self, stage: ClaimedStage, run_id: str, workspace: Workspace) -> Run:
-        return Run(
-            id=run_id,
-            stage=stage.name,
-            job_id=str(stage.job_id),
-            attempt=stage.attempt,
-            base=self._settings.base_models[stage.params["base_model"]],
-            config=stage.params,
-            inputs_dir=str(workspace.inputs_dir),
-            outputs_dir=str(workspace.outputs_dir),
-            checkpoint=stage.checkpoint,
-            traceparent=stage.traceparent,
-        )
-
-    def _check(self, run_id: str, *, done: bool = False) -> None:
-        """Honour an interruption while no engine runs; a shutdown does not stop an attempt whose work is `done`.
-
-        Raises:
-            StageInterrupted: when there is one for this run.
-        """
-        while (message := self._mailbox.take(0)) is not None:
-            if not isinstance(message, Interruption) or message.run_id not in {None, run_id}:
-                continue
-            if message.reason is not Interrupt.SHUTDOWN or not done:
-                raise StageInterrupted(message.reason)
-
-    def _patiently(self, act: Callable[[], Result]) -> Result:
-        """Do what needs the object store, again and again while it is away, for `worker_patience_s` at most."""
-        give_up_at = monotonic() + self._settings.worker_patience_s
-        backoff = Backoff(most_s=2.0)
-        while True:
-            try:
-                return act()
-            except StoreError as error:
-                pause_s = backoff.next_s()
-                if monotonic() + pause_s > give_up_at:
-                    raise
-                log.warning("the object store does not answer", extra={"error": str(error)})
-            if self._mailbox.shutting_down:
-                raise StageInterrupted(Interrupt.SHUTDOWN)
-            time.sleep(pause_s)
-
-    def _persist(self, write: Callable[[Session], Any]) -> None:
-        """Make the last write of an attempt, again and again while the database is away.
-
-        A commit whose answer was lost shows as `LeaseLost` the second time: the write is there, or somebody else
-        decided. Either way there is nothing left to do. After `worker_patience_s` the reaper takes over.
-
-        Raises:
-            LeaseLost: the stage is no longer ours.
-            DBAPIError: the database stayed away.
-        """
-        give_up_at = monotonic() + self._settings.worker_patience_s
-        backoff = Backoff(most_s=2.0)
-        while True:
-            try:
-                with transaction(self._sessions) as session:
-                    write(session)
-            except DBAPIError as error:
-                pause_s = backoff.next_s()
-                if self._mailbox.shutting_down or monotonic() + pause_s > give_up_at:
-                    raise
-                log.warning("the database did not take a result", extra={"error": type(error).__name__})
-            else:
+                self._settle(attempt, error)
                 return
-            time.sleep(pause_s)
+            if len(taken) < len(stage.all):
+                self._held = attempt.stage
+                self._run(attempt, reporter)
 
-    def _settle(self, stage: ClaimedStage, error: Exception) -> None:
+    def _run(self, attempt: Attempt, reporter: StageReporter) -> None:
+        """Work on what the library did not have."""
+        uploader = CheckpointUploader(attempt.stage, sessions=self._sessions, store=self._store)
+        succeeded = False
+        try:
+            finished = attempt.work(self._scratch, reporter, uploader)
+            reporter.flush()
+            self._finish(finished)
+            succeeded = True
+        except Exception as error:  # noqa: BLE001 - a recorded boundary: it becomes the stage's outcome
+            reporter.flush()
+            self._settle(attempt, error)
+        finally:
+            uploader.close(forget=succeeded)
+
+    def _finish(self, finished: Sequence[Finished]) -> None:
+        """Write what succeeded, all of it in one transaction."""
+        if not finished:
+            return
+        ordered = sorted(finished, key=lambda each: each.stage.stage_id)
+
+        def write(session: Session) -> None:
+            for each in ordered:
+                repository.finish_stage(
+                    session,
+                    **_proof(each.stage),
+                    artifacts=each.artifacts,
+                    timings=each.timings,
+                    reuse_key=each.reuse_key,
+                    reused_job_id=each.reused_job_id,
+                    stopped_early=each.stopped_early,
+                )
+
+        self._patience.with_database(write)
+        for each in ordered:
+            log.info("stage succeeded", extra={"done": each.stage.name, **each.timings})
+
+    def _settle(self, attempt: Attempt, error: Exception) -> None:
         """Record how an attempt failed."""
-        if (
-            isinstance(error, EngineDied) and self._mailbox.shutting_down
-        ):  # whoever stops us may stop the engine as well
+        if self._mailbox.shutting_down and _was_ended(error):  # whoever stops us may stop the engine as well
             error = StageInterrupted(Interrupt.SHUTDOWN)
-        outcome = classify(error, failures=stage.failures, last_error=stage.last_error)
+        outcome = classify(error, failures=attempt.stage.failures)
         expected = isinstance(outcome, Cancel | Release | Abandon)
         log.log(
             logging.INFO if expected else logging.ERROR,
@@ -211,26 +175,78 @@ class StageRunner:
             type(outcome).__name__.lower(),
             exc_info=None if expected else error,
         )
-        if isinstance(outcome, Abandon):
-            return
         try:
-            self._persist(lambda session: self._record(session, stage, outcome))
+            self._patience.with_database(lambda session: self._record(session, attempt, outcome))
         except LeaseLost:
             log.info("the stage was decided elsewhere")
         except DBAPIError:
             log.warning("the outcome could not be recorded; the reaper will find the stage")
-        if isinstance(outcome, Retry | Fail) and outcome.fresh_engine:
+        if isinstance(outcome, Retry) and outcome.fresh_engine:
             self._engine.stop()
 
-    @staticmethod
-    def _record(session: Session, stage: ClaimedStage, outcome: Outcome) -> None:
-        held = {"stage_id": stage.stage_id, "fencing_token": stage.fencing_token}
+    def _record(self, session: Session, attempt: Attempt, outcome: Outcome) -> None:
+        """Write an outcome on all that the attempt holds.
+
+        Raises:
+            LeaseLost: it holds nothing any more.
+        """
         match outcome:
-            case Retry(error=error, after=after):
-                repository.fail_stage(session, **held, error=error, retry_after=after)
-            case Fail(error=error):
-                repository.fail_stage(session, **held, error=error, retry_after=None)
+            case Retry(error=error, after=after, kind=kind):
+                self._on_all(
+                    attempt.stage,
+                    lambda each: repository.fail_stage(
+                        session,
+                        **_proof(each),
+                        error=error,
+                        retry_after=after,
+                        kind=kind,
+                        forget_checkpoint=outcome.fresh_start,
+                    ),
+                )
+            case Fail(error=error, kind=kind):
+                self._on_all(
+                    attempt.stage,
+                    lambda each: repository.fail_stage(
+                        session, **_proof(each), error=error, retry_after=None, kind=kind
+                    ),
+                )
             case Cancel():
-                repository.settle_cancel(session, **held)
+                self._on_all(attempt.stage, lambda each: repository.settle_cancel(session, **_proof(each)))
             case Release():
-                repository.release_stage(session, **held)
+                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
+            case Abandon() if attempt.stage.partner is not None:  # one lease may be lost and the other not
+                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
+
+    @staticmethod
+    def _on_all(stage: ClaimedStage, write: Callable[[ClaimedStage], object]) -> None:
+        """Write on a stage and its partner; the end of one may have taken the other along.
+
+        Raises:
+            LeaseLost: none of them is held any more.
+        """
+        lost = None
+        written = False
+        for each in stage.all:
+            try:
+                write(each)
+                written = True
+            except LeaseLost as error:
+                lost = error
+        if not written and lost is not None:
+            raise lost
+
+
+class Proof(TypedDict):
+    """What proves that a stage is held."""
+
+    stage_id: uuid.UUID
+    fencing_token: uuid.UUID
+
+
+def _proof(stage: ClaimedStage) -> Proof:
+    return {"stage_id": stage.stage_id, "fencing_token": stage.fencing_token}
+
+
+def _was_ended(error: Exception) -> bool:
+    """Say whether the engine process ended, or was told to."""
+    return isinstance(error, EngineDied) or (isinstance(error, StageFailed) and error.failure.fault is Fault.CANCELLED)

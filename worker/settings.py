@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.settings import DatabaseSettings, ProcessSettings, RedisSettings, StoreSettings, WebhookSettings
+from api.settings import MIB, DatabaseSettings, ProcessSettings, RedisSettings, StoreSettings, WebhookSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +52,11 @@ class EngineSettings(BaseSettings):
     """Loading the base model; the first time it may come over the network."""
     cancel_grace_s: float = Field(8, gt=0)
     """From the request to stop a run to TERM."""
+    stall_s: float = Field(300, gt=0)
+    """A run that gets no further for so long is stuck: its process is killed. Before its first report it has
+    `warm_timeout_s`."""
+    memory_slack_bytes: int = Field(512 * MIB, ge=0)
+    """A process that holds so much more after a stage than with its base alone is replaced."""
     term_grace_s: float = Field(3, gt=0)
     """From TERM to KILL. A worker that is told to exit needs up to both, and a little more: its own grace."""
 
@@ -76,6 +81,14 @@ class WorkerSettings(ProcessSettings):
     worker_heartbeat_s: float = Field(10, gt=0)
     worker_progress_s: float = Field(1, gt=0)
     """Least time between two progress writes of a stage; also how soon a request to cancel is seen."""
+    worker_event_s: float = Field(2, gt=0)
+    """Least time between two events that tell of a stage's progress."""
+    worker_checkpoint_s: float = Field(20, gt=0, le=30)
+    """Time between two checkpoints of a stage: the most work that an accident costs."""
+    worker_pairs: bool = True
+    """Whether both LoRAs of a job may be trained in one pass when no other worker is free."""
+    worker_grace_s: float = Field(25, gt=0)
+    """From TERM to its exit: checkpointing, storing that, giving the stage back."""
     worker_poll_s: float = Field(5, gt=0)
     """Longest wait for a hint before the database is asked anyway: what a broken broker costs."""
     worker_patience_s: float = Field(120, gt=0)
@@ -119,10 +132,19 @@ class DispatcherSettings(ProcessSettings):
     """Time between two looks for webhooks that are due."""
     dispatcher_standby_s: float = Field(2, gt=0)
     """How often a dispatcher asks for a duty that another one holds."""
+    dispatcher_janitor_s: float = Field(60, gt=0)
+    """Time between two looks for what retention has ended."""
+    dispatcher_retention_days: float = Field(30, gt=0)
+    """How long an ended job is kept, with all its files."""
+    dispatcher_checkpoint_keep_h: float = Field(24, ge=0)
+    """How long the checkpoints of an ended job are kept for a retry."""
+    dispatcher_log_days: float = Field(30, gt=0)
+    """How long the log of a webhook delivery is kept."""
     log_level: str = "INFO"
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
 
 

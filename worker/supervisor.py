@@ -1,7 +1,7 @@
-"""Owns the engine process: starts it, talks to it, stops it, replaces it when it dies. Never imports the engine.
+"""Owns the engine process: starts it, talks to it, stops it, replaces it when it dies, hangs or keeps memory.
 
-The engine process keeps the base model loaded between stages. A crash, a hang or a refused cancel loses only it.
-All methods belong to one thread, the one that lives longest (worker.process says why).
+Never imports the engine. The process keeps the base model loaded between stages. A crash, a hang or a refused cancel
+loses only it. All methods belong to one thread, the one that lives longest (worker.process says why).
 """
 
 from __future__ import annotations
@@ -12,19 +12,38 @@ import threading
 from time import monotonic
 from typing import IO, TYPE_CHECKING, TypeVar
 
+from worker.engine_memory import EngineMemory
 from worker.mailbox import EngineGone, FromEngine, Interrupt, Interruption
 from worker.process import ChildProcess
-from worker.wire import Cancel, Done, Failed, ProgressReport, Ready, Run, Warm, Warmed, WireError, parse_event
+from worker.watchdog import Watchdog
+from worker.wire import (
+    Cancel,
+    Checkpointed,
+    Done,
+    Failed,
+    Finish,
+    LogLine,
+    Pause,
+    ProgressReport,
+    Ready,
+    Run,
+    Warm,
+    Warmed,
+    WireError,
+    parse_event,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from worker.mailbox import Mailbox, Message
     from worker.settings import EngineSettings
+    from worker.wire import Command, Event
+
+    News = ProgressReport | Checkpointed | LogLine
 
 log = logging.getLogger(__name__)
 
-Event = Ready | Warmed | ProgressReport | Done | Failed
 EventT = TypeVar("EventT", Ready, Warmed)
 
 
@@ -33,7 +52,11 @@ class EngineDied(Exception):
 
 
 class EngineNotReady(Exception):
-    """The engine process did not start, or did not report itself in time."""
+    """The engine process did not start, did not report itself in time, or lacks the memory it had before."""
+
+
+class StageStuck(Exception):
+    """A run got no further for so long that its process was killed."""
 
 
 class StageInterrupted(Exception):
@@ -55,21 +78,37 @@ class StageFailed(Exception):
 class EngineSupervisor:
     """At most one engine process at a time; `generation` tells messages of this one from those of a dead one."""
 
-    def __init__(self, settings: EngineSettings, *, env: Mapping[str, str], mailbox: Mailbox) -> None:
+    def __init__(
+        self, settings: EngineSettings, *, env: Mapping[str, str], mailbox: Mailbox, pause_s: float | None = None
+    ) -> None:
         self._command: Sequence[str] = settings.command
         self._settings = settings
         self._env = env
         self._mailbox = mailbox
+        self._pause_s = settings.cancel_grace_s if pause_s is None else pause_s
         self._child: ChildProcess | None = None
         self._reader: threading.Thread | None = None
         self._generation = 0
         self._ended_generation = 0
         self._warm_base: str | None = None
+        self._ready: Ready | None = None
+        self._revisions: dict[str, str | None] = {}
+        self._memory = EngineMemory(slack_bytes=settings.memory_slack_bytes)
 
     @property
     def pid(self) -> int | None:
         """Process id of the engine, None when there is none."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def device(self) -> str | None:
+        """What the engine computes on, None before one said so."""
+        return None if self._ready is None else self._ready.device
+
+    @property
+    def version(self) -> str | None:
+        """Version of the engine, None before one said so."""
+        return None if self._ready is None else self._ready.engine_version
 
     def is_alive(self) -> bool:
         """Say whether an engine process runs and has not closed its output."""
@@ -77,55 +116,82 @@ class EngineSupervisor:
         return self._child is not None and not ended and self._child.is_alive()
 
     def ensure_running(self, *, warm_base: str | None = None) -> None:
-        """Start an engine process unless one runs, and wait until it takes commands, its base loaded.
+        """See to an engine process that takes commands, its base loaded; one that keeps too much memory is replaced.
 
         Raises:
-            EngineNotReady: when it exits or says nothing within the start timeout.
+            EngineNotReady: when it exits or says nothing within the start timeout, or memory did not come back.
             StageInterrupted: when the worker is told to exit meanwhile.
         """
         if warm_base is not None:
             self._warm_base = warm_base
-        if self.is_alive():
+        if self.is_alive() and not self._memory.is_swollen:
             return
         self.stop()
         self._spawn()
         try:
-            ready = self._await(Ready, self._settings.start_timeout_s)
-            log.info("engine ready", extra={"engine": ready.engine_version, "device": ready.device, "pid": self.pid})
+            self._greet(self._await(Ready, self._settings.start_timeout_s))
             if self._warm_base is not None:
-                self._send(Warm(base=self._warm_base))
-                warmed = self._await(Warmed, self._settings.warm_timeout_s)
-                if warmed.error is not None:  # a job that wants this base will say so to its owner
-                    log.warning("base not loaded", extra={"base": warmed.base, "error": warmed.error})
+                self._warm(self._warm_base)
         except (EngineDied, EngineNotReady, StageInterrupted):
             self.stop()
             raise
 
-    def run(self, command: Run, on_progress: Callable[[ProgressReport], None]) -> Done:
-        """Run one stage to its end and return its outputs.
+    def revision_of(self, base: str, run_id: str) -> str | None:
+        """Return which files the base consists of, None if nobody can tell; loads it if it was not loaded yet.
+
+        An interruption of that run, or of all, ends the wait and is left in the mailbox.
+
+        Raises:
+            EngineDied: the process ended by itself.
+        """
+        if base not in self._revisions and self.is_alive():
+            self._send(Warm(base=base))
+            deadline = monotonic() + self._settings.warm_timeout_s
+            while (message := self._mailbox.take_until(deadline)) is not None:
+                if isinstance(message, Interruption) and message.run_id in {None, run_id}:
+                    self._mailbox.post(message)
+                    return None
+                event = self._event(message)
+                if isinstance(event, Warmed) and event.base == base:
+                    self._learn(event)
+                    break
+        return self._revisions.get(base)
+
+    def run(self, command: Run, on_news: Callable[[News], None]) -> Done:
+        """Run one stage, or two, to the end and return the outputs.
 
         Raises:
             StageFailed: the engine says that it cannot be done.
             StageInterrupted: it was stopped on request, in good order or by force.
+            StageStuck: it got no further; the process is gone.
             EngineDied: the process ended by itself.
         """
         if not self.is_alive():  # its last message may have been read while it was idle
             raise EngineDied("the engine process ended before the stage began")
+        watchdog = Watchdog(first_s=self._settings.warm_timeout_s, stall_s=self._settings.stall_s)
         self._send(command)
-        while True:
-            message = self._mailbox.take(None)
+        while (message := self._mailbox.take_until(watchdog.bites_at)) is not None:
             if isinstance(message, Interruption) and message.run_id in {None, command.id}:
-                return self._wind_down(command.id, message.reason)
+                if message.reason is not Interrupt.FINISH:
+                    return self._wind_down(command, message.reason, on_news)
+                self._send(Finish(id=command.id))
             match self._event(message):
-                case ProgressReport(id=command.id) as report:
-                    on_progress(report)
+                case ProgressReport(id=command.id) | Checkpointed(id=command.id) | LogLine(id=command.id) as news:
+                    watchdog.see(news)
+                    on_news(news)
                 case Done(id=command.id) as done:
+                    self._memory.see(command.base, done.held_bytes)
                     return done
                 case Failed(id=command.id) as failure:
+                    self._memory.see(command.base, failure.held_bytes)
                     raise StageFailed(failure)
+        self.stop()
+        raise StageStuck(f"no progress for {watchdog.patience_s:.0f} s")
 
     def stop(self) -> None:
         """End the engine process and its group, if there is one: TERM, grace, KILL."""
+        self._revisions.clear()
+        self._memory.forget()
         child, self._child = self._child, None
         if child is None:
             return
@@ -134,25 +200,48 @@ class EngineSupervisor:
             self._reader.join(self._settings.term_grace_s)
         child.close()
 
-    def _wind_down(self, run_id: str, reason: Interrupt) -> Done:
+    def _wind_down(self, run: Run, reason: Interrupt, on_news: Callable[[News], None]) -> Done:
         """Ask the engine to give up a run, and make it when it does not.
 
-        A run that ends well all the same while the worker shuts down is returned: the work is done.
+        For a shutdown it may write a checkpoint first. A run that ends well all the same while the worker shuts down is
+        returned: the work is done.
         """
-        deadline = monotonic() + self._settings.cancel_grace_s
+        pauses = reason is Interrupt.SHUTDOWN
+        grace_s = self._mailbox.grace_left_s(self._pause_s) if pauses else self._settings.cancel_grace_s
+        deadline = monotonic() + grace_s
         try:
-            self._send(Cancel(id=run_id))
+            self._send(Pause(id=run.id) if pauses else Cancel(id=run.id))
             while (message := self._mailbox.take_until(deadline)) is not None:
                 match self._event(message):
-                    case Done(id=id_) as done if id_ == run_id and reason is Interrupt.SHUTDOWN:
+                    case Done(id=run.id) as done if pauses:
                         return done
-                    case Done(id=id_) | Failed(id=id_) if id_ == run_id:
+                    case Done(id=run.id) | Failed(id=run.id):
                         raise StageInterrupted(reason)
+                    case Checkpointed(id=run.id) | LogLine(id=run.id) as news if pauses:
+                        on_news(news)
         except EngineDied as error:
             raise StageInterrupted(reason) from error
         log.warning("engine did not stop when asked, ending it", extra={"pid": self.pid, "reason": reason})
         self.stop()
         raise StageInterrupted(reason)
+
+    def _greet(self, ready: Ready) -> None:
+        log.info("engine ready", extra={"engine": ready.engine_version, "device": ready.device, "pid": self.pid})
+        if not self._memory.came_back(ready.free_bytes):
+            raise EngineNotReady("the device has less free memory than before: that of the last engine is not back")
+        self._ready = ready
+
+    def _warm(self, base: str) -> None:
+        self._send(Warm(base=base))
+        warmed = self._await(Warmed, self._settings.warm_timeout_s)
+        self._learn(warmed)
+        if warmed.error is not None:  # a job that wants this base will say so to its owner
+            log.warning("base not loaded", extra={"base": warmed.base, "error": warmed.error})
+
+    def _learn(self, warmed: Warmed) -> None:
+        self._revisions[warmed.base] = None if warmed.error is not None else warmed.revision
+        if warmed.error is None:
+            self._memory.see(warmed.base, warmed.held_bytes)
 
     def _spawn(self) -> None:
         self._generation += 1
@@ -176,7 +265,7 @@ class EngineSupervisor:
         self._ended_generation = generation
         self._mailbox.post(EngineGone(generation))
 
-    def _send(self, command: Run | Cancel | Warm) -> None:
+    def _send(self, command: Command) -> None:
         if self._child is None:
             raise EngineDied("no engine process")
         try:

@@ -1,7 +1,7 @@
 """The lines that a worker and its engine process exchange: one JSON object a line, both directions. Torch-free.
 
-Parent to child (stdin): `run`, `cancel`, `warm`; the end of the stream means exit.
-Child to parent (the child's original stdout): `ready`, `warmed`, `progress`, `done`, `failed`.
+Parent to child (stdin): `run`, `cancel`, `pause`, `finish`, `warm`; the end of the stream means exit.
+Child to parent (the child's original stdout): `ready`, `warmed`, `progress`, `checkpointed`, `log`, `done`, `failed`.
 Both sides parse with the classes below, so that a message either has its agreed shape or is refused as `WireError`.
 """
 
@@ -28,8 +28,16 @@ class _Message(BaseModel):
         return self.model_dump_json().encode() + b"\n"
 
 
+class Partner(_Message):
+    """A second stage of the same job that shares every pass of the U-Net with a run; its outputs name it."""
+
+    stage: str
+    checkpoints_dir: str
+    resume_dir: str | None = None
+
+
 class Run(_Message):
-    """Run one stage. `id` names the attempt in every answer."""
+    """Run one stage, or two in one pass. `id` names the attempt in every answer."""
 
     op: Literal["run"] = "run"
     id: str
@@ -41,7 +49,15 @@ class Run(_Message):
     config: dict[str, Any]
     inputs_dir: str
     outputs_dir: str
-    checkpoint: dict[str, Any] | None = None
+    checkpoints_dir: str
+    """Empty folder for checkpoints, each in a folder of its own."""
+    resume_dir: str | None = None
+    """Folder with the files of the checkpoint to go on from, as they were written."""
+    checkpoint_every_s: float = 20.0
+    finish_early: bool = False
+    """As if `finish` came with it: go on from the checkpoint to the next step, and end there."""
+    memory_profile: Literal["full", "small"] = "full"
+    partner: Partner | None = None
     traceparent: str | None = None
 
 
@@ -49,6 +65,20 @@ class Cancel(_Message):
     """Stop the run `id` at its next step; ignored when it is not running."""
 
     op: Literal["cancel"] = "cancel"
+    id: str
+
+
+class Pause(_Message):
+    """Write a checkpoint of the run `id` if it can have one, then stop as for `cancel`."""
+
+    op: Literal["pause"] = "pause"
+    id: str
+
+
+class Finish(_Message):
+    """End the run `id` at its next step, well, with what it has by then."""
+
+    op: Literal["finish"] = "finish"
     id: str
 
 
@@ -65,6 +95,8 @@ class Ready(_Message):
     event: Literal["ready"] = "ready"
     engine_version: str
     device: str
+    free_bytes: int | None = None
+    """Memory of the device that nobody uses; None where the device does not say."""
 
 
 class Warmed(_Message):
@@ -73,6 +105,10 @@ class Warmed(_Message):
     event: Literal["warmed"] = "warmed"
     base: str
     error: str | None = None
+    revision: str | None = None
+    """Changes whenever the base's files do; None if nobody can tell."""
+    held_bytes: int | None = None
+    """Memory that the process holds with nothing but the base loaded; compare it with that of `done`."""
 
 
 class ProgressReport(_Message):
@@ -86,12 +122,45 @@ class ProgressReport(_Message):
     note: str = ""
 
 
+class CheckpointFile(_Message):
+    """One file of a checkpoint."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class Checkpointed(_Message):
+    """A checkpoint is complete on disk: `folder`, inside `checkpoints_dir`, is the parent's from now on."""
+
+    event: Literal["checkpointed"] = "checkpointed"
+    id: str
+    stage: str
+    step: int
+    total: int
+    folder: str
+    paired: bool = False
+    """Written in a pass that two stages shared; to go on bit for bit, they must share it again."""
+    files: tuple[CheckpointFile, ...]
+
+
+class LogLine(_Message):
+    """Something that the job's owner may read about the run."""
+
+    event: Literal["log"] = "log"
+    id: str
+    level: str
+    message: str
+
+
 class OutputFile(_Message):
     """One file that a stage left in its outputs folder."""
 
     name: str
     filename: str
     content_type: str
+    stage: str | None = None
+    """The partner's name, if the file is its; None for the run's own stage."""
 
 
 class Done(_Message):
@@ -101,6 +170,9 @@ class Done(_Message):
     id: str
     outputs: tuple[OutputFile, ...]
     timings: dict[str, float] = {}
+    finished_early: bool = False
+    """It ended at the request of `finish` and has taken fewer steps than it was configured for."""
+    held_bytes: int | None = None
 
 
 class Failed(_Message):
@@ -111,16 +183,17 @@ class Failed(_Message):
     code: str
     message: str
     fault: Fault
+    held_bytes: int | None = None
 
 
-Command = Annotated[Run | Cancel | Warm, Field(discriminator="op")]
-Event = Annotated[Ready | Warmed | ProgressReport | Done | Failed, Field(discriminator="event")]
+Command = Run | Cancel | Pause | Finish | Warm
+Event = Ready | Warmed | ProgressReport | Checkpointed | LogLine | Done | Failed
 
-_COMMANDS: TypeAdapter[Run | Cancel | Warm] = TypeAdapter(Command)
-_EVENTS: TypeAdapter[Ready | Warmed | ProgressReport | Done | Failed] = TypeAdapter(Event)
+_COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="op")])
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
-def parse_command(line: bytes) -> Run | Cancel | Warm:
+def parse_command(line: bytes) -> Command:
     """Read a line of the parent.
 
     Raises:
@@ -132,7 +205,7 @@ def parse_command(line: bytes) -> Run | Cancel | Warm:
         raise WireError(f"not a command: {line[:200]!r}") from error
 
 
-def parse_event(line: bytes) -> Ready | Warmed | ProgressReport | Done | Failed:
+def parse_event(line: bytes) -> Event:
     """Read a line of the child.
 
     Raises:

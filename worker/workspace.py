@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.jobs.repository import NewArtifact
-from api.storage import artifact_key
+from api.storage import ObjectMissing, artifact_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,16 +50,27 @@ class BaseUnavailable(Exception):
     code = "base_unavailable"
 
 
+class CheckpointUnusable(Exception):
+    """The files of a checkpoint are gone, or are not what was stored: the stage starts from the beginning."""
+
+
 class Workspace:
     """Folders of one attempt. `check` is called between files, and raises when the attempt must stop."""
 
     def __init__(self, folder: Path, stage: ClaimedStage, store: ObjectStore) -> None:
+        self._folder = folder
         self.inputs_dir = folder / "inputs"
         self.outputs_dir = folder / "outputs"
         self.inputs_dir.mkdir()
         self.outputs_dir.mkdir()
         self._stage = stage
         self._store = store
+
+    def checkpoints_dir(self, stage: str) -> Path:
+        """Return the folder for a stage's checkpoints."""
+        folder = self._folder / "checkpoints" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def fetch(self, check: Callable[[], None]) -> None:
         """Bring the pictures and the files of upstream stages into `inputs_dir`.
@@ -76,15 +87,37 @@ class Workspace:
             check()
             self._fetch(artifact.key, self.inputs_dir / _plain(artifact.filename), artifact.sha256)
 
-    def publish(self, outputs: tuple[OutputFile, ...], check: Callable[[], None]) -> list[NewArtifact]:
-        """Store the outputs under keys of this attempt, and return what to record of them.
+    def fetch_checkpoint(self, stage: ClaimedStage, check: Callable[[], None]) -> Path | None:
+        """Bring the files of the checkpoint that a stage goes on from; None if it has none.
+
+        Raises:
+            CheckpointUnusable: when a file is missing, or is not the one that was stored.
+        """
+        if stage.checkpoint is None:
+            return None
+        folder = self._folder / "resume" / stage.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a try that the store did not see through
+        folder.mkdir(parents=True)
+        try:
+            for file in stage.checkpoint["files"]:
+                check()
+                self._fetch(file["key"], folder / _plain(file["name"]), file["sha256"])
+        except (ObjectMissing, ArtifactCorrupt, OutputMissing, KeyError) as error:
+            raise CheckpointUnusable(f"{stage.name}, step {stage.checkpoint.get('step')}: {error}") from error
+        return folder
+
+    def publish(
+        self, stage: ClaimedStage, outputs: tuple[OutputFile, ...], check: Callable[[], None]
+    ) -> list[NewArtifact]:
+        """Store a stage's outputs under keys of this attempt, and return what to record of them.
 
         Raises:
             OutputMissing: when an output does not exist, or its name points out of the folder.
         """
-        stage = self._stage
         artifacts = []
         for output in outputs:
+            if (output.stage or self._stage.name) != stage.name:
+                continue
             check()
             path = self.outputs_dir / _plain(output.filename)
             if not path.is_file() or path.is_symlink():

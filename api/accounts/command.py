@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, sessionmaker
 
+_ANY = -1
+"""Stands for no bound, where None stands for one that is left as it is."""
+_QUOTAS = {
+    "--max-running": "most jobs of the account that run at once",
+    "--max-queued": "most jobs of the account that wait to be begun",
+    "--max-stored-bytes": "most bytes of pictures and results that are kept for the account",
+}
 DESCRIPTION = "Make, list and revoke API keys. Speaks to the database of DATABASE_URL."
 
 
@@ -26,6 +33,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     create.add_argument("--label", default="", help="what the key is for")
     create.add_argument("--days", type=int, metavar="N", help="days until it expires; never if left out")
     create.add_argument("--max-priority", type=int, metavar="N", help="highest priority the account's jobs may ask for")
+    for option, bounded in _QUOTAS.items():
+        create.add_argument(option, type=_quota, metavar="N", help=f"{bounded}, all keys together; `none` for any")
     create.set_defaults(run=_create)
 
     actions.add_parser("list", help="list all keys").set_defaults(run=_list)
@@ -45,6 +54,15 @@ def _create(arguments: argparse.Namespace) -> int:
             label=arguments.label,
             lifetime=None if arguments.days is None else timedelta(days=arguments.days),
             max_priority=arguments.max_priority,
+            quotas={
+                column: None if value == _ANY else value
+                for column, value in (
+                    ("max_running_jobs", arguments.max_running),
+                    ("max_queued_jobs", arguments.max_queued),
+                    ("max_stored_bytes", arguments.max_stored_bytes),
+                )
+                if value is not None
+            },
         )
     print(issued.text)
     print(f"account {issued.account}, key {issued.id}. The key is not shown again.", file=sys.stderr)
@@ -74,6 +92,20 @@ def _revoke(arguments: argparse.Namespace) -> int:
             return 0
     print(f"duolora: there is no key {arguments.id}", file=sys.stderr)
     return 1
+
+
+def _quota(text: str) -> int:
+    """Read a bound of 0 or more, or the word for none.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "none":
+        return _ANY
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
 
 
 @contextmanager

@@ -1,14 +1,14 @@
-"""Tables of accounts and API keys."""
+"""Tables of accounts, API keys, and the idempotency keys of their requests."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from api.db import Base
+from api.db import Base, Document
 from api.identifiers import uuid7
 
 
@@ -22,7 +22,15 @@ class Account(Base):
     max_priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Highest priority its jobs may ask for: nobody jumps the queue uninvited."""
     webhook_secret: Mapped[str]
-    """`whsec_...`: signs every webhook of the account."""
+    """`whsec_...`: signs every webhook of the account whose endpoint has no secret of its own."""
+    max_running_jobs: Mapped[int | None]
+    """So many of its jobs run at once; others wait. Null for any number, here and below."""
+    max_queued_jobs: Mapped[int | None]
+    """So many of its jobs may wait for their first stage; a further one is refused."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """A job whose pictures would exceed it is refused."""
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Of pictures and artifacts of its jobs. Kept by `api.accounts.quotas`, under the lock of this row."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -42,3 +50,28 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """A request that its caller may send again without doing anything twice."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("(status IS NULL) = (response IS NULL)", name="outcome"),
+        Index("ix_idempotency_keys_expires_at", "expires_at"),
+    )
+
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    """Hash over the route, the parameters and the digests of the parts."""
+    token: Mapped[uuid.UUID]
+    """Of the request that works on it: only that one may write the outcome."""
+    locked_until: Mapped[datetime]
+    """Without an outcome by then, another request may take it over."""
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    status: Mapped[int | None]
+    """HTTP status that was answered; null while the request is in flight."""
+    response: Mapped[Document | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -14,9 +17,13 @@ from api.webhooks.signing import make_secret
 
 if TYPE_CHECKING:
     import uuid
+    from collections.abc import Mapping
     from datetime import timedelta
 
     from sqlalchemy.orm import Session, sessionmaker
+
+MAX_REMEMBERED = 10_000
+"""Keys in memory; then all are forgotten, which costs each of them one look-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +45,49 @@ class IssuedKey:
     webhook_secret: str
 
 
+class KeyRing:
+    """Keys that were found good a moment ago: those are not looked up again, so a revocation takes effect that late.
+
+    Args:
+        sessions: factory of sessions.
+        keep_s: how long a key is remembered.
+    """
+
+    def __init__(self, sessions: sessionmaker[Session], *, keep_s: float) -> None:
+        self._sessions = sessions
+        self._keep_s = keep_s
+        self._known: dict[bytes, tuple[Caller, float]] = {}
+
+    def remembered(self, token: str) -> Caller | None:
+        """Return the caller of a key that is remembered; asks nobody."""
+        entry = self._known.get(_digest(token))
+        return None if entry is None or entry[1] <= time.monotonic() else entry[0]
+
+    def authenticate(self, token: str) -> Caller:
+        """Look a key up and remember it.
+
+        Raises:
+            Unauthenticated: it is malformed, unknown, revoked or expired.
+        """
+        caller, expires_at = _look_up(self._sessions, token)
+        left_s = math.inf if expires_at is None else (expires_at - datetime.now(UTC)).total_seconds()
+        if len(self._known) >= MAX_REMEMBERED:
+            self._known.clear()
+        self._known[_digest(token)] = (caller, time.monotonic() + min(self._keep_s, left_s))
+        return caller
+
+
 def authenticate(sessions: sessionmaker[Session], token: str) -> Caller:
     """Find the account of a bearer token.
 
     Raises:
         Unauthenticated: it is malformed (known without the database), unknown, revoked or expired.
     """
+    return _look_up(sessions, token)[0]
+
+
+def _look_up(sessions: sessionmaker[Session], token: str) -> tuple[Caller, datetime | None]:
+    """Return the account of a bearer token, and when that key expires."""
     try:
         parts = keys.parse(token)
     except keys.MalformedKey as error:
@@ -54,7 +98,12 @@ def authenticate(sessions: sessionmaker[Session], token: str) -> Caller:
             raise Unauthenticated("The API key is unknown, revoked or expired.", code="invalid_api_key")
         key, account = found
         repository.touch_key(session, key.id)
-        return Caller(account_id=account.id, key_id=key.id, max_priority=account.max_priority)
+        return Caller(account_id=account.id, key_id=key.id, max_priority=account.max_priority), key.expires_at
+
+
+def _digest(token: str) -> bytes:
+    """Return what a key is remembered by: the key itself is kept nowhere."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def issue_key(
@@ -64,6 +113,7 @@ def issue_key(
     label: str = "",
     lifetime: timedelta | None = None,
     max_priority: int | None = None,
+    quotas: Mapping[str, int | None] | None = None,
 ) -> IssuedKey:
     """Make a key, and its account if there is none of that name.
 
@@ -73,12 +123,16 @@ def issue_key(
         label: what the key is for.
         lifetime: None for a key that does not expire.
         max_priority: set the account's bound; None leaves it.
+        quotas: set the account's bounds `max_running_jobs`, `max_queued_jobs`, `max_stored_bytes`, None for no bound;
+            those left out stay as they are.
     """
     parts = keys.generate()
     with transaction(sessions) as session:
         owner = repository.ensure_account(session, name=account, webhook_secret=make_secret())
         if max_priority is not None:
             owner.max_priority = max_priority
+        for column, most in (quotas or {}).items():
+            setattr(owner, column, most)
         session.add(
             ApiKey(
                 id=parts.id,

@@ -1,10 +1,10 @@
-"""What happened to a job, in order; the terminal events also queue the caller's webhook, in the same transaction."""
+"""What happened to a job, in order; what webhooks are to tell of it is queued in the same transaction."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from api.jobs.event_types import LIFECYCLE_EVENTS, TERMINAL_EVENTS, EventType
 from api.jobs.models import Event, Job
 from api.jobs.states import JobState
 from api.webhooks import repository as webhooks
@@ -15,19 +15,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-
-class EventType(StrEnum):
-    """Kinds of events; the same names are the `type` of webhooks."""
-
-    QUEUED = "job.queued"
-    STARTED = "job.started"
-    STAGE_CHANGED = "job.stage_changed"
-    CANCEL_REQUESTED = "job.cancel_requested"
-    SUCCEEDED = "job.succeeded"
-    FAILED = "job.failed"
-    CANCELED = "job.canceled"
-    EXPIRED = "job.expired"
-
+__all__ = ["LIFECYCLE_EVENTS", "STATE_EVENTS", "TERMINAL_EVENTS", "EventType", "record_event"]
 
 STATE_EVENTS = {
     JobState.RUNNING: EventType.STARTED,
@@ -38,24 +26,25 @@ STATE_EVENTS = {
 }
 """The event that tells of a job's arrival in a state."""
 
-TERMINAL_EVENTS = frozenset({EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED, EventType.EXPIRED})
-"""Events that a job has at most one of, and of which the caller's server is told."""
-
 
 def record_event(session: Session, job: Job, kind: EventType, *, now: datetime, data: dict[str, Any]) -> None:
-    """Write an event; for a terminal one of a job with a webhook URL also the delivery."""
+    """Write an event and a delivery to each endpoint that wants to hear of it.
+
+    Every caller holds the lock of the job's row or has just inserted it, so that the ids of a job's events are in the
+    order of their commits.
+    """
     event = Event(job_id=job.id, type=kind, data=data, created_at=now)
     session.add(event)
+    session.flush()
     if kind in TERMINAL_EVENTS and job.webhook_url is not None:
-        session.flush()
-        webhooks.queue_delivery(
-            session,
-            account_id=job.account_id,
-            job_id=job.id,
-            event_id=event.id,
-            event_type=kind,
-            occurred_at=now,
-            data={"job_id": str(job.id), "state": job.state.value, **data, "urls": {"self": job.self_url}},
-            url=job.webhook_url,
-            traceparent=job.traceparent,
-        )
+        webhooks.adopt_job_endpoint(session, account_id=job.account_id, job_id=job.id, url=job.webhook_url)
+    webhooks.queue_deliveries(
+        session,
+        account_id=job.account_id,
+        job_id=job.id,
+        event_id=event.id,
+        event_type=kind,
+        occurred_at=now,
+        data=webhooks.event_data(job, data),
+        traceparent=job.traceparent,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from api.errors import FieldError, InvalidParameters, UnsupportedMedia
-from api.jobs.service import Submission, Upload
+from api.jobs.submission import Submission, Upload
 from duolora.config import MAX_IMAGES_PER_SIDE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def received_form(request: Request) -> AsyncIterator[FormData]:
         yield form
 
 
-def to_submission(form: FormData, *, origin: str, traceparent: str | None) -> Submission:
+def to_submission(form: FormData, *, origin: str, traceparent: str | None, idempotency_key: str | None) -> Submission:
     """Sort the parts by name.
 
     Raises:
@@ -77,6 +77,7 @@ def to_submission(form: FormData, *, origin: str, traceparent: str | None) -> Su
         style=files["style_images"],
         origin=origin,
         traceparent=traceparent,
+        idempotency_key=idempotency_key,
     )
 
 

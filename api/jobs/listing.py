@@ -1,4 +1,4 @@
-"""What an account may read of its jobs, page by page. Never commits."""
+"""What an account may read of its jobs: one by one, each in one statement, or page by page. Never commits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import binascii
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import select, tuple_
-from sqlalchemy.orm import selectinload
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from api.jobs.models import Job
+from api.jobs.plan import JobKind
+from api.jobs.states import JobState, StageState
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-    from api.jobs.states import JobState
+    from sqlalchemy import Connection, Row
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+Document = dict[str, Any]
 
 
 class InvalidCursor(ValueError):
@@ -55,14 +57,113 @@ class Cursor:
             raise InvalidCursor(text) from error
 
 
-def read_job(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) -> Job | None:
-    """Return an account's job with everything that describes it."""
-    return session.scalars(
-        select(Job)
-        .where(Job.id == job_id, Job.account_id == account_id)
-        .options(selectinload(Job.stages), selectinload(Job.images), selectinload(Job.artifacts)),
-        execution_options={"populate_existing": True},
-    ).one_or_none()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """A stage as it was read."""
+
+    name: str
+    state: StageState
+    attempt: int
+    weight: float | None
+    progress: Document | None
+    checkpoint: Document | None
+    """`step` and `total` of its checkpoint."""
+    timings: Document | None
+    error: Document | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    stopped_early: bool
+    reused_job_id: uuid.UUID | None
+
+    @classmethod
+    def of(cls, row: Document) -> Self:
+        """Read the JSON object that the statements below make."""
+        reused = row.pop("reused_job_id")
+        return cls(
+            state=StageState(row.pop("state")),
+            started_at=_instant(row.pop("started_at")),
+            finished_at=_instant(row.pop("finished_at")),
+            reused_job_id=None if reused is None else uuid.UUID(reused),
+            **row,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """A job as it was read, for a list."""
+
+    id: uuid.UUID
+    kind: JobKind
+    state: JobState
+    priority: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    cancel_requested_at: datetime | None
+    stop_requested_at: datetime | None
+    retry_of: uuid.UUID | None
+    error: Document | None
+    stages: list[StageRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullJobRecord(JobRecord):
+    """A job as it was read, with everything."""
+
+    params: Document
+    webhook_url: str | None
+    images: list[Document]
+    artifacts: list[Document]
+    webhook: Document | None
+    """`url`, `state`, `disabled_reason` and `last_status` of its endpoint."""
+
+
+def _instant(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+_STAGES = """
+    (SELECT coalesce(json_agg(json_build_object(
+        'name', s.name, 'state', s.state, 'attempt', s.attempt, 'weight', s.weight, 'progress', s.progress,
+        'timings', s.timings, 'error', s.error, 'started_at', s.started_at, 'finished_at', s.finished_at,
+        'stopped_early', s.stopped_early, 'reused_job_id', s.reused_job_id,
+        'checkpoint', CASE WHEN s.checkpoint IS NOT NULL
+            THEN json_build_object('step', s.checkpoint -> 'step', 'total', s.checkpoint -> 'total') END
+     ) ORDER BY s.ordinal), '[]') FROM stages s WHERE s.job_id = j.id) AS stages
+"""
+_SUMMARY = """
+    j.id, j.kind, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+    j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error
+"""
+_IN_FULL = text(f"""
+    SELECT {_SUMMARY}, {_STAGES}, j.params, j.webhook_url,
+    (SELECT coalesce(json_agg(json_build_object(
+        'side', i.side, 'ordinal', i.ordinal, 'sha256', i.sha256, 'bytes', i.bytes, 'width', i.width, 'height', i.height
+     ) ORDER BY i.side, i.ordinal), '[]') FROM job_images i WHERE i.job_id = j.id) AS images,
+    (SELECT coalesce(json_agg(json_build_object(
+        'name', a.name, 'filename', a.filename, 'key', a.key, 'content_type', a.content_type, 'sha256', a.sha256,
+        'bytes', a.bytes
+     ) ORDER BY a.created_at, a.name), '[]') FROM artifacts a WHERE a.job_id = j.id) AS artifacts,
+    (SELECT json_build_object('url', w.url, 'state', w.state, 'disabled_reason', w.disabled_reason, 'last_status', (
+        SELECT d.last_status FROM webhook_deliveries d WHERE d.endpoint_id = w.id AND d.last_status IS NOT NULL
+        ORDER BY d.created_at DESC, d.id DESC LIMIT 1
+     )) FROM webhook_endpoints w WHERE w.job_id = j.id ORDER BY w.created_at LIMIT 1) AS webhook
+    FROM jobs j WHERE j.id = :job_id AND j.account_id = :account_id
+""")  # noqa: S608 - made of constants
+
+_PAGE = f"""
+    SELECT {_SUMMARY}, {_STAGES} FROM jobs j WHERE j.account_id = :account_id {{conditions}}
+    ORDER BY j.created_at DESC, j.id DESC LIMIT :limit
+"""  # noqa: S608 - made of constants
+
+
+def read_job(session: Session | Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> FullJobRecord | None:
+    """Return an account's job with everything that describes it, as the transaction has left it so far."""
+    if isinstance(session, Session):
+        session.flush()
+    row = session.execute(_IN_FULL, {"account_id": account_id, "job_id": job_id}).first()
+    return None if row is None else FullJobRecord(**_columns(row))
 
 
 def job_exists(session: Session, job_id: uuid.UUID) -> bool:
@@ -72,19 +173,23 @@ def job_exists(session: Session, job_id: uuid.UUID) -> bool:
 
 def list_jobs(
     session: Session, *, account_id: uuid.UUID, after: Cursor | None, limit: int, state: JobState | None
-) -> tuple[list[Job], Cursor | None]:
+) -> tuple[list[JobRecord], Cursor | None]:
     """Return a page of an account's jobs, newest first, and the cursor of the next page if there is one."""
-    query = (
-        select(Job)
-        .where(Job.account_id == account_id)
-        .order_by(Job.created_at.desc(), Job.id.desc())
-        .limit(limit + 1)
-        .options(selectinload(Job.stages))
-    )
+    conditions, values = "", {"account_id": account_id, "limit": limit + 1}
     if after is not None:
-        query = query.where(tuple_(Job.created_at, Job.id) < tuple_(after.created_at, after.job_id))
+        conditions += " AND (j.created_at, j.id) < (:created_at, :job_id)"
+        values |= {"created_at": after.created_at, "job_id": after.job_id}
     if state is not None:
-        query = query.where(Job.state == state)
-    jobs = list(session.scalars(query))
+        conditions += " AND j.state = :state"
+        values |= {"state": state.value}
+    rows = session.execute(text(_PAGE.format(conditions=conditions)), values)
+    jobs = [JobRecord(**_columns(row)) for row in rows]
     page = jobs[:limit]
     return page, Cursor(page[-1].created_at, page[-1].id) if len(jobs) > limit else None
+
+
+def _columns(row: Row[Any]) -> Document:
+    columns = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public word for it
+    columns["kind"], columns["state"] = JobKind(columns["kind"]), JobState(columns["state"])
+    columns["stages"] = [StageRecord.of(stage) for stage in columns["stages"]]
+    return columns

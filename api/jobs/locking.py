@@ -1,9 +1,10 @@
 """Locks on a job and its stages, in one order for everybody, and the moves made under them.
 
-Order of locks: the stages of one job by id, then the job. A claim takes one free stage (skipping locked ones), then the
-job. Whoever holds a job's lock waits for none of its stages, so no two of them can wait for each other. Only
-`reap_stale` holds several jobs: it takes them by id, so that two reapers meet in the same order, and nobody else who
-holds a lock of one job waits for another's.
+Order of locks: the stages of one job by id, then the job, then its account. A claim takes one free stage (skipping
+locked ones) and perhaps its partner, then the job. Whoever holds a job's lock waits for none of its stages, so no two
+of them can wait for each other. Only `reap_stale` and `expire_overdue` hold several jobs: they take them by id, so that
+two of them meet in the same order, and nobody else who holds a lock of one job waits for another's. Nobody who holds an
+account's lock waits for that of a stage or a job.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, update
 
-from api.errors import LeaseLost
+from api.errors import LeaseLost, NotFound
 from api.jobs.events import STATE_EVENTS, EventType, record_event
 from api.jobs.models import AttemptOutcome, Job, OutboxRow, Stage, StageAttempt
 from api.jobs.states import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sqlalchemy.orm import Session
+
+    from api.jobs.failures import FailureClass
 
 STAGE_TOPIC = "stage.runnable"
 """Topic of the hint that a stage can be claimed."""
@@ -57,12 +60,18 @@ class LockedJob:
         if to in TERMINAL_STAGES:
             stage.finished_at = self.now
 
-    def close_attempt(self, stage: Stage, outcome: AttemptOutcome, error: dict[str, Any] | None = None) -> None:
-        """Write how the current attempt ended."""
+    def close_attempt(
+        self,
+        stage: Stage,
+        outcome: AttemptOutcome,
+        error: dict[str, Any] | None = None,
+        kind: FailureClass | None = None,
+    ) -> None:
+        """Write how the current attempt ended; `kind` is the class of its failure."""
         self.session.execute(
             update(StageAttempt)
             .where(StageAttempt.stage_id == stage.id, StageAttempt.attempt == stage.attempt)
-            .values(finished_at=self.now, outcome=outcome, error=error)
+            .values(finished_at=self.now, outcome=outcome, error=error, failure_class=kind)
         )
 
     def announce(self, stage: Stage, *, not_before: datetime | None = None) -> None:
@@ -99,7 +108,11 @@ class LockedJob:
     def settle(self) -> None:
         """Derive the job's state from its stages; on a change record it, once, with its event and webhook."""
         job = self.job
-        state = derive_job_state([stage.state for stage in self.stages], started=job.started_at is not None)
+        state = derive_job_state(
+            [stage.state for stage in self.stages],
+            started=job.started_at is not None,
+            overdue=job.deadline_passed_at is not None,
+        )
         if state is job.state:
             return
         check_job(job.state, state)
@@ -108,12 +121,16 @@ class LockedJob:
         if state in TERMINAL_JOBS:
             job.finished_at = self.now
         if state is JobState.FAILED and job.error is not None:
-            data = {"code": job.error["code"], "stage": job.error["stage"], "attempt": job.error["attempt"]}
+            data = {name: job.error[name] for name in ("code", "stage", "attempt") if name in job.error}
         record_event(self.session, job, STATE_EVENTS[state], now=self.now, data=data)
 
 
 def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:
-    """Lock a job's stages, then the job, and read them afresh."""
+    """Lock a job's stages, then the job, and read them afresh.
+
+    Raises:
+        NotFound: the job was purged meanwhile.
+    """
     session.flush()
     fresh = {"populate_existing": True}
     stages = session.scalars(
@@ -122,7 +139,9 @@ def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:
     ).all()
     job = session.scalars(
         select(Job).where(Job.id == job_id).with_for_update(key_share=True), execution_options=fresh
-    ).one()
+    ).one_or_none()
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.")
     return LockedJob(session, job, stages, instant(session))
 
 
@@ -135,7 +154,10 @@ def lock_held(session: Session, stage_id: uuid.UUID, fencing_token: uuid.UUID) -
     job_id = session.scalar(select(Stage.job_id).where(Stage.id == stage_id, Stage.fencing_token == fencing_token))
     if job_id is None:
         raise LeaseLost(f"stage {stage_id} is not held by this token")
-    locked = lock_job(session, job_id)
+    try:
+        locked = lock_job(session, job_id)
+    except NotFound as error:
+        raise LeaseLost(f"the job of stage {stage_id} was purged") from error
     stage = next(stage for stage in locked.stages if stage.id == stage_id)
     if stage.fencing_token != fencing_token:
         raise LeaseLost(f"stage {stage_id} is no longer held by this token")

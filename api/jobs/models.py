@@ -1,4 +1,4 @@
-"""Tables of jobs: jobs, their pictures, stages, attempts, artifacts, events, and the outbox."""
+"""Tables of jobs: jobs, their pictures, stages, attempts, artifacts, events, logs, the outbox; and of workers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy.types import Text
 
 from api.db import Base, Document
 from api.identifiers import uuid7
+from api.jobs.failures import FailureClass
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
 
@@ -41,6 +42,22 @@ class AttemptOutcome(StrEnum):
     """The worker fell silent."""
 
 
+class MemoryProfile(StrEnum):
+    """How much device memory an attempt may take."""
+
+    FULL = "full"
+    SMALL = "small"
+    """Slower; what remains after one attempt ran out of memory."""
+
+
+class WorkerState(StrEnum):
+    """What a worker does."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+
+
 class Job(Base):
     """One order of work."""
 
@@ -52,6 +69,11 @@ class Job(Base):
         ),
         UniqueConstraint("account_id", "idempotency_key"),
         Index("ix_jobs_newest", "account_id", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_unfinished", "account_id", "state", postgresql_where=text("finished_at IS NULL")),
+        Index("ix_jobs_queue", text("priority DESC"), "created_at", "id", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_deadline", "deadline_at", postgresql_where=text("finished_at IS NULL")),
+        Index("ix_jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("ix_jobs_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
@@ -70,8 +92,14 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     deadline_at: Mapped[datetime | None]
-    """If no stage was claimed by then, the job expires."""
+    """If no stage was claimed by then, the job expires; if it still runs then, it fails."""
+    deadline_passed_at: Mapped[datetime | None]
+    """When the deadline ended the job."""
     cancel_requested_at: Mapped[datetime | None]
+    stop_requested_at: Mapped[datetime | None]
+    """Since when its stages are to finish early, with what they have."""
+    retry_of: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    """The ended job that this one tries once more, from its checkpoints."""
     error: Mapped[Document | None]
     """A problem document, the same shape as an HTTP error."""
     webhook_url: Mapped[str | None]
@@ -79,8 +107,8 @@ class Job(Base):
     """Where the caller reads the job; put into webhooks."""
     traceparent: Mapped[str | None]
     idempotency_key: Mapped[str | None]
+    """Not written any more, like the fingerprint: see `api.idempotency`."""
     idempotency_fingerprint: Mapped[str | None]
-    """Hash over the parts and parameters of the request that brought the key."""
 
     images: Mapped[list[JobImage]] = relationship(
         lazy="raise", order_by="(JobImage.side, JobImage.ordinal)", cascade="all, delete-orphan", passive_deletes=True
@@ -126,7 +154,19 @@ class Stage(Base):
         ),
         CheckConstraint("state <> 'runnable' OR runnable_at IS NOT NULL", name="runnable"),
         UniqueConstraint("job_id", "name"),
+        CheckConstraint("memory_profile IN ('full', 'small')", name="memory_profile"),
         Index("ix_stages_claim", "runnable_at", postgresql_where=text("state = 'runnable'")),
+        Index(
+            "ix_stages_ready",
+            "account_id",
+            text("priority DESC"),
+            "queued_at",
+            "job_id",
+            "ordinal",
+            postgresql_where=text("state = 'runnable'"),
+        ),
+        Index("ix_stages_busy", "account_id", postgresql_where=text("state = 'running'")),
+        Index("ix_stages_reuse", "account_id", "reuse_key", postgresql_where=text("state = 'succeeded'")),
         Index("ix_stages_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
     )
 
@@ -138,12 +178,22 @@ class Stage(Base):
     depends_on: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """Names of the stages of the same job that must succeed first."""
     state: Mapped[StageState]
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    """The job's, as the next two: a claim finds the best stage by an index of this table alone."""
+    priority: Mapped[int]
+    queued_at: Mapped[datetime]
+    """When the job was created."""
+    weight: Mapped[float | None]
+    """Its share of the job's whole work; null in jobs older than this column."""
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")
     """Times it was claimed. Only ever grows, because artifact keys contain it."""
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
     """Attempts that count: a shutdown does not."""
+    failure_counts: Mapped[Document] = mapped_column(default=dict, server_default=text("'{}'::jsonb"))
+    """Failures since the stage last got further, by `api.jobs.failures.FailureClass`."""
     max_attempts: Mapped[int]
-    """With so many failures the stage fails for good."""
+    """With so many deaths of its workers or engines in a row the stage fails for good."""
+    memory_profile: Mapped[MemoryProfile] = mapped_column(default=MemoryProfile.FULL, server_default="full")
     worker_id: Mapped[str | None]
     """Who claimed it last."""
     fencing_token: Mapped[uuid.UUID | None]
@@ -163,7 +213,13 @@ class Stage(Base):
     error: Mapped[Document | None]
     """Problem of the last attempt that failed."""
     checkpoint: Mapped[Document | None]
-    """Pointer to what a later attempt can resume from."""
+    """Pointer to what a later attempt can resume from: `step`, `total`, `attempt`, `paired`, `at`, and `files`."""
+    stopped_early: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    """It succeeded with what it had when the caller asked to stop."""
+    reuse_key: Mapped[str | None]
+    """Hash of all that made its result; an identical stage of the account may take it. Set by the finish."""
+    reused_job_id: Mapped[uuid.UUID | None]
+    """The job whose result was taken instead of working. That job may be gone by now."""
 
 
 class StageAttempt(Base):
@@ -174,6 +230,7 @@ class StageAttempt(Base):
         CheckConstraint(
             "outcome IN ('succeeded', 'retried', 'failed', 'released', 'canceled', 'lease_expired')", name="outcome"
         ),
+        CheckConstraint("failure_class IN ('caller', 'memory', 'environment', 'death')", name="failure_class"),
     )
 
     stage_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
@@ -184,6 +241,10 @@ class StageAttempt(Base):
     finished_at: Mapped[datetime | None]
     outcome: Mapped[AttemptOutcome | None]
     """Null while it runs."""
+    failure_class: Mapped[FailureClass | None]
+    """Null unless it failed."""
+    resumed_step: Mapped[int | None]
+    """Step of the checkpoint it began from; null for a start from the beginning."""
     error: Mapped[Document | None]
 
 
@@ -207,7 +268,10 @@ class Artifact(Base):
 
 
 class Event(Base):
-    """Something that happened to a job, in order."""
+    """Something that happened to a job, in order: they are written under the job's lock.
+
+    An insert notifies `duolora_events` of the job.
+    """
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_job", "job_id", "id"),)
@@ -234,3 +298,34 @@ class OutboxRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """Not to be published before: a retry's hint waits as long as the retry."""
+
+
+class LogLine(Base):
+    """A line that an attempt at a stage wrote for the job's owner."""
+
+    __tablename__ = "job_logs"
+    __table_args__ = (Index("ix_job_logs_job", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    stage: Mapped[str]
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+    """By the worker's clock."""
+    level: Mapped[str]
+    message: Mapped[str]
+
+
+class Worker(Base):
+    """A worker process that lives, as far as anybody knows. Nothing depends on it but estimates and pairs."""
+
+    __tablename__ = "workers"
+    __table_args__ = (CheckConstraint("state IN ('idle', 'busy', 'stopping')", name="state"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[WorkerState]
+    device: Mapped[str | None]
+    """None until its engine process has said so; likewise the version."""
+    engine_version: Mapped[str | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,16 @@ class StagePlan:
     name: str
     depends_on: tuple[str, ...] = ()
     max_attempts: int = 3
-    """Attempts that may end in a fault of the infrastructure; a shutdown does not count."""
+    """Deaths in a row of what runs it, without the stage getting further: with so many it fails for good."""
+    weight: float | None = None
+    """Its share of the job's whole work; `plan` fills it in."""
 
 
 def plan(kind: JobKind, config: PersonalizeConfig) -> tuple[StagePlan, ...]:
     """Return the stages of a job, each after those it waits for. A job keeps the stages that it was submitted with."""
-    return _PLANS[kind](config)
+    stages = _PLANS[kind](config)
+    weights = stage_weights(config, [stage.name for stage in stages])
+    return tuple(replace(stage, weight=weights[stage.name]) for stage in stages)
 
 
 def _personalize(config: PersonalizeConfig) -> tuple[StagePlan, ...]:

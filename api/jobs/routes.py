@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
-from api.deps import CallerDep, ServicesDep
+from api import idempotency
+from api.deps import CallerDep, Services, ServicesDep
 from api.errors import NotFound
-from api.jobs import catalogue, view
+from api.jobs import catalogue
 from api.jobs.form import openapi_body, received_form, to_submission
-from api.jobs.schemas import JobPage, JobRead, RecipePage
-from api.jobs.states import JobState
+from api.jobs.schemas import AttemptPage, JobPage, JobRead, LogPage, RecipePage
+from api.jobs.service import Accepted
+from api.jobs.states import TERMINAL_JOBS, JobState
+from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 
 router = APIRouter(tags=["jobs"])
 
-RETRY_AFTER_S = "1"
-"""When to look at a new job for the first time."""
+Key = Annotated[
+    str | None,
+    Header(
+        alias=idempotency.HEADER,
+        description="Of the caller's choice, new for each request: sent again with the same key, the request is "
+        "answered as the first time and nothing is done twice.",
+    ),
+]
+
+NEW_JOB: dict[str, Any] = {
+    "description": "The job.",
+    "headers": {
+        name: {"description": description, "schema": {"type": "string"}}
+        for name, description in {
+            "Location": "The job's path.",
+            "Retry-After": "Seconds after which to look at it.",
+            "Idempotency-Expires": "Until when the key is known.",
+            "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
+            "RateLimit-Policy": "The account's quotas of waiting jobs and stored bytes, if it has any.",
+            "RateLimit": "What is left of them.",
+        }.items()
+    },
+}
 
 
 async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
@@ -36,23 +61,25 @@ async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     operation_id="submit_job",
     summary="Submit a job",
     status_code=HTTPStatus.ACCEPTED,
-    responses=problem_responses(400, 401, 413, 415, 422, 500, 503),
+    response_model=JobRead,
+    responses={202: NEW_JOB, **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503)},
     openapi_extra=openapi_body(),
 )
 def submit_job(
     request: Request,
-    response: Response,
     services: ServicesDep,
     caller: CallerDep,
     form: Annotated[FormData, Depends(_form)],
-) -> JobRead:
+    key: Key = None,
+) -> Response:
     """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on."""
-    origin = services.settings.public_url or str(request.base_url)
-    submission = to_submission(form, origin=origin, traceparent=current_traceparent())
-    job = services.jobs.submit(caller, submission)
-    response.headers["Location"] = view.self_path(job.id)
-    response.headers["Retry-After"] = RETRY_AFTER_S
-    return job
+    submission = to_submission(
+        form,
+        origin=_origin(request, services),
+        traceparent=current_traceparent(),
+        idempotency_key=_key(request),
+    )
+    return _accepted(services.jobs.submit(caller, submission))
 
 
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs", responses=problem_responses(401, 422, 500, 503))
@@ -71,11 +98,12 @@ def list_jobs(
     "/jobs/{job_id}",
     operation_id="read_job",
     summary="Read a job",
+    response_model=JobRead,
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_job(services: ServicesDep, caller: CallerDep, job_id: str) -> JobRead:
+def read_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     """Read where a job stands and, once it has succeeded, where its files are."""
-    return services.jobs.read(caller, _job_id(job_id))
+    return _json(services.jobs.read(caller, _job_id(job_id)).model_dump_json())
 
 
 @router.post(
@@ -83,19 +111,146 @@ def read_job(services: ServicesDep, caller: CallerDep, job_id: str) -> JobRead:
     operation_id="cancel_job",
     summary="Cancel a job",
     status_code=HTTPStatus.ACCEPTED,
+    response_model=JobRead,
     responses={200: {"model": JobRead, "description": "The job has ended."}, **problem_responses(401, 404, 500, 503)},
 )
-def cancel_job(response: Response, services: ServicesDep, caller: CallerDep, job_id: str) -> JobRead:
-    """Ask for a job to stop: 202 while it is stopping, 200 once it has ended. Asking again changes nothing."""
-    job, has_ended = services.jobs.cancel(caller, _job_id(job_id))
-    response.status_code = HTTPStatus.OK if has_ended else HTTPStatus.ACCEPTED
-    return job
+def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+    """Ask for a job to be given up: 202 while it is stopping, 200 once it has ended. Asking again changes nothing."""
+    return _ending(services.jobs.cancel(caller, _job_id(job_id)))
+
+
+@router.post(
+    "/jobs/{job_id}/stop",
+    operation_id="stop_job",
+    summary="Stop a job early, and keep what it has",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobRead,
+    responses={
+        200: {"model": JobRead, "description": "The job has ended."},
+        **problem_responses(401, 404, 409, 500, 503),
+    },
+)
+def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+    """Ask for training and merge to end at their next step: the job then succeeds with what was learnt by then.
+
+    409 `nothing_to_keep` while a training has not begun. Asking again changes nothing.
+    """
+    return _ending(services.jobs.stop(caller, _job_id(job_id)))
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    operation_id="retry_job",
+    summary="Try a job again",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobRead,
+    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 422, 429, 500, 503)},
+)
+def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: str, key: Key = None) -> Response:
+    """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.
+
+    While such a job has not ended, it is the answer to further requests.
+    """
+    return _accepted(
+        services.jobs.retry(
+            caller,
+            _job_id(job_id),
+            origin=_origin(request, services),
+            traceparent=current_traceparent(),
+            key=_key(request),
+        )
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="stream_events",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        200: {"description": "Events as they happen.", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "The job has ended, and nothing happened after that event: do not ask again."},
+        **problem_responses(400, 401, 404, 422, 500, 503),
+    },
+)
+async def stream_events(
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: str,
+    after: Annotated[str | None, Query(max_length=20, description="Id of the last event that is known.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Likewise; browsers send it to go on.")] = None,
+) -> Response:
+    """Server-sent events, with ids that grow: what has happened to the job, then what happens, until its end.
+
+    `event` is the type, as of webhooks; `data` is JSON: `id`, `type`, `job_id`, `at` and `data`. If too much
+    was missed, the stream begins with an event `gap` whose `data` says from which id to which.
+    """
+    start = read_start(last_event_id, after)
+    job = _job_id(job_id)
+    end_at = await run_in_threadpool(services.history.last_event, caller, job)
+    if end_at is not None and end_at <= start:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    heartbeat_s = services.settings.sse_heartbeat_s
+    return EventStream(services.hub, job, after=start, end_at=end_at, heartbeat_s=heartbeat_s)
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    operation_id="read_logs",
+    summary="Read a job's log",
+    responses=problem_responses(401, 404, 422, 500, 503),
+)
+def read_logs(
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: str,
+    *,
+    stage: Annotated[str | None, Query(max_length=40, description="Only of this stage.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only of attempts of this number.")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Id of the last line that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> LogPage:
+    """Read what the stages wrote, oldest first."""
+    return services.history.read_logs(caller, _job_id(job_id), stage=stage, attempt=attempt, after=after, limit=limit)
+
+
+@router.get(
+    "/jobs/{job_id}/attempts",
+    operation_id="list_attempts",
+    summary="List the attempts at a job's stages",
+    responses=problem_responses(401, 404, 500, 503),
+)
+def list_attempts(services: ServicesDep, caller: CallerDep, job_id: str) -> AttemptPage:
+    """List which worker tried which stage when, from where, and how it ended."""
+    return services.history.read_attempts(caller, _job_id(job_id))
 
 
 @router.get("/recipes", operation_id="list_recipes", summary="List recipes", responses=problem_responses(401, 500, 503))
 def list_recipes(services: ServicesDep, _: CallerDep) -> RecipePage:
     """List the recipes with everything they would do, and the base models of this installation."""
     return catalogue.recipe_page(services.settings)
+
+
+def _origin(request: Request, services: Services) -> str:
+    return services.settings.public_url or str(request.base_url)
+
+
+def _key(request: Request) -> str | None:
+    return idempotency.read_key(request.headers.getlist(idempotency.HEADER))
+
+
+def _accepted(answer: Accepted) -> Response:
+    return _json(answer.body, status=answer.status, headers=answer.headers)
+
+
+def _ending(job: JobRead) -> Response:
+    status = HTTPStatus.OK if job.state in TERMINAL_JOBS else HTTPStatus.ACCEPTED
+    return _json(job.model_dump_json(), status=status)
+
+
+def _json(body: str, *, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with a document that was validated when it was made: it is not validated again."""
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
 def _job_id(text: str) -> uuid.UUID:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from api.jobs.event_types import EventType
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
 from api.schemas import Problem, Wire
@@ -50,7 +51,25 @@ class JobParams(Wire):
     rank: int | None = Field(None, description="Rank of both LoRAs; the merge has the sum of both.")
     resolution_px: int | None = Field(None, description="Side of the training pictures, in pixels.")
     seed: int | None = None
+    deadline_seconds: int | None = Field(
+        None,
+        ge=60,
+        le=2_592_000,
+        description="So long after the submission the job ends: `expired` if it has not started, else `failed` with "
+        "`deadline_exceeded`.",
+    )
     webhook_url: str | None = Field(None, description="Told when the job ends, by a signed Standard Webhook.")
+    webhook_events: list[str] | None = Field(
+        None,
+        max_length=len(EventType),
+        description="Events it is told of, if not of the end alone.",
+        examples=[["job.started", "job.succeeded", "job.failed"]],
+    )
+    webhook_secret: str | None = Field(
+        None,
+        description="Signs them in place of the account's secret: `whsec_` and the base64 of 24 to 64 random bytes. "
+        "Never shown again.",
+    )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, up to what the account may ask for.")
 
 
@@ -73,6 +92,7 @@ class StageProgress(Wire):
     fraction: float = Field(ge=0, le=1)
     loss: float | None = None
     note: str = ""
+    steps_per_second: float | None = Field(None, description="Null until the rate is known.")
     eta_seconds: float | None = Field(None, description="Null until the rate is known.")
 
 
@@ -82,7 +102,9 @@ class StageRead(Wire):
     name: str
     state: StageState
     attempt: int = Field(description="Times it was begun.")
-    progress: StageProgress | None
+    progress: StageProgress | None = Field(description="One that goes on from a checkpoint keeps its step.")
+    reused_from: uuid.UUID | None = Field(description="The job whose identical result was taken instead of working.")
+    stopped_early: bool = Field(description="It ended on request, with what it had.")
     started_at: datetime | None
     finished_at: datetime | None
     error: Problem | None = Field(description="Of the last attempt that failed.")
@@ -95,9 +117,16 @@ class JobProgress(Wire):
     stage: str | None = Field(description="The stage that runs now; the first, if two do.")
     step: int | None
     total: int | None
-    eta_seconds: float | None = Field(description="Until the job ends. Null until the rate is known.")
+    eta_seconds: float | None = Field(
+        description="Until the job ends, its wait in the queue included. An estimate; null while nothing is known."
+    )
     loss: float | None
     note: str | None
+    steps_per_second: float | None = Field(description="Of that stage. Null until the rate is known.")
+    queue_position: int | None = Field(
+        description="1 is next, by priority and age; accounts take turns, so it may change. Null unless queued."
+    )
+    queue_eta_seconds: float | None = Field(description="Until it starts. Null unless queued, and while unknown.")
 
 
 class JobTimings(Wire):
@@ -126,11 +155,25 @@ class JobResult(Wire):
     artifacts: list[ArtifactRead]
 
 
+class JobWebhook(Wire):
+    """The server that is told of a job."""
+
+    url: str
+    state: Literal["enabled", "disabled"]
+    disabled_reason: str | None = Field(description="`gone` (it answered 410), `exhausted` or `by_owner`.")
+    last_status: int | None = Field(description="HTTP status of its last answer.")
+
+
 class JobUrls(Wire):
     """Where to go from here."""
 
     self: str
     cancel: str
+    stop: str
+    retry: str
+    events: str
+    logs: str
+    attempts: str
 
 
 class JobSummary(Wire):
@@ -146,7 +189,10 @@ class JobSummary(Wire):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    deadline_at: datetime | None
     cancel_requested_at: datetime | None
+    stop_requested_at: datetime | None
+    retry_of: uuid.UUID | None = Field(description="The ended job that this one tries again, from its checkpoints.")
     urls: JobUrls
 
 
@@ -158,6 +204,7 @@ class JobRead(JobSummary):
     params: dict[str, Any] = Field(description="The complete configuration, resolved from the recipe.")
     images: list[ImageRead]
     webhook_url: str | None
+    webhook: JobWebhook | None = Field(description="How the server at `webhook_url` is doing.")
     result: JobResult | None
 
 
@@ -168,6 +215,47 @@ class JobPage(Wire):
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. Null at the end.")
     limit: int
     state: JobState | None = Field(description="The filter that was applied.")
+
+
+class LogLineRead(Wire):
+    """A line that a stage wrote."""
+
+    id: int = Field(description="Grows; pass the last one as `after` to go on from there.")
+    at: datetime
+    stage: str
+    attempt: int
+    level: str = Field(examples=["info"])
+    message: str
+
+
+class LogPage(Wire):
+    """Lines of a job's log, oldest first."""
+
+    items: list[LogLineRead]
+    next_after: int | None = Field(description="Pass it as `after` for the next page. Null at the end, for now.")
+    limit: int
+
+
+class AttemptRead(Wire):
+    """One attempt at a stage and how it ended."""
+
+    stage: str
+    attempt: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: Literal["succeeded", "retried", "failed", "released", "canceled", "lease_expired"] | None = Field(
+        description="Null while it runs. `released`: given back at a shutdown, which does not count."
+    )
+    failure_class: Literal["caller", "memory", "environment", "death"] | None
+    resumed_step: int | None = Field(description="The step of the checkpoint it began from.")
+    error: Problem | None
+
+
+class AttemptPage(Wire):
+    """All attempts at a job's stages, oldest first."""
+
+    items: list[AttemptRead]
 
 
 class RecipeRead(Wire):

@@ -69,7 +69,7 @@ JOB_TRANSITIONS: Mapping[tuple[JobState, JobState], str] = {
     (JobState.QUEUED, JobState.CANCELED): "the caller canceled it before any stage was claimed",
     (JobState.QUEUED, JobState.EXPIRED): "its deadline passed before any stage was claimed",
     (JobState.RUNNING, JobState.SUCCEEDED): "its last stage succeeded",
-    (JobState.RUNNING, JobState.FAILED): "a stage failed for good",
+    (JobState.RUNNING, JobState.FAILED): "a stage failed for good, or its deadline passed",
     (JobState.RUNNING, JobState.CANCELED): "the caller canceled it and nothing runs any more",
 }
 
@@ -94,7 +94,7 @@ def check_job(before: JobState, after: JobState) -> None:
         raise IllegalTransition(f"a job cannot go from {before} to {after}")
 
 
-def derive_job_state(stages: Collection[StageState], *, started: bool) -> JobState:
+def derive_job_state(stages: Collection[StageState], *, started: bool, overdue: bool = False) -> JobState:
     """Derive a job's state from its stages.
 
     Failure outweighs everything; a job is canceled only once nothing of it runs; a job whose last stage succeeds while
@@ -103,6 +103,7 @@ def derive_job_state(stages: Collection[StageState], *, started: bool) -> JobSta
     Args:
         stages: the states of all its stages.
         started: whether a stage was ever claimed.
+        overdue: whether it was its deadline that canceled its stages.
     """
     if not stages:
         raise ValueError("a job without stages has no state")
@@ -111,5 +112,7 @@ def derive_job_state(stages: Collection[StageState], *, started: bool) -> JobSta
     if all(state is StageState.SUCCEEDED for state in stages):
         return JobState.SUCCEEDED
     if StageState.CANCELED in stages and all(state in TERMINAL_STAGES for state in stages):
+        if overdue:
+            return JobState.FAILED if started else JobState.EXPIRED
         return JobState.CANCELED
     return JobState.RUNNING if started else JobState.QUEUED

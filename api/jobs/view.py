@@ -1,11 +1,10 @@
-"""A job's row as its owner sees it."""
+"""A job's record as its owner sees it."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from api.jobs.plan import stage_weights
 from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
@@ -16,16 +15,18 @@ from api.jobs.schemas import (
     JobSummary,
     JobTimings,
     JobUrls,
+    JobWebhook,
     StageRead,
 )
 from api.jobs.states import JobState
 from api.schemas import Problem
-from duolora.config import PersonalizeConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
-    from api.jobs.models import Job, Stage
+    from api.jobs.listing import FullJobRecord, JobRecord, StageRecord
+    from api.jobs.queue import Outlook
     from api.storage import ObjectStore
 
 
@@ -34,37 +35,29 @@ def self_path(job_id: object) -> str:
     return f"/jobs/{job_id}"
 
 
-def summarize(job: Job, now: datetime) -> JobSummary:
-    """Describe a job for a list; needs its stages."""
-    return JobSummary(**_summary(job, now))
+def summarize(job: JobRecord, now: datetime, outlook: Outlook) -> JobSummary:
+    """Describe a job for a list."""
+    return JobSummary(**_summary(job, now, outlook))
 
 
-def describe(job: Job, store: ObjectStore, *, link_lifetime: timedelta) -> JobRead:
-    """Describe a job in full; needs its stages, images and artifacts. Links are minted here, at reading time."""
+def describe(job: FullJobRecord, store: ObjectStore, outlook: Outlook, *, link_lifetime: timedelta) -> JobRead:
+    """Describe a job in full. Links are minted here, at reading time."""
     now = datetime.now(UTC)
     return JobRead(
-        **_summary(job, now),
+        **_summary(job, now, outlook),
         stages=[_stage(stage, now) for stage in job.stages],
         timings=_timings(job, now),
         params=job.params,
-        images=[
-            ImageRead(
-                side=image.side,
-                ordinal=image.ordinal,
-                sha256=image.sha256,
-                bytes=image.bytes,
-                width=image.width,
-                height=image.height,
-            )
-            for image in job.images
-        ],
+        images=[ImageRead(**image) for image in job.images],
         webhook_url=job.webhook_url,
+        webhook=None if job.webhook is None else JobWebhook(**job.webhook),
         result=_result(job, store, now, link_lifetime) if job.state is JobState.SUCCEEDED else None,
     )
 
 
-def _summary(job: Job, now: datetime) -> dict[str, Any]:
-    progress = _progress(job, now)
+def _summary(job: JobRecord, now: datetime, outlook: Outlook) -> dict[str, Any]:
+    progress = _progress(job, now, outlook)
+    path = self_path(job.id)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -76,29 +69,49 @@ def _summary(job: Job, now: datetime) -> dict[str, Any]:
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
+        "deadline_at": job.deadline_at,
         "cancel_requested_at": job.cancel_requested_at,
-        "urls": JobUrls(self=self_path(job.id), cancel=f"{self_path(job.id)}/cancel"),
+        "stop_requested_at": job.stop_requested_at,
+        "retry_of": job.retry_of,
+        "urls": JobUrls(
+            self=path,
+            cancel=f"{path}/cancel",
+            stop=f"{path}/stop",
+            retry=f"{path}/retry",
+            events=f"{path}/events",
+            logs=f"{path}/logs",
+            attempts=f"{path}/attempts",
+        ),
     }
 
 
-def _progress(job: Job, now: datetime) -> JobProgress:
-    weights = stage_weights(PersonalizeConfig.model_validate(job.params), [stage.name for stage in job.stages])
-    return job_progress(job.state, job.stages, weights, now)
+def _progress(job: JobRecord, now: datetime, outlook: Outlook) -> JobProgress:
+    position = None
+    if job.state is JobState.QUEUED:
+        position = outlook.position(priority=job.priority, created_at=job.created_at, job_id=job.id)
+    return job_progress(job.state, job.stages, _weights(job.stages), now, outlook=outlook, queue_position=position)
 
 
-def _stage(stage: Stage, now: datetime) -> StageRead:
+def _weights(stages: Sequence[StageRecord]) -> dict[str, float]:
+    """Return each stage's share of the work; equal ones for a job from before they were kept."""
+    return {stage.name: 1 / len(stages) if stage.weight is None else stage.weight for stage in stages}
+
+
+def _stage(stage: StageRecord, now: datetime) -> StageRead:
     return StageRead(
         name=stage.name,
         state=stage.state,
         attempt=stage.attempt,
         progress=stage_progress(stage, now),
+        reused_from=stage.reused_job_id,
+        stopped_early=stage.stopped_early,
         started_at=stage.started_at,
         finished_at=stage.finished_at,
         error=None if stage.error is None else Problem.model_validate(stage.error),
     )
 
 
-def _timings(job: Job, now: datetime) -> JobTimings:
+def _timings(job: JobRecord, now: datetime) -> JobTimings:
     end = job.finished_at or now
     stages: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
@@ -112,23 +125,13 @@ def _timings(job: Job, now: datetime) -> JobTimings:
     )
 
 
-def _result(job: Job, store: ObjectStore, now: datetime, lifetime: timedelta) -> JobResult:
-    return JobResult(
-        artifacts=[
-            ArtifactRead(
-                name=artifact.name,
-                filename=artifact.filename,
-                content_type=artifact.content_type,
-                bytes=artifact.bytes,
-                sha256=artifact.sha256,
-                url=store.presigned_get(
-                    artifact.key,
-                    filename=artifact.filename,
-                    content_type=artifact.content_type,
-                    expires=lifetime,
-                ),
-                expires_at=now + lifetime,
-            )
-            for artifact in job.artifacts
-        ]
-    )
+def _result(job: FullJobRecord, store: ObjectStore, now: datetime, lifetime: timedelta) -> JobResult:
+    expires_at = now + lifetime
+    artifacts = []
+    for artifact in job.artifacts:
+        key = artifact.pop("key")
+        url = store.presigned_get(
+            key, filename=artifact["filename"], content_type=artifact["content_type"], expires=lifetime
+        )
+        artifacts.append(ArtifactRead(**artifact, url=url, expires_at=expires_at))
+    return JobResult(artifacts=artifacts)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from api.errors import FieldError, InvalidParameters
+from api.jobs.event_types import EventType
 from api.jobs.schemas import JobParams, StepWishes
 from api.webhooks.guard import TargetRefused, check_at_submit
+from api.webhooks.signing import InvalidSecret, check_secret
 from duolora import recipes
 from duolora.config import Prompts
 
@@ -77,15 +79,29 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
         raise InvalidParameters(errors=_complaints(error.errors(), _config_pointer)) from error
 
 
-def check_webhook(url: str | None, allow: Iterable[Network]) -> list[FieldError]:
-    """Return what is wrong with a webhook URL."""
-    if url is None:
-        return []
+def check_webhook(params: JobParams, allow: Iterable[Network]) -> list[FieldError]:
+    """Return what is wrong with the wishes about a webhook."""
+    if params.webhook_url is None:
+        return [
+            FieldError(pointer=f"{ROOT}/{name}", detail="needs a webhook_url", code="missing")
+            for name in ("webhook_events", "webhook_secret")
+            if getattr(params, name) is not None
+        ]
+    errors = []
     try:
-        check_at_submit(url, allow)
+        check_at_submit(params.webhook_url, allow)
     except TargetRefused as refusal:
-        return [FieldError(pointer=f"{ROOT}/webhook_url", detail=str(refusal), code="url_refused")]
-    return []
+        errors.append(FieldError(pointer=f"{ROOT}/webhook_url", detail=str(refusal), code="url_refused"))
+    try:
+        if params.webhook_secret is not None:
+            check_secret(params.webhook_secret)
+    except InvalidSecret as error:
+        errors.append(FieldError(pointer=f"{ROOT}/webhook_secret", detail=str(error), code="invalid"))
+    for place, name in enumerate(params.webhook_events or ()):
+        if name not in set(EventType):
+            pointer, known = f"{ROOT}/webhook_events/{place}", ", ".join(EventType)
+            errors.append(FieldError(pointer=pointer, detail=f"there is no {name!r}; known: {known}", code="unknown"))
+    return errors
 
 
 def check_priority(priority: int, highest: int) -> list[FieldError]:

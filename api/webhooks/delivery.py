@@ -13,7 +13,7 @@ import httpcore
 
 from api.webhooks.guard import GuardedBackend, TargetRefused, parse_target, resolve_all
 from api.webhooks.repository import DeliveryOutcome, DueDelivery
-from api.webhooks.signing import message_id, sign
+from api.webhooks.signing import sign
 
 if TYPE_CHECKING:
     from api.settings import WebhookSettings
@@ -75,14 +75,18 @@ class WebhookSender:
 
 
 def _headers(delivery: DueDelivery, body: bytes) -> dict[str | bytes, str | bytes]:
-    """Make the headers of one attempt; the timestamp is the attempt's, the id the delivery's."""
-    message, timestamp = message_id(delivery.id), int(time.time())
+    """Make the headers of one attempt; the timestamp is the attempt's, the id the delivery's.
+
+    While an endpoint changes its secret there is a signature by each, newest first.
+    """
+    timestamp = int(time.time())
+    signatures = [sign(key, message=delivery.message, timestamp=timestamp, body=body) for key in delivery.secrets]
     headers: dict[str | bytes, str | bytes] = {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
-        "webhook-id": message,
+        "webhook-id": delivery.message,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": sign(delivery.secret, message=message, timestamp=timestamp, body=body),
+        "webhook-signature": " ".join(signatures),
     }
     if delivery.traceparent is not None:
         headers["traceparent"] = delivery.traceparent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import hmac
 import random
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the marker of a secret, not one
 SECRET_BYTES = 32
-"""The standard asks for 24 to 64."""
+"""How long the secrets are that are made here."""
+SHORTEST_SECRET_BYTES = 24
+LONGEST_SECRET_BYTES = 64
+"""What the standard allows."""
 
 SCHEDULE = (
     timedelta(0),
@@ -35,13 +39,33 @@ JITTER = 0.1
 """A wait is stretched by up to this share, so that receivers that come back are not hit by all at once."""
 
 
+class InvalidSecret(ValueError):
+    """A signing secret has the wrong form; the message says which is right, and does not hold the secret."""
+
+
 def make_secret() -> str:
     """Make a signing secret, `whsec_` and base64."""
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
+def check_secret(secret: str) -> None:
+    """Refuse a secret of the caller's own that the standard does not allow.
+
+    Raises:
+        InvalidSecret: it is not `whsec_` and the base64 of 24 to 64 bytes.
+    """
+    try:
+        length = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
+    except (binascii.Error, ValueError):
+        length = 0
+    if not secret.startswith(SECRET_PREFIX) or not SHORTEST_SECRET_BYTES <= length <= LONGEST_SECRET_BYTES:
+        raise InvalidSecret(
+            f"write {SECRET_PREFIX} and the base64 of {SHORTEST_SECRET_BYTES} to {LONGEST_SECRET_BYTES} random bytes"
+        )
+
+
 def message_id(delivery_id: uuid.UUID) -> str:
-    """Return the `webhook-id` of a delivery: the same for all its attempts, without a full stop."""
+    """Return the `webhook-id` of a delivery: the same for all its attempts and replays, without a full stop."""
     return f"msg_{delivery_id.hex}"
 
 
@@ -59,8 +83,13 @@ def sign(secret: str, *, message: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
-def delay_before(attempt: int) -> timedelta | None:
-    """Return how long to wait before attempt number `attempt` (from 1), or None when none is left."""
+def delay_before(attempt: int, *, scale: float = 1) -> timedelta | None:
+    """Return how long to wait before attempt number `attempt` (from 1), or None when none is left.
+
+    Args:
+        attempt: from 1.
+        scale: factor of the schedule's waits (WEBHOOK_TIME_SCALE).
+    """
     if attempt > len(SCHEDULE):
         return None
-    return SCHEDULE[attempt - 1] * (1 + random.uniform(0, JITTER))
+    return SCHEDULE[attempt - 1] * (scale * (1 + random.uniform(0, JITTER)))

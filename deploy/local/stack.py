@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 API_TIMEOUT_S = 60.0
 WATCH_S = 0.2
-WORKER_GRACE_S = 20.0
-"""The worker gives its stage back before it ends; that takes as long as one training step."""
+WORKER_GRACE_S = 30.0
+"""The worker stores a checkpoint and gives its stage back before it ends: more than its own grace, `worker_grace_s`."""
 ENVIRONMENT_FILE = "environment"
 DATABASE = "duolora"
 BUCKET = "duolora"

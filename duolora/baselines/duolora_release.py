@@ -29,8 +29,9 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
@@ -39,18 +40,21 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.baselines.noised_cases import NoisedCases, assign_sides, predict_as
 from duolora.baselines.zip_lora import distillation
 from duolora.capture import CapturedPredictor
+from duolora.checkpoints import learner_tensors, restore_learner
 from duolora.config import MaskStart, MergeMethod
 from duolora.errors import InvalidLora, TrainingDiverged
-from duolora.events import Observer, Progress, Silent, advance
+from duolora.events import Observer, Progress, Silent
+from duolora.keeping import Keeper, Part, Saved, proceed, resumed
 from duolora.merge import MergeResult, merge_report
 from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.method.priors import Role
 from duolora.method.ziprank import merge_by_masks
 from duolora.models.base import PromptEmbeddings
 from duolora.runtime import memory_errors
+from duolora.thrift import recomputed_activations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -77,6 +81,8 @@ class Settings(TypedDict, total=False):
     batch_size: int
     prior_blocks: Mapping[str, Sequence[str]]
     observer: Observer | None
+    keeper: Keeper | None
+    thrifty: bool
 
 
 def merge(base: DiffusionBase, cases: Sequence[MergeCase], **settings: Unpack[Settings]) -> list[LoraWeights]:
@@ -126,6 +132,8 @@ def learn_masks(
     batch_size: int = 1,
     prior_blocks: Mapping[str, Sequence[str]] = PRIOR_BLOCKS,
     observer: Observer | None = None,
+    keeper: Keeper | None = None,
+    thrifty: bool = False,
 ) -> LearnedMasks:
     """Learn the masks of all cases as the release would, one U-Net pass with gradient a step.
 
@@ -139,42 +147,77 @@ def learn_masks(
         batch_size: noised samples of each side in a step; every step has new ones.
         prior_blocks: dominant side -> names of blocks.
         observer: receives progress; asked after every step whether to stop.
+        keeper: keeps checkpoints, as in `duolora.merge.merge_loras`.
+        thrifty: spare memory at the cost of time.
 
     Raises:
         InvalidLora: a LoRA does not fit the base, or its ranks differ inside one attention module.
         TrainingDiverged: a mask stopped being finite.
         Cancelled: the observer asked for it.
+        CheckpointUnusable: what the keeper found is not of this merge.
         OutOfMemory: the device is too small.
     """
-    observer = observer or Silent()
-    observer.on_progress(Progress(step=0, total=steps, note="preparing the merge"))
+    observer, saved = observer or Silent(), resumed(keeper)
+    first = 0 if saved is None else min(saved.step, steps)
+    observer.on_progress(Progress(step=first, total=steps, note="preparing the merge"))
     tenants = [{side: case.loras[side] for side in SIDES} for case in cases]
-    losses: list[dict[str, float]] = []
     with memory_errors():
         noised = NoisedCases.draw(base, cases, max(1, steps) * batch_size)
         with RankSpaceAdapter(*tenants).inject(base.unet) as adapter:
             joint = PromptEmbeddings.join([case.joint for case in cases])
             target_JSNCHW = distillation_target(base, adapter, noised, joint, constyle_weight)
-            shared = SharedMasks.over(adapter, prior_blocks)
-            optimizer = torch.optim.Adam(shared.leaves, lr=learning_rate)
-            predict = CapturedPredictor(base)
+            learner = _Learner(SharedMasks.over(adapter, prior_blocks), learning_rate, len(cases), saved)
+            predict = base.predict_noise if thrifty else CapturedPredictor(base)
             assign_sides(adapter, noised.span(slice(0, batch_size)), [adapter.merged] * len(SIDES))
-            for step in range(steps):
-                samples = slice(step * batch_size, (step + 1) * batch_size)
-                optimizer.zero_grad(set_to_none=True)
-                with shared.spread():
-                    error = distillation(predict, noised.span(samples), target_JSNCHW[:, :, samples])
-                    # cc and csc both pull: (1 + w) times the distance from their weighted mean, up to a constant.
-                    prior = shared.prior_J().sum()
-                    loss = (1 + constyle_weight) * error + prior_weight * prior
-                    loss.backward()
-                for _ in range(REPEATED_STEPS):
-                    optimizer.step()
-                losses.append(_means(len(cases), distillation=error, prior=prior, total=loss))
-                advance(observer, Progress(step=step + 1, total=steps, loss=losses[-1]["total"], note="merging"))
-            masks = shared.by_layer()
+            with recomputed_activations(base, adapter) if thrifty else nullcontext():
+                for step in range(first, steps):
+                    samples = slice(step * batch_size, (step + 1) * batch_size)
+                    error = partial(distillation, predict, noised.span(samples), target_JSNCHW[:, :, samples])
+                    loss = learner.step(error, prior_weight=prior_weight, constyle_weight=constyle_weight)
+                    progress = Progress(step=step + 1, total=steps, loss=loss, note="merging")
+                    if not proceed(observer, keeper, progress, learner.parts):
+                        break
+            masks = learner.shared.by_layer()
     _require_finite(masks)
-    return LearnedMasks(cases, masks, losses)
+    return LearnedMasks(cases, masks, learner.losses)
+
+
+class _Learner:
+    """The release's masks, their optimiser and the losses so far."""
+
+    def __init__(self, shared: SharedMasks, learning_rate: float, cases: int, saved: Saved | None) -> None:
+        """Begin, or go on from a checkpoint; raises CheckpointUnusable if it does not fit."""
+        self.shared = shared
+        self.losses: list[dict[str, float]] = []
+        self._cases = cases
+        self._optimizer = torch.optim.Adam(shared.leaves, lr=learning_rate)
+        self._named = {
+            f"{side}/{module}": mask_JR
+            for side, of_side in shared.by_module.items()
+            for module, mask_JR in of_side.items()
+        }
+        if saved is not None:
+            part = saved.part("masks")
+            restore_learner(self._named, self._optimizer, part)
+            self.losses += part.value("losses")
+
+    def step(self, error: Callable[[], Tensor], *, prior_weight: float, constyle_weight: float) -> float:
+        """Evaluate the loss once and step on it as often as released; return it, a mean over the cases."""
+        self._optimizer.zero_grad(set_to_none=True)
+        with self.shared.spread():
+            distilled = error()
+            # cc and csc both pull: (1 + w) times the distance from their weighted mean, up to a constant.
+            prior = self.shared.prior_J().sum()
+            loss = (1 + constyle_weight) * distilled + prior_weight * prior
+            loss.backward()
+        for _ in range(REPEATED_STEPS):
+            self._optimizer.step()
+        self.losses.append(_means(self._cases, distillation=distilled, prior=prior, total=loss))
+        return self.losses[-1]["total"]
+
+    def parts(self) -> dict[str, Part]:
+        """Return what is needed to go on after the last step; the samples come from the seed."""
+        return {"masks": Part(learner_tensors(self._named, self._optimizer), {"losses": self.losses})}
 
 
 def _means(cases: int, **sums: Tensor) -> dict[str, float]:

@@ -33,13 +33,13 @@ from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.method.merge_case import MergeCase
-    from duolora.models.base import DiffusionBase
+    from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 
 def merge(
@@ -102,7 +102,9 @@ def merge(
     return [_fold(case, learned, j) for j, case in enumerate(cases)]
 
 
-def distillation(predict: CapturedPredictor, samples: NoisedCases, teacher_JSNCHW: Tensor) -> Tensor:
+def distillation(
+    predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor], samples: NoisedCases, teacher_JSNCHW: Tensor
+) -> Tensor:
     """Sum, over cases and sides, the mean distance of what is attached from each side's own LoRA; scalar.
 
     A sum, so that under Adam no case feels the cases beside it.

@@ -20,7 +20,7 @@ from duolora.method.priors import Role, prior_loss
 from duolora.models.base import PromptEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -80,8 +80,14 @@ def teacher_bank(
     cases: Sequence[MergeCase],
     count: int,
     generators: Sequence[torch.Generator],
+    *,
+    tell: Callable[[str], None] = lambda _note: None,
+    chunk: int = BANK_CHUNK,
 ) -> TeacherBank:
-    """Noise every side's pictures `count` times and record what the side's own LoRA predicts there."""
+    """Noise every side's pictures `count` times and record what the side's own LoRA predicts there.
+
+    Before every pass of `chunk` samples of a tenant, `tell` is told how far it is; it may raise to stop the work.
+    """
     device = base.runtime.device
     noised = [_noised(base, case, count, own) for case, own in zip(cases, generators, strict=True)]
     noisy_JNCHW = torch.stack([noisy_NCHW for noisy_NCHW, _, _ in noised])
@@ -91,7 +97,8 @@ def teacher_bank(
     sides = len(cases[0].sides)
     teachers = []
     for role in range(sides):
-        for rows_n in torch.arange(role * count, (role + 1) * count, device=device).split(BANK_CHUNK):
+        for rows_n in torch.arange(role * count, (role + 1) * count, device=device).split(chunk):
+            tell(f"recording what each LoRA does alone, sample {int(rows_n[0]) + 1} of {sides * count}")
             adapter.assign_all(role, len(cases) * len(rows_n), device)
             predicted_BCHW = base.predict_noise(*bank.samples(rows_n.expand(len(cases), -1)))
             teachers.append(predicted_BCHW.unflatten(0, (len(cases), -1)))
@@ -171,7 +178,9 @@ class MergeObjective:
         cycles: Cycles,
         layer_roles: Mapping[str, Role],
         side_roles: Mapping[str, Role],
+        thrifty: bool = False,
     ) -> None:
+        """If `thrifty`, passes are not recorded, so that blocks can be computed again instead of kept."""
         self._base = base
         self._adapter = adapter
         self._config = config
@@ -179,7 +188,7 @@ class MergeObjective:
         self._cycles = cycles
         self._layer_roles = layer_roles
         self._side_roles = side_roles
-        self._predict = CapturedPredictor(base)
+        self._predict = base.predict_noise if thrifty else CapturedPredictor(base)
 
     def evaluate(self, step: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Return the terms of one step by name and their weighted sum `total`, (J,) each."""

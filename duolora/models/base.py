@@ -171,8 +171,13 @@ class DiffusionBase:
         return PromptEmbeddings(hidden_BTD.to(self.runtime.dtype), pooled_BP.to(self.runtime.dtype))
 
     @torch.no_grad()
-    def encode_pictures(self, rgb_BCHW: Tensor) -> LatentMoments:
-        """Encode pictures in [-1, 1] to the moments of their scaled latents, float32."""
+    def encode_pictures(self, rgb_BCHW: Tensor, *, one_by_one: bool = False) -> LatentMoments:
+        """Encode pictures in [-1, 1] to the moments of their scaled latents, float32; `one_by_one` spares memory."""
+        if one_by_one:
+            parts = [self.encode_pictures(rgb_1CHW) for rgb_1CHW in rgb_BCHW.split(1)]
+            return LatentMoments(
+                torch.cat([part.mean_BCHW for part in parts]), torch.cat([part.std_BCHW for part in parts])
+            )
         posterior = self.pipeline.vae.encode(rgb_BCHW.to(self.runtime.device, torch.float32)).latent_dist
         return LatentMoments(posterior.mean * self._latent_scale, posterior.std * self._latent_scale)
 

@@ -93,7 +93,7 @@ def make_account(sessions, name="mine"):
         return accounts.ensure_account(session, name=name, webhook_secret=make_secret()).id
 
 
-def make_job(sessions, account_id, *, recipe=alone, **fields):
+def make_job(sessions, account_id, *, recipe=alone, checkpoints=None, **fields):
     """Write a job as a submission would; returns its id."""
     config = recipe("tiny", Prompts())
     job = Job(
@@ -114,7 +114,7 @@ def make_job(sessions, account_id, *, recipe=alone, **fields):
         for side in Side
     ]
     with transaction(sessions) as session:
-        repository.insert_job(session, job, plan(job.kind, config))
+        repository.insert_job(session, job, plan(job.kind, config), checkpoints=checkpoints)
     return job.id
 
 

@@ -1,10 +1,11 @@
 """The Python client against the real API process; a worker is played through the repository."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from api.accounts.service import issue_key
 from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused, Wishes
 from api.db import make_engine, session_factory, transaction
 from api.jobs import repository
+from api.jobs.models import LogLine
 from api.jobs.schemas import JobParams
 from api.settings import StoreSettings
 from api.storage import ObjectStore
@@ -177,6 +179,95 @@ def test_canceling_ends_the_wait(client, pictures):
     with pytest.raises(JobNotSucceeded, match=f"job {job.id} canceled") as ended:
         client.wait(job.id)
     assert ended.value.job.state == "canceled"
+
+
+def test_the_same_call_with_the_same_key_makes_one_job(client, pictures):
+    first, second = (submit(client, pictures, idempotency_key="k") for _ in range(2))
+    assert first == second
+    with pytest.raises(ServiceRefused) as refusal:
+        submit(client, pictures, idempotency_key="k", seed=7)
+    assert refusal.value.problem["code"] == "idempotency_mismatch"
+    client.cancel(first.id)
+
+
+def test_an_ended_job_is_tried_again_as_a_new_one(client, pictures):
+    job = submit(client, pictures)
+    with pytest.raises(ServiceRefused) as refusal:
+        client.retry(job.id)
+    assert refusal.value.problem["code"] == "not_retryable"
+    client.cancel(job.id)
+    again = client.retry(job.id, idempotency_key="k")
+    assert (again.retry_of, again.state) == (job.id, "queued")
+    assert client.retry(job.id, idempotency_key="k") == again
+    client.cancel(again.id)
+
+
+def test_a_job_may_be_stopped_and_its_log_read(client, pictures, sessions):
+    job = submit(client, pictures)
+    with pytest.raises(ServiceRefused) as refusal:
+        client.stop(job.id)
+    assert refusal.value.problem["code"] == "nothing_to_keep"
+    with transaction(sessions) as session:
+        line = {"job_id": job.id, "stage": "merge", "attempt": 1, "at": datetime.now(UTC), "level": "INFO"}
+        session.add_all(LogLine(**line, message=str(number)) for number in range(1001))
+    lines = list(client.logs(job.id, stage="merge"))
+    assert [line.message for line in lines] == [str(number) for number in range(1001)]
+    assert list(client.logs(job.id, stage="package")) == []
+    assert [line.message for line in client.logs(job.id, after=lines[-2].id)] == ["1000"]
+    client.cancel(job.id)
+
+
+def streaming(client, *answers):
+    """Let a client get these answers one after another; a text is a stream that breaks off after it."""
+    left, asked = list(answers), []
+
+    class Broken(httpx.SyncByteStream):
+        def __init__(self, text):
+            self._text = text
+
+        def __iter__(self):
+            yield self._text.encode()
+            raise httpx.ReadError("gone")
+
+    def answer(request):
+        asked.append(request.url.params.get("after"))
+        given = left.pop(0)
+        return httpx.Response(200, stream=Broken(given)) if isinstance(given, str) else httpx.Response(given, json={})
+
+    client._api._transport = httpx.MockTransport(answer)
+    return asked
+
+
+def told(number, kind):
+    document = {"id": number, "type": kind, "at": "2026-01-01T00:00:00Z", "data": {}}
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(document)}\n\n"
+
+
+def test_a_stream_that_breaks_off_is_taken_up_where_it_was(monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 0.0)
+    gap = 'event: gap\ndata: {"missed_from": 3, "missed_to": 8}\n\n'
+    with Client("http://service", "duo_x") as client:
+        asked = streaming(
+            client,
+            "retry: 2000\n\n" + told(1, "job.queued") + ":\n\n" + told(2, "job.started")[:30],
+            503,
+            told(2, "job.started"),
+            gap + told(9, "job.succeeded"),
+        )
+        heard = [(event.id, event.type) for event in client.events("x")]
+    assert heard == [(1, "job.queued"), (2, "job.started"), (8, "gap"), (9, "job.succeeded")]
+    assert asked == ["0", "1", "1", "2"]
+
+
+@pytest.mark.parametrize(("status", "patience_s"), [(503, 0.0), (404, 30.0)])
+def test_following_ends_when_patience_does_and_at_once_for_any_other_refusal(status, patience_s, monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 0.001)
+    monkeypatch.setattr("api.client.PATIENCE_S", patience_s)
+    with Client("http://service", "duo_x") as client:
+        streaming(client, *[status] * 50)
+        with pytest.raises(ServiceRefused) as refusal:
+            list(client.events("x"))
+    assert refusal.value.status == status
 
 
 def test_waiting_may_be_bounded(client, pictures):

@@ -75,6 +75,15 @@ def test_a_database_that_is_gone_is_503(serve, caller):
     assert int(answer.headers["retry-after"]) > 0
 
 
+def test_a_restart_of_the_database_costs_a_reader_nothing(caller, engine):
+    path = caller.submit().headers["location"]
+    caller.get(path)
+    with engine.connect() as connection:
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'duolora-api'"
+        connection.execute(text(kill + " AND datname = current_database()"))
+    assert caller.get(path).status_code == 200
+
+
 class TestRequestId:
     def test_it_is_echoed(self, http):
         assert http.get("/livez", headers={"X-Request-Id": "abc-1.2_3"}).headers["x-request-id"] == "abc-1.2_3"
@@ -123,6 +132,17 @@ class TestOpenApi:
         assert "post" in document["webhooks"]["job-ended"]
         form = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert set(form["properties"]) == {"content_images", "style_images", "params"}
+
+    def test_streams_keys_and_quotas_are_described(self, http):
+        paths = http.get("/openapi.json").json()["paths"]
+        stream = paths["/jobs/{job_id}/events"]["get"]
+        assert "text/event-stream" in stream["responses"]["200"]["content"]
+        assert {"after", "last-event-id"} <= {parameter["name"] for parameter in stream["parameters"]}
+        for path in ("/jobs", "/jobs/{job_id}/retry"):
+            operation = paths[path]["post"]
+            assert "Idempotency-Key" in {parameter["name"] for parameter in operation["parameters"]}
+            assert {"Location", "RateLimit", "Idempotency-Replayed"} <= set(operation["responses"]["202"]["headers"])
+            assert operation["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobRead")
 
     def test_answers_match_their_schema(self, caller):
         """Response models forbid unknown keys and FastAPI validates against them; here: none is missing."""

@@ -38,6 +38,15 @@ def test_bytes_and_files_come_back(store, tmp_path):
     assert store.keys("a/") == ["a/b"]
 
 
+def test_a_copy_is_an_object_of_its_own(store):
+    store.put_bytes("source", b"hello", "text/x-test")
+    store.copy("source", "folder/target")
+    store.delete(["source"])
+    assert store.get_bytes("folder/target") == b"hello"
+    with pytest.raises(ObjectMissing):
+        store.copy("source", "another")
+
+
 def test_deleting_is_for_good_and_may_be_repeated(store):
     store.put_bytes("x", b"1", "text/plain")
     store.put_bytes("y", b"1", "text/plain")

@@ -21,6 +21,7 @@ from duolora.merge import MergeSide, merge_case
 from duolora.personalize import captions
 from duolora.recipes import MERGE_RECIPES
 from duolora.strengths import reweight
+from duolora.train import _Lesson
 from tests.duolora.dense import assert_same_change, difference
 from tests.duolora.pico import draw_pictures, random_lora
 
@@ -110,6 +111,42 @@ def test_both_sides_are_trained_in_one_pass_into_a_folder(
     config = json.loads(loras["style"].metadata["duolora.config"])
     assert [config[side]["steps"] for side in loras] == [2, 2]
     assert config["merge"]["steps"] == 0  # the recipe's own: --steps is about the training
+
+
+def test_commands_go_on_from_their_own_checkpoints_only(
+    *,
+    base: DiffusionBase,
+    base_folder: Path,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    words = ["train", "both", *folders.values(), *SHORT, *shared(base_folder), "--checkpoints", kept]
+    assert duolora(*words, "--out", out / "first") == 0
+    assert [path.name for path in kept.iterdir()] == ["2"]
+    steps: list[int] = []
+    monkeypatch.setattr(_Lesson, "step", lambda _self, step: steps.append(step) or 0.0)
+
+    assert duolora(*words, "--out", out / "second") == 0
+    assert steps == []
+    for side in folders:
+        first, second = (read(out / time / f"{side}_lora.safetensors", base) for time in ("first", "second"))
+        assert_same_change(second, first, 0)
+
+    assert duolora(*words, "--seed", 4, "--out", out / "third") == 0
+    assert steps == [0, 1]
+
+
+def test_a_merge_goes_on_from_its_checkpoint(
+    base_folder: Path, folders: dict[str, Path], lora_files: dict[str, Path], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    words = ["merge", *lora_files.values(), *images(folders), "--merge-recipe", "paper", "--steps", "1"]
+
+    for _ in range(2):
+        assert duolora(*words, *shared(base_folder), "--checkpoints", kept, "--out", tmp_path / "m.safetensors") == 0
+        assert [path.name for path in kept.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("side", ["content", "both"])

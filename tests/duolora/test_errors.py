@@ -13,7 +13,7 @@ def all_errors() -> list[type[DuoLoraError]]:
 def test_every_error_has_a_code_of_its_own_that_machines_can_read() -> None:
     codes = [kind.code for kind in all_errors()]
 
-    assert len(codes) == len(set(codes)) == 9
+    assert len(codes) == len(set(codes)) == 10
     assert all(re.fullmatch(r"[a-z_]+", code) for code in codes)
 
 
@@ -29,5 +29,6 @@ def test_only_errors_of_the_environment_may_be_tried_again() -> None:
         "LayerGroupEmpty": Fault.CALLER,
         "TrainingDiverged": Fault.CALLER,
         "OutOfMemory": Fault.MEMORY,
+        "CheckpointUnusable": Fault.INFRASTRUCTURE,
         "Cancelled": Fault.CANCELLED,
     }

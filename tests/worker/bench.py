@@ -23,6 +23,7 @@ from api.jobs.models import Job, Stage, StageAttempt
 from api.jobs.repository import request_cancel
 from worker.loop import WorkLoop
 from worker.mailbox import Mailbox
+from worker.presence import Presence
 from worker.runner import StageRunner
 from worker.settings import WorkerSettings
 from worker.supervisor import EngineSupervisor
@@ -46,6 +47,10 @@ QUICK = {
     "WORKER_PROGRESS_S": "0.02",
     "WORKER_POLL_S": "0.1",
     "WORKER_PATIENCE_S": "2",
+    "WORKER_EVENT_S": "0.1",
+    "WORKER_GRACE_S": "4",
+    "WORKER_CHECKPOINT_S": "0.1",
+    "WORKER_PAIRS": "false",
     "ENGINE_CANCEL_GRACE_S": "0.5",
     "ENGINE_TERM_GRACE_S": "0.3",
     "DISPATCHER_REAP_S": "0.1",
@@ -183,7 +188,13 @@ class InProcessWorker:
         self.mailbox = Mailbox()
         self.settings = settings
         self.engine = EngineSupervisor(
-            settings.engine, env=settings.engine.environment(os.environ), mailbox=self.mailbox
+            settings.engine,
+            env=settings.engine.environment(os.environ),
+            mailbox=self.mailbox,
+            pause_s=settings.worker_grace_s / 2,
+        )
+        presence = Presence(
+            settings.worker_id, sessions=sessions, engine=self.engine, heartbeat_s=settings.worker_heartbeat_s
         )
         self._scratch = Scratch(settings.worker_scratch_dir)
         runner = StageRunner(
@@ -193,11 +204,13 @@ class InProcessWorker:
             engine=self.engine,
             scratch=self._scratch,
             mailbox=self.mailbox,
+            presence=presence,
         )
         self._loop = WorkLoop(
             runner,
             engine=self.engine,
             mailbox=self.mailbox,
+            presence=presence,
             poll_s=settings.worker_poll_s,
             warm_base=settings.warm_location,
         )

@@ -13,6 +13,15 @@ FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a 
     fail:FAULT    reports a failure with that fault
     missing       names an output that it did not write
     chatty        like ok, but writes nonsense between its lines
+    train:N       N steps of 20 ms with checkpoints, from a checkpoint if it gets one; hears pause and finish
+    train:N:K     the same, but kills itself at step K
+    hang:N:K      the same, but makes no more steps from step K on
+    refuse:N      the same, but cannot read any checkpoint
+    grow:BYTES    like ok, and holds so much more memory from then on
+    talk:N        like ok, with N lines for the log
+
+Three keys are no stages: `revision` of its base, `free_bytes` of its device at each start, and `always`, the behaviour
+of all stages that have none of their own.
 """
 
 from __future__ import annotations
@@ -37,18 +46,21 @@ OUTPUTS = LORAS | {
     "package": ("preview.png", "report.json"),
 }
 STEPS = 3
+STEP_S = 0.02
+HELD_BYTES = 1_000_000
 
 folder = Path(sys.argv[1])
 behaviours = json.loads(sys.argv[2])
-cancelled: set[str] = set()
+asked: dict[str, set[str]] = {"cancel": set(), "pause": set(), "finish": set()}
 commands: SimpleQueue[dict] = SimpleQueue()
+held = {"bytes": HELD_BYTES}
 
 
 def read() -> None:
     for line in sys.stdin.buffer:
         command = json.loads(line)
-        if command["op"] == "cancel":
-            cancelled.add(command["id"])
+        if command["op"] in asked:
+            asked[command["op"]].add(command["id"])
         else:
             commands.put(command)
     os._exit(0)
@@ -60,9 +72,12 @@ def say(event: str, **fields: object) -> None:
 
 
 def do(run: dict) -> None:
-    planned = behaviours.get(run["stage"], ["ok"])
+    planned = behaviours.get(run["stage"], behaviours.get("always", ["ok"]))
     kind, _, detail = planned[min(run["attempt"], len(planned)) - 1].partition(":")
     (folder / f"{run['stage']}.{run['attempt']}").write_text(str(os.getpid()))
+    if kind in {"train", "hang", "refuse"}:
+        train(run, kind, [int(number) for number in detail.split(":")])
+        return
     say("progress", id=run["id"], step=1, total=STEPS, loss=0.5, note=kind)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -71,21 +86,98 @@ def do(run: dict) -> None:
         while True:
             signal.pause()
     if kind == "fail":
-        say("failed", id=run["id"], code=f"stub_{detail}", message="as told", fault=detail)
+        fail(run, f"stub_{detail}", detail)
         return
     if kind == "chatty":
         sys.stdout.write('downloading... 100%\n{"event": "party"}\n\n')
         say("progress", id="another:1", step=0, total=0, loss=None, note="")
-    while kind == "gate" and not (folder / detail).exists():
-        if run["id"] in cancelled:
-            say("failed", id=run["id"], code="cancelled", message="stopped on request", fault="cancelled")
-            return
-        time.sleep(0.01)
+    if kind == "grow":
+        held["bytes"] += int(detail)
+    for number in range(int(detail) if kind == "talk" else 0):
+        say("log", id=run["id"], level="INFO", message=f"line {number}")
+    if kind == "gate" and not passes(run, folder / detail):
+        fail(run, "cancelled", "cancelled")
+        return
     say("progress", id=run["id"], step=STEPS, total=STEPS, loss=0.25, note="")
-    say("done", id=run["id"], outputs=write(run, empty=kind == "missing"), timings={"train_s": 0.1})
+    end(run, {"missing": kind == "missing"})
 
 
-def write(run: dict, *, empty: bool) -> list[dict[str, str]]:
+def passes(run: dict, gate: Path) -> bool:
+    """Wait for a gate; False if told to stop first."""
+    while not gate.exists():
+        if run["id"] in asked["cancel"] | asked["pause"]:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def train(run: dict, kind: str, numbers: list[int]) -> None:
+    """Count up to `numbers[0]`; what was counted in which attempt is the state, and the result."""
+    total, at = numbers[0], numbers[1] if len(numbers) > 1 else None
+    sides = [run] + ([run["partner"]] if run.get("partner") else [])
+    counted: list[int] = []
+    if run["resume_dir"] is not None:
+        if kind == "refuse":
+            fail(run, "checkpoint_unusable", "infrastructure")
+            return
+        states = [json.loads((Path(side["resume_dir"]) / "state.json").read_text()) for side in sides]
+        assert all(state == states[0] for state in states)
+        counted = states[0]
+    kept_at = time.monotonic()
+    while len(counted) < total:
+        if kind == "hang" and len(counted) + 1 == at:
+            say("progress", id=run["id"], step=len(counted), total=total, loss=0.5, note="training")
+            time.sleep(STEP_S)
+            continue
+        if kind == "train" and len(counted) + 1 == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(STEP_S)
+        counted.append(run["attempt"])
+        say("progress", id=run["id"], step=len(counted), total=total, loss=1 / len(counted), note="training")
+        finishing = run["finish_early"] or run["id"] in asked["finish"]
+        paused = run["id"] in asked["pause"]
+        due = time.monotonic() >= kept_at + run["checkpoint_every_s"]
+        if due or paused or finishing or len(counted) == total:
+            kept_at = time.monotonic()
+            keep(run, sides, counted, total)
+        if paused or run["id"] in asked["cancel"]:
+            fail(run, "cancelled", "cancelled")
+            return
+        if finishing:
+            break
+    end(
+        run,
+        {"counted": counted, "alone": len(sides) == 1, "profile": run["memory_profile"]},
+        early=len(counted) < total,
+    )
+
+
+def keep(run: dict, sides: list[dict], counted: list[int], total: int) -> None:
+    for side in sides:
+        target = Path(side["checkpoints_dir"]) / str(len(counted))
+        target.mkdir()
+        data = json.dumps(counted).encode()
+        (target / "state.json").write_bytes(data)
+        file = {"name": "state.json", "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        paired = len(sides) > 1
+        place = {"step": len(counted), "total": total, "folder": str(target), "paired": paired}
+        say("checkpointed", id=run["id"], stage=side["stage"], files=[file], **place)
+
+
+def fail(run: dict, code: str, fault: str) -> None:
+    say("failed", id=run["id"], code=code, message="as told", fault=fault)
+
+
+def end(run: dict, told: dict[str, object], *, early: bool = False) -> None:
+    outputs = write(run, run["stage"], told)
+    if run.get("partner"):
+        partner = run["partner"]["stage"]
+        outputs += [output | {"stage": partner} for output in write(run, partner, told)]
+    timings = {"train_s": 0.1}
+    say("done", id=run["id"], outputs=outputs, timings=timings, finished_early=early, held_bytes=held["bytes"])
+
+
+def write(run: dict, stage: str, told: dict[str, object]) -> list[dict[str, str]]:
     inputs = Path(run["inputs_dir"])
     seen = {
         str(path.relative_to(inputs)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,10 +185,11 @@ def write(run: dict, *, empty: bool) -> list[dict[str, str]]:
         if path.is_file()
     }
     outputs = []
-    for filename in OUTPUTS[run["stage"]]:
-        if not empty:
-            told = {"file": filename, "base": run["base"], "rank": run["config"]["content"]["rank"], "inputs": seen}
-            (Path(run["outputs_dir"]) / filename).write_text(json.dumps(told))
+    for filename in OUTPUTS[stage]:
+        if not told.get("missing"):
+            rank = run["config"]["content"]["rank"]
+            result = {"file": filename, "base": run["base"], "rank": rank, "inputs": seen, **told}
+            (Path(run["outputs_dir"]) / filename).write_text(json.dumps(result))
         name = filename.partition(".")[0]
         if "kohya" in filename or "diffusers" in filename:
             name = f"{name}_{filename.split('.')[1]}"
@@ -104,13 +197,24 @@ def write(run: dict, *, empty: bool) -> list[dict[str, str]]:
     return outputs
 
 
+def free_bytes() -> int | None:
+    """What the device has left at this start; each start leaves a mark."""
+    planned = behaviours.get("free_bytes")
+    if planned is None:
+        return None
+    starts = len(list(folder.glob("start.*")))
+    (folder / f"start.{starts}").touch()
+    return planned[min(starts, len(planned) - 1)]
+
+
 def main() -> None:
     threading.Thread(target=read, daemon=True).start()
-    say("ready", engine_version="stub", device="none")
+    say("ready", engine_version="stub", device="none", free_bytes=free_bytes())
     while True:
         command = commands.get()
         if command["op"] == "warm":
-            say("warmed", base=command["base"], error=None)
+            revision = behaviours.get("revision")
+            say("warmed", base=command["base"], error=None, revision=revision, held_bytes=held["bytes"])
         else:
             do(command)
 

@@ -18,7 +18,7 @@ from tests.worker.bench import PATIENCE_S, REPOSITORY, eventually, is_running
 from worker.mailbox import Interrupt, Interruption, Mailbox
 from worker.settings import EngineSettings
 from worker.supervisor import EngineDied, EngineSupervisor, StageFailed, StageInterrupted
-from worker.wire import Run, WireError, parse_command, parse_event
+from worker.wire import ProgressReport, Run, WireError, parse_command, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,14 +57,16 @@ def command(folder: Path, recipe: str = "fine") -> Run:
         config=config,
         inputs_dir=str(folder),
         outputs_dir=str(folder),
+        checkpoints_dir=str(folder),
         traceparent="00-aa-bb-01",
     )
 
 
 def test_a_stage_runs_and_what_libraries_print_does_not_disturb(supervisor, tmp_path):
     supervisor.ensure_running(warm_base="tiny")
-    reports = []
-    done = supervisor.run(command(tmp_path), reports.append)
+    news = []
+    done = supervisor.run(command(tmp_path), news.append)
+    reports = [told for told in news if isinstance(told, ProgressReport)]
     assert [output.filename for output in done.outputs] == ["x.json"]
     assert done.timings["run_s"] >= 0
     assert (tmp_path / "x.json").exists()
@@ -102,7 +104,7 @@ def test_a_configuration_that_cannot_be_read_is_the_callers_fault(supervisor, tm
     assert caught.value.failure.code == "invalid_config"
 
 
-@pytest.mark.parametrize("reason", list(Interrupt))
+@pytest.mark.parametrize("reason", [Interrupt.CANCEL, Interrupt.LEASE_LOST, Interrupt.SHUTDOWN])
 def test_a_run_stops_when_asked_and_the_process_stays(supervisor, mailbox, tmp_path, reason):
     supervisor.ensure_running()
     pid = supervisor.pid

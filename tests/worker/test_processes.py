@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HINTS_ONLY = {"WORKER_POLL_S": "600"}
 NEVER_POLLS = {"DISPATCHER_RELAY_POLL_S": "600", "DISPATCHER_REPUBLISH_AFTER_S": "600"}
+RUNS_FOR_EVER = {"content_lora": ["train:100000"]}
 NO_BROKER = {"REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
@@ -106,6 +108,36 @@ def test_term_gives_the_running_stage_back_and_leaves_no_process(bench: Bench):
     assert bench.attempts(job.id, "content_lora") == [(1, "released")]
     assert not is_running(engine)
     assert list((bench.folder / "scratch").iterdir()) == []
+
+
+def test_a_worker_that_cannot_stop_in_time_gives_its_stage_back_and_exits_by_force(bench: Bench):
+    job = submit(bench)
+    stubborn = {"WORKER_GRACE_S": "3", "ENGINE_TERM_GRACE_S": "60"}
+    with bench.process("worker", behaviours={"content_lora": ["deaf"]}, **stubborn) as worker:
+        engine = bench.wait_for_run("content_lora")
+        asked_at = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(PATIENCE_S) == 1
+        assert time.monotonic() - asked_at < 10  # with much to spare for a busy machine
+    eventually(lambda: not is_running(engine))
+    assert bench.attempts(job.id, "content_lora") == [(1, "released")]
+    assert bench.stage(job.id, "content_lora").failure_counts == {}
+
+
+def test_a_deadline_that_passes_stops_the_run_and_fails_the_job(bench: Bench):
+    job = submit(bench)
+    with bench.process("worker.dispatcher"), bench.process("worker.dispatcher"), bench.worker(RUNS_FOR_EVER) as worker:
+        engine = bench.wait_for_run("content_lora")
+        with transaction(bench.sessions) as session:
+            session.execute(text("UPDATE jobs SET deadline_at = now()"))
+        failed = bench.wait_for(job.id, "failed")
+        other = submit(bench)
+        bench.wait_for(other.id, "running")  # the worker has turned to other work
+        assert worker.engine.pid == engine
+        bench.cancel(other)
+        bench.wait_for(other.id, "canceled")
+    assert failed.error["code"] == "deadline_exceeded"
+    assert bench.attempts(job.id, "content_lora") == [(1, "canceled")]
 
 
 def test_a_worker_killed_in_the_middle_takes_its_engine_along_and_the_stage_is_done_by_another(bench: Bench):

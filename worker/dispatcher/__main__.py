@@ -10,11 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from api.db import make_engine, session_factory
+from api.storage import ObjectStore
 from api.webhooks.delivery import WebhookSender
 from worker import logs
 from worker.app import make_app
 from worker.dispatcher.deliverer import Deliverer
 from worker.dispatcher.duty import Duty
+from worker.dispatcher.janitor import Janitor
 from worker.dispatcher.publisher import HintPublisher
 from worker.dispatcher.rounds import Relay, every, reap, republish
 from worker.settings import DispatcherSettings
@@ -74,7 +76,9 @@ def _duties(settings: DispatcherSettings, stop: threading.Event) -> list[Duty]:
             stop=stop,
             poll_s=settings.dispatcher_deliver_s,
             timeout_s=settings.webhooks.timeout_s,
+            time_scale=settings.webhooks.time_scale,
         ),
+        "janitor": Janitor(settings, sessions=sessions, store=ObjectStore(settings.store), stop=stop),
     }
     return [
         Duty(name, round_, database_url=database_url, stop=stop, standby_s=settings.dispatcher_standby_s)

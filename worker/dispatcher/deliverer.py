@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import timedelta
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
-from api.webhooks.repository import DeliveryOutcome, record_outcome, take_due
+from api.webhooks.repository import AttemptTime, DeliveryOutcome, origin_of, record_outcome, take_due
 from worker import logs
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ HOLD_SPARE_S = 30
 
 
 class Deliverer:
-    """A round takes as many due deliveries as senders are idle.
+    """A round takes due deliveries for the senders that are idle, few at once for any one server.
 
     The senders are daemon threads: a dispatcher that exits leaves a delivery in the middle of its request, and the row
     comes back when its hold ends. A receiver may so hear of one event twice, with the same `webhook-id`.
@@ -44,48 +46,65 @@ class Deliverer:
         stop: threading.Event,
         poll_s: float,
         timeout_s: float,
+        time_scale: float = 1,
     ) -> None:
         self._sessions = sessions
         self._send = send
         self._stop = stop
         self._poll_s = poll_s
         self._hold = timedelta(seconds=timeout_s + HOLD_SPARE_S)
+        self._time_scale = time_scale
         self._due: SimpleQueue[DueDelivery] = SimpleQueue()
-        self._idle = threading.Semaphore(SENDERS)
+        self._lock = threading.Lock()
+        self._in_flight: Counter[str] = Counter()
+        """Deliveries handed to senders, by server; under the lock."""
+        self._freed = threading.Event()
         for number in range(SENDERS):
             threading.Thread(target=self._deliver_on, name=f"sender-{number}", daemon=True).start()
 
     def __call__(self, _connection: psycopg.Connection) -> None:
-        """Hand what is due to idle senders, then wait a little."""
-        idle = 0
-        while idle < SENDERS and self._idle.acquire(blocking=False):
-            idle += 1
-        taken: list[DueDelivery] = []
-        try:
-            if idle:
-                with transaction(self._sessions) as session:
-                    taken = take_due(session, limit=idle, hold=self._hold)
-        finally:
-            for _ in range(idle - len(taken)):
-                self._idle.release()
+        """Hand what is due to idle senders, then wait a little, or until a sender is done while all were busy."""
+        self._freed.clear()
+        idle = SENDERS
+        while not self._stop.is_set():
+            with self._lock:
+                in_flight = +self._in_flight
+            idle = SENDERS - in_flight.total()
+            if idle <= 0 or not self._hand_out(idle, in_flight):
+                break
+        if idle < SENDERS:
+            self._freed.wait(self._poll_s)
+        else:
+            self._stop.wait(self._poll_s)
+
+    def _hand_out(self, limit: int, in_flight: Counter[str]) -> int:
+        """Take what is due, up to `limit`, and give it to the senders; returns how many that were."""
+        with transaction(self._sessions) as session:
+            taken = take_due(session, limit=limit, hold=self._hold, in_flight=in_flight)
+        with self._lock:
+            self._in_flight.update(origin_of(delivery.url) for delivery in taken)
         for delivery in taken:
             self._due.put(delivery)
-        self._stop.wait(self._poll_s)
+        return len(taken)
 
     def _deliver_on(self) -> None:
         while True:
             delivery = self._due.get()
             try:
-                with logs.bound(job=str(delivery.job_id), traceparent=delivery.traceparent):
+                with logs.bound(job=delivery.job_id and str(delivery.job_id), traceparent=delivery.traceparent):
                     self._deliver(delivery)
             finally:
-                self._idle.release()
+                with self._lock:
+                    self._in_flight[origin_of(delivery.url)] -= 1
+                self._freed.set()
 
     def _deliver(self, delivery: DueDelivery) -> None:
+        started_at, began = datetime.now(UTC), time.monotonic()
         outcome = self._attempt(delivery)
+        took = AttemptTime(started_at, timedelta(seconds=time.monotonic() - began))
         try:
             with transaction(self._sessions) as session:
-                state = record_outcome(session, delivery_id=delivery.id, outcome=outcome)
+                state = record_outcome(session, due=delivery, outcome=outcome, time=took, scale=self._time_scale)
         except DBAPIError as error:  # the row comes back when its hold ends
             log.warning("outcome of a webhook lost", extra={"error": type(error).__name__})
             return

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from api.db import transaction
-from api.jobs.repository import drop_published, reap_stale, republish_runnable, take_outbox
+from api.jobs.repository import drop_published, expire_overdue, reap_stale, republish_runnable, take_outbox
 
 if TYPE_CHECKING:
     import threading
@@ -77,11 +77,15 @@ def every(seconds: float, stop: threading.Event, act: Callable[[], None]) -> Cal
 
 
 def reap(sessions: sessionmaker[Session]) -> None:
-    """Decide about stages whose worker fell silent."""
+    """Decide about stages whose worker fell silent, and about jobs whose deadline has passed."""
     with transaction(sessions) as session:
         reaped = reap_stale(session)
     if reaped:
         log.warning("leases ran out", extra={"stages": reaped})
+    with transaction(sessions) as session:
+        expired = expire_overdue(session)
+    if expired:
+        log.warning("deadlines passed", extra={"jobs": expired})
 
 
 def republish(sessions: sessionmaker[Session], *, older_than_s: float) -> None:

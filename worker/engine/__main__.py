@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +15,12 @@ from pydantic import ValidationError
 
 from duolora.config import PersonalizeConfig
 from duolora.errors import DuoLoraError, Fault, InvalidConfig
+from duolora.models.revision import base_revision
 from worker import logs
 from worker.engine.channel import Channel, PipeObserver
+from worker.engine.keeping import PipeKeeper, Place
+from worker.engine.lines import PipeLines
+from worker.engine.memory import free_bytes, held_bytes
 from worker.engine.protocol import StageRequest
 from worker.wire import Done, Failed, OutputFile, Ready, Run, Warm, Warmed
 
@@ -25,24 +31,32 @@ log = logging.getLogger("worker.engine")
 
 
 def main() -> None:
-    """Take commands until the parent closes the pipe."""
+    """Take commands until the parent closes the pipe or ends the process by TERM, which pauses a run first."""
     channel = Channel()
     logs.configure(os.environ.get("LOG_LEVEL", "INFO"))
+    lines = PipeLines(channel)
+    lines.install()
     # The pipe is claimed before the libraries load, because some print while they do.
     from worker.engine.stages import BaseModels  # noqa: PLC0415
 
     models = BaseModels()
-    channel.send(Ready(engine_version=version("duolora"), device=models.device))
+    signal.signal(signal.SIGTERM, lambda *_: channel.terminate())
+    channel.send(Ready(engine_version=version("duolora"), device=models.device, free_bytes=free_bytes(models.device)))
     channel.start()
-    while True:
-        match channel.next_command():
-            case Warm(base=base):
-                channel.send(_warm(models, base))
-            case Run() as command:
-                with logs.bound(
-                    job=command.job_id, stage=command.stage, attempt=command.attempt, traceparent=command.traceparent
-                ):
-                    channel.send(_run(models, command, channel))
+    while (command := channel.next_command()) is not None:
+        if isinstance(command, Warm):
+            channel.send(_warm(models, command.base))
+            continue
+        with (
+            logs.bound(
+                job=command.job_id, stage=command.stage, attempt=command.attempt, traceparent=command.traceparent
+            ),
+            lines.bound(command.id),
+        ):
+            answer = _run(models, command, channel)
+        channel.send(answer.model_copy(update={"held_bytes": held_bytes()}))
+    sys.stderr.flush()
+    os._exit(0)  # the thread that reads commands cannot be joined: it waits for the parent
 
 
 def _warm(models: BaseModels, base: str) -> Warmed:
@@ -54,7 +68,7 @@ def _warm(models: BaseModels, base: str) -> Warmed:
     except Exception as error:
         log.exception("loading base %s failed for a reason nobody foresaw", base)
         return Warmed(base=base, error=f"internal_error: an unexpected {type(error).__name__}; see the logs")
-    return Warmed(base=base)
+    return Warmed(base=base, revision=base_revision(base), held_bytes=held_bytes())
 
 
 def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
@@ -62,8 +76,9 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
     from worker.engine.stages import run_stage  # noqa: PLC0415 - loaded by main
 
     started = perf_counter()
+    keeper = _keeper(command, channel)
     try:
-        outputs = run_stage(_request(command), models, PipeObserver(channel, command.id))
+        outputs = run_stage(_request(command, keeper), models, PipeObserver(channel, command.id))
     except DuoLoraError as error:
         return Failed(id=command.id, code=error.code, message=str(error), fault=error.fault)
     except Exception as error:
@@ -76,17 +91,40 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
             )
         )
         raise
+    files = (
+        OutputFile(name=each.name, filename=each.filename, content_type=each.content_type, stage=each.stage)
+        for each in outputs
+    )
     return Done(
         id=command.id,
-        outputs=tuple(
-            OutputFile(name=output.name, filename=output.filename, content_type=output.content_type)
-            for output in outputs
-        ),
+        outputs=tuple(files),
         timings={"run_s": round(perf_counter() - started, 3)},
+        finished_early=keeper.finished_early,
     )
 
 
-def _request(command: Run) -> StageRequest:
+def _keeper(command: Run, channel: Channel) -> PipeKeeper:
+    """Return what keeps the checkpoints of a run: those of its stage, and of its partner if it has one."""
+    stages = [(command.stage, command.checkpoints_dir, command.resume_dir)]
+    if command.partner is not None:
+        partner = command.partner
+        stages.append((partner.stage, partner.checkpoints_dir, partner.resume_dir))
+    revision = base_revision(command.base)
+    places = [
+        Place(
+            stage=stage,
+            run=command,
+            inputs_dir=Path(command.inputs_dir),
+            folder=Path(folder),
+            resume_dir=None if resume is None else Path(resume),
+            base_revision=revision,
+        )
+        for stage, folder, resume in stages
+    ]
+    return PipeKeeper(channel, command, places)
+
+
+def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
     try:
         config = PersonalizeConfig.model_validate(command.config)
     except ValidationError as error:
@@ -97,8 +135,9 @@ def _request(command: Run) -> StageRequest:
         config=config,
         inputs_dir=Path(command.inputs_dir),
         outputs_dir=Path(command.outputs_dir),
-        checkpoint=command.checkpoint,
-        attempt=command.attempt,
+        partner=None if command.partner is None else command.partner.stage,
+        keeper=keeper,
+        thrifty=command.memory_profile == "small",
     )
 
 

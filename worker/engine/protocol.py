@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from duolora.config import PersonalizeConfig
+    from duolora.keeping import Keeper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRequest:
-    """One stage to run.
+    """One stage to run, or two that share every pass of the U-Net.
 
     `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
-    `outputs_dir` is empty. `checkpoint` is what the last attempt left, None for a start from the beginning.
+    `outputs_dir` is empty. `partner` is the second stage, whose files go to the same folder. `keeper` keeps
+    checkpoints, and knows the one to go on from. If `thrifty`, the stage spares memory at the cost of time.
     """
 
     stage: str
@@ -24,14 +26,19 @@ class StageRequest:
     config: PersonalizeConfig
     inputs_dir: Path
     outputs_dir: Path
-    checkpoint: dict[str, Any] | None = None
-    attempt: int = 1
+    partner: str | None = None
+    keeper: Keeper | None = None
+    thrifty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A finished file in `outputs_dir`: `name` is the artifact's, unique in its job."""
+    """A finished file in `outputs_dir`: `name` is the artifact's, unique in its job.
+
+    `stage` is the one it is of, None for the request's own.
+    """
 
     name: str
     filename: str
     content_type: str
+    stage: str | None = None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypedDict
 
 from duolora.errors import InvalidConfig
 from duolora.images import list_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.models.registry import load_base
-from duolora.personalize import draw_preview, job_report, merge_sides, train_both, train_side
+from duolora.personalize import draw_preview, job_report, merge_sides, train_both, train_pair, train_side
 from duolora.runtime import choose_runtime
+from worker.engine.keeping import SIDE_STAGES
 from worker.engine.protocol import Output, StageRequest
 
 if TYPE_CHECKING:
@@ -21,11 +23,19 @@ if TYPE_CHECKING:
 
     from duolora.events import Observer
     from duolora.families.family import Family
+    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
 SAFETENSORS = "application/octet-stream"
 MERGE_REPORT = "merge_report.json"
+
+
+class _How(TypedDict):
+    """What every step of the engine takes beside its work."""
+
+    keeper: Keeper | None
+    thrifty: bool
 
 
 class BaseModels:
@@ -61,32 +71,46 @@ class BaseModels:
 
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
-    """Run one stage and return the files it wrote.
+    """Run one stage, or two in one pass, and return the files it wrote.
 
     Raises:
         DuoLoraError: any error of the engine.
     """
     stages: dict[str, Callable[[StageRequest, DiffusionBase, Observer], list[Output]]] = {
         "loras": _train_both,
-        "content_lora": lambda r, b, o: _train(r, b, o, "content"),
-        "style_lora": lambda r, b, o: _train(r, b, o, "style"),
+        "content_lora": _train,
+        "style_lora": _train,
         "merge": _merge,
         "package": _package,
     }
     if request.stage not in stages:
         raise InvalidConfig(f"unknown stage {request.stage!r}; known: {', '.join(stages)}")
+    pair = {request.stage, request.partner}
+    if request.partner is not None and pair != set(SIDE_STAGES):
+        raise InvalidConfig(f"the stages {request.stage} and {request.partner} cannot be run in one pass")
     return stages[request.stage](request, models.get(request.base), observer)
 
 
-def _train(request: StageRequest, base: DiffusionBase, observer: Observer, side: str) -> list[Output]:
-    """Train one side's LoRA and write it in both key formats."""
-    weights = train_side(base, side, list_pictures(request.inputs_dir / side), request.config, observer)
-    return _write_side(weights, side, request, base)
+def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
+    """Train the LoRA of the stage's side, and of its partner's in the same passes; write both key formats of each."""
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    stages = [request.stage] if request.partner is None else [request.stage, request.partner]
+    pictures = {SIDE_STAGES[stage]: list_pictures(request.inputs_dir / SIDE_STAGES[stage]) for stage in stages}
+    if request.partner is None:
+        [(side, own)] = pictures.items()
+        return _write_side(train_side(base, side, own, request.config, observer, **how), side, request, base)
+    loras = train_pair(base, pictures, request.config, observer, **how)
+    return [
+        replace(output, stage=None if stage == request.stage else stage)
+        for stage in stages
+        for output in _write_side(loras[SIDE_STAGES[stage]], SIDE_STAGES[stage], request, base)
+    ]
 
 
 def _train_both(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train both LoRAs in one pass and write the files that the two stages of their own write."""
-    loras = train_both(base, _pictures(request), request.config, observer)
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    loras = train_both(base, _pictures(request), request.config, observer, **how)
     return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
 
 
@@ -97,7 +121,8 @@ def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: Di
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
-    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer)
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer, **how)
     (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
     outputs = _write_both(
         result.weights, request.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
@@ -108,9 +133,9 @@ def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
     merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
-    preview = draw_preview(
-        base, {**_side_loras(request, base), "merged": merged}, _pictures(request), request.config, observer
-    )
+    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
+    loras = {**_side_loras(request, base), "merged": merged}
+    preview = draw_preview(base, loras, _pictures(request), request.config, observer, **how)
     preview.save(request.outputs_dir / "preview.png")
     merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
     report = job_report(base, merge_report, request.config)

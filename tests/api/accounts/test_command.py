@@ -3,9 +3,12 @@
 import argparse
 
 import pytest
+from sqlalchemy import select
 
 from api.accounts.command import register
+from api.accounts.models import Account
 from api.accounts.service import authenticate
+from api.db import transaction
 from api.errors import Unauthenticated
 
 
@@ -28,6 +31,20 @@ def test_create_prints_a_working_key_alone_on_standard_output(run, sessions, cap
     assert output.out.count("\n") == 1
     authenticate(sessions, output.out.strip())
     assert "whsec_" in output.err
+
+
+def test_create_sets_the_accounts_quotas_and_leaves_those_not_named(run, sessions):
+    def bounds():
+        with transaction(sessions) as session:
+            owner = session.scalars(select(Account)).one()
+            return owner.max_running_jobs, owner.max_queued_jobs, owner.max_stored_bytes
+
+    run("create", "--max-running", "2", "--max-queued", "0")
+    assert bounds() == (2, 0, None)
+    run("create", "--max-stored-bytes", "1000", "--max-queued", "none")
+    assert bounds() == (2, None, 1000)
+    with pytest.raises(SystemExit):
+        run("create", "--max-running", "-1")
 
 
 def test_list_shows_no_secret_and_revoke_ends_a_key(run, sessions, capsys):

@@ -63,3 +63,11 @@ def test_a_job_is_weighed_by_the_stages_it_was_stored_with():
     weights = stage_weights(together("tiny", Prompts()), ONE_BY_ONE)
     assert list(weights) == list(ONE_BY_ONE)
     assert sum(weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("recipe", [alone, together])
+def test_a_plan_says_how_much_of_the_work_each_stage_is(recipe):
+    config = recipe("tiny", Prompts())
+    stages = plan(JobKind.PERSONALIZE, config)
+    assert {stage.name: stage.weight for stage in stages} == weigh(config)
+    assert sum(stage.weight for stage in stages) == pytest.approx(1)

@@ -4,6 +4,7 @@ import pytest
 
 from api.jobs.models import Stage
 from api.jobs.progress import job_progress, stage_progress
+from api.jobs.queue import Outlook
 from api.jobs.states import JobState, StageState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -84,6 +85,33 @@ def test_an_ended_job_keeps_its_fraction_and_has_no_eta(state):
     stages += [still("merge", StageState.CANCELED), still("package", StageState.CANCELED)]
     progress = job_progress(state, stages, WEIGHTS, NOW)
     assert (progress.fraction, progress.eta_seconds) == (0.3, None)
+
+
+def test_a_stage_that_waits_for_its_next_attempt_is_as_far_as_its_checkpoint():
+    stage = running("content_lora", 50, 100)
+    stage.state, stage.checkpoint = StageState.RUNNABLE, {"step": 40, "total": 100}
+    assert stage_progress(stage, NOW).step == 40
+    assert job_progress(JobState.RUNNING, rest(stage), WEIGHTS, NOW).fraction == pytest.approx(0.12)
+
+
+def test_a_resumed_stage_that_has_not_reported_yet_is_as_far_as_its_checkpoint():
+    stage = still("content_lora", StageState.RUNNING)
+    stage.checkpoint = {"step": 40, "total": 100}
+    progress = job_progress(JobState.RUNNING, rest(stage), WEIGHTS, NOW)
+    assert (progress.step, progress.total, progress.fraction) == (40, 100, pytest.approx(0.12))
+
+
+def test_the_speed_is_that_of_the_current_stage():
+    progress = job_progress(JobState.RUNNING, rest(running("content_lora", 51, 101, since=(1, 100))), WEIGHTS, NOW)
+    assert progress.steps_per_second == 0.5
+
+
+def test_without_a_rate_experience_tells_the_time_left():
+    outlook = Outlook(seconds=dict.fromkeys(WEIGHTS, 100.0), workers=1)
+    stages = rest(still("content_lora", StageState.SUCCEEDED), running("style_lora", 25, 100, since=None))
+    assert job_progress(JobState.RUNNING, stages, WEIGHTS, NOW, outlook=outlook).eta_seconds == 275
+    done = job_progress(JobState.CANCELED, stages, WEIGHTS, NOW, outlook=outlook)
+    assert done.eta_seconds is None
 
 
 def test_success_is_one():

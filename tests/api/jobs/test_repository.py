@@ -92,6 +92,19 @@ class TestWholeLife:
         ]
         assert attempts(sessions, claimed.stage_id) == [(1, "gpu-7", None)]
 
+    def test_a_stage_may_be_born_with_a_checkpoint(self, sessions, account):
+        pointer = {"step": 3, "total": 6, "files": []}
+        job_id = make_job(sessions, account, checkpoints={"style_lora": pointer})
+        claims = [claim(sessions), claim(sessions)]
+        assert {claimed.name: claimed.checkpoint for claimed in claims} == {"content_lora": None, "style_lora": pointer}
+        with transaction(sessions) as session:
+            stages = session.scalars(select(Stage).where(Stage.job_id == job_id)).all()
+            assert sum(stage.weight for stage in stages) == pytest.approx(1)
+            job = session.get(Job, job_id)
+            assert {(stage.account_id, stage.priority, stage.queued_at) for stage in stages} == {
+                (account, 0, job.created_at)
+            }
+
     def test_a_merge_waits_for_both_sides(self, sessions, account):
         job_id = make_job(sessions, account)
         first, second = claim(sessions), claim(sessions)

@@ -13,7 +13,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from api.db import transaction
-from api.jobs import repository, service
+from api.jobs import repository, service, submission
 from api.jobs.models import Job, JobImage, OutboxRow, Stage
 from api.settings import ImageLimits
 from api.storage import ObjectStore, StoreError, artifact_key
@@ -198,8 +198,8 @@ class TestSubmit:
             release.wait(30)
             return clean(*arguments)
 
-        clean = service.images.clean
-        monkeypatch.setattr(service.images, "clean", slow)
+        clean = submission.images.clean
+        monkeypatch.setattr(submission.images, "clean", slow)
         narrow = Caller(serve(images=ImageLimits(parallel=1, wait_s=0.05)), caller.key)
         with ThreadPoolExecutor(1) as other:
             first = other.submit(narrow.submit)
@@ -332,8 +332,8 @@ class TestRefusals:
             put_file(self, key, *arguments)
             stored.append(key)
 
-        def fail_late(session, job, stages):
-            repository_insert(session, job, stages)
+        def fail_late(session, job, stages, **options):
+            repository_insert(session, job, stages, **options)
             session.flush()
             session.connection().exec_driver_sql("SELECT 1/0")
 

@@ -90,6 +90,20 @@ def test_a_job_is_derived_from_its_stages(stages, started, expected):
     assert derive_job_state(stages, started=started) is expected
 
 
+@pytest.mark.parametrize(
+    ("stages", "started", "expected"),
+    [
+        ([C, C, C, C], False, JobState.EXPIRED),
+        ([S, C, C, C], True, JobState.FAILED),
+        ([S, F, C, C], True, JobState.FAILED),
+        ([S, S, S, S], True, JobState.SUCCEEDED),  # it was done when the deadline came
+        ([U, C, C, C], True, JobState.RUNNING),
+    ],
+)
+def test_a_deadline_expires_what_never_began_and_fails_what_runs(stages, started, expected):
+    assert derive_job_state(stages, started=started, overdue=True) is expected
+
+
 def test_a_job_without_stages_is_a_mistake():
     with pytest.raises(ValueError, match="without stages"):
         derive_job_state([], started=False)

@@ -7,6 +7,8 @@ import pytest
 
 from api.errors import InvalidParameters
 from api.jobs import wishes
+from api.jobs.schemas import JobParams
+from api.webhooks.signing import make_secret
 from duolora.recipes import MERGE_RECIPES
 
 BASES = {"tiny": "tiny", "sdxl": "/models/sdxl"}
@@ -118,14 +120,30 @@ def test_an_unknown_key_is_answered_with_the_known_ones():
 
 @pytest.mark.parametrize("url", ["ftp://a.b/", "http://a.b/", "https://10.0.0.1/", "https://u:p@a.b/", "x"])
 def test_a_webhook_url_that_can_never_work_is_refused(url):
-    (error,) = wishes.check_webhook(url, ())
+    (error,) = wishes.check_webhook(JobParams(webhook_url=url), ())
     assert error.pointer == "/params/webhook_url"
 
 
 def test_a_webhook_url_that_may_work_passes():
-    assert wishes.check_webhook("https://example.org/hook?x=1", ()) == []
-    assert wishes.check_webhook(None, ()) == []
-    assert wishes.check_webhook("http://10.0.0.1:8080/", (ip_network("10.0.0.0/8"),)) == []
+    assert wishes.check_webhook(JobParams(webhook_url="https://example.org/hook?x=1"), ()) == []
+    assert wishes.check_webhook(JobParams(), ()) == []
+    allowed = (ip_network("10.0.0.0/8"),)
+    assert wishes.check_webhook(JobParams(webhook_url="http://10.0.0.1:8080/"), allowed) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "pointer"),
+    [
+        ({"webhook_events": ["job.started", "job.eaten"]}, "/params/webhook_events/1"),
+        ({"webhook_secret": "whsec_c2hvcnQ="}, "/params/webhook_secret"),
+        ({"webhook_secret": "secret"}, "/params/webhook_secret"),
+        ({"webhook_url": None, "webhook_secret": make_secret()}, "/params/webhook_secret"),
+        ({"webhook_url": None, "webhook_events": ["job.started"]}, "/params/webhook_events"),
+    ],
+)
+def test_what_is_wrong_about_a_webhook_is_named(wish, pointer):
+    params = JobParams(**{"webhook_url": "https://example.org/"} | wish)
+    assert [error.pointer for error in wishes.check_webhook(params, ())] == [pointer]
 
 
 def test_a_merge_recipe_replaces_the_whole_merge_and_wishes_go_over_it():

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from standardwebhooks.webhooks import Webhook
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from api.settings import WebhookSettings
 from api.webhooks.delivery import WebhookSender
@@ -25,10 +25,12 @@ LOOPBACK = WebhookSettings(allow_cidrs="127.0.0.0/8", timeout_s=5)
 def delivery(url, **changes):
     fields = {
         "id": uuid.uuid4(),
+        "endpoint_id": uuid.uuid4(),
         "job_id": uuid.uuid4(),
+        "message": "msg_1",
         "url": url,
         "body": '{"type":"job.succeeded"}',
-        "secret": make_secret(),
+        "secrets": (make_secret(),),
         "attempt": 1,
         "traceparent": None,
     }
@@ -78,11 +80,25 @@ def test_a_delivery_arrives_signed_as_the_standard_says():
         outcome = WebhookSender(LOOPBACK).send(sent)
         got = end.deliveries.get(timeout=5)
     assert (outcome.is_delivered, outcome.status, outcome.error) == (True, 204, None)
-    assert Webhook(sent.secret).verify(got.body.decode(), got.headers) == json.loads(sent.body)
-    assert got.headers["webhook-id"] == f"msg_{sent.id.hex}"
+    (secret,) = sent.secrets
+    assert Webhook(secret).verify(got.body.decode(), got.headers) == json.loads(sent.body)
+    assert got.headers["webhook-id"] == "msg_1"
     assert abs(int(got.headers["webhook-timestamp"]) - time.time()) < 30
     assert (got.headers["content-type"], got.headers["traceparent"]) == ("application/json", trace)
     assert got.headers["host"] == end.url.split("/")[2]
+
+
+def test_while_a_secret_is_changed_both_verify_and_no_other():
+    new, old = make_secret(), make_secret()
+    with webhook_receiver() as end:
+        sent = delivery(end.url, secrets=(new, old))
+        WebhookSender(LOOPBACK).send(sent)
+        got = end.deliveries.get(timeout=5)
+    for secret in (new, old):
+        assert Webhook(secret).verify(got.body.decode(), got.headers) == json.loads(sent.body)
+    assert len(got.headers["webhook-signature"].split()) == 2
+    with pytest.raises(WebhookVerificationError):
+        Webhook(make_secret()).verify(got.body.decode(), got.headers)
 
 
 def test_path_and_query_are_kept():
@@ -140,9 +156,18 @@ def test_a_redirect_is_a_failure_and_not_followed(status):
     ids=["seconds", "capped", "absurd", "nonsense", "date", "past date", "beyond time"],
 )
 def test_retry_after_is_understood(value, low, high):
+    _check_retry_after(429, value, low, high)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_retry_after_counts_with_every_answer_that_asks_for_patience(status):
+    _check_retry_after(status, "120", 120, 120)
+
+
+def _check_retry_after(status, value, low, high):
     if isinstance(value, timedelta):
         value = format_datetime(datetime.now(UTC) + value)
-    with receiver(answering(429, Retry_After=value)) as (url, _):
+    with receiver(answering(status, Retry_After=value)) as (url, _):
         wait = WebhookSender(LOOPBACK).send(delivery(url)).retry_after
     if low is None:
         assert wait is None
@@ -219,6 +244,19 @@ def test_without_the_list_nothing_reaches_the_loopback():
         rebinding = WebhookSender(WebhookSettings(), resolve=lambda *_: ["127.0.0.1"])
         assert "not a public address" in rebinding.send(delivery("https://innocent.example/")).error
     assert requests == []
+
+
+def test_each_attempt_looks_the_name_up_anew():
+    """DNS rebinding: a name that was harmless at the first attempt points inside at the second."""
+    answers = iter([["127.0.0.1"], ["10.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["127.0.0.1"]])
+    with receiver(answering(500)) as (url, requests):
+        sender = WebhookSender(LOOPBACK, resolve=lambda *_: next(answers))
+        sent = delivery(url.replace("127.0.0.1", "receiver.example"))
+        outcomes = [sender.send(sent) for _ in range(4)]
+    assert [outcome.status for outcome in outcomes] == [500, None, None, 500]
+    assert all("is only reached" in outcome.error for outcome in outcomes[1:3])
+    assert not any(outcome.final for outcome in outcomes), "the name may come to point elsewhere"
+    assert len(requests) == 2
 
 
 def test_a_row_with_a_broken_url_is_an_outcome_not_a_crash():

@@ -5,6 +5,8 @@ from ipaddress import ip_address, ip_network
 
 import httpcore
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.webhooks.guard import (
     GuardedBackend,
@@ -58,6 +60,73 @@ INSIDE = [
     "fec0::1",
     "ff02::1",
 ]
+REFUSED = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "::/128",
+    "::1/128",
+    "::/96",  # IPv4-compatible
+    "::ffff:0:0:0/96",  # IPv4-translated
+    "64:ff9b::/96",  # NAT64
+    "64:ff9b:1::/48",
+    "100::/64",  # discard only
+    "100:0:0:1::/64",
+    "2001::/32",  # Teredo
+    "2001:2::/48",
+    "2001:10::/28",
+    "2001:20::/28",
+    "2001:db8::/32",
+    "2002::/16",
+    "3fff::/20",
+    "5f00::/16",  # segment routing
+    "fc00::/7",
+    "fe80::/10",
+    "fec0::/10",
+    "ff00::/8",
+]
+"""Every range of IANA's special-purpose registries, and multicast, that no webhook may reach."""
+EDGES = {
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "126.255.255.255",
+    "128.0.0.0",
+    "169.253.255.255",
+}
+EDGES |= {
+    "169.255.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "192.167.255.255",
+    "192.169.0.0",
+    "198.17.255.255",
+    "198.20.0.0",
+}
+EDGES |= {
+    "1.0.0.0",
+    "223.255.255.255",
+    "2001:200::",
+    "2001:db7:ffff::",
+    "2001:db9::",
+    "2003::",
+    "3ffe:ffff::",
+    "2000::1",
+}
+"""Addresses right beside those ranges."""
 TARGET = parse_target("https://receiver.example/hook")
 
 
@@ -92,6 +161,57 @@ def test_an_inside_address_is_never_connected_to(address):
     with pytest.raises(TargetRefused, match="not a public address"):
         made.connect_tcp("receiver.example", 443)
     assert made._inner.opened == []
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_refused_range_is_refused_from_its_first_address_to_its_last(text):
+    network = ip_network(text)
+    for address in {network[0], network[-1], network[network.num_addresses // 2]}:
+        made = backend([str(address)])
+        with pytest.raises(TargetRefused, match="not a public address"):
+            made.connect_tcp("receiver.example", 443)
+        assert made._inner.opened == []
+        if address.version == 4:
+            with pytest.raises(TargetRefused):
+                check_address(ip_address(f"::ffff:{address}"), TARGET, ())
+
+
+@pytest.mark.parametrize("address", sorted(EDGES))
+def test_the_neighbours_of_refused_ranges_are_public(address):
+    check_address(ip_address(address), TARGET, ())
+
+
+@given(st.ip_addresses())
+def test_nothing_passes_that_python_does_not_call_global(address):
+    """Another list of the same ranges, kept by others."""
+    try:
+        check_address(address, TARGET, ())
+    except TargetRefused:
+        return
+    assert address.is_global
+    assert not address.is_multicast
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_inside_an_address_is_judged_as_the_inner_one(address):
+    def verdict(text):
+        try:
+            check_address(ip_address(text), TARGET, ())
+        except TargetRefused:
+            return "refused"
+        return "passed"
+
+    assert verdict(f"::ffff:{address}") == verdict(str(address))
+    for wrapped in (f"::{address}", f"64:ff9b::{address}", f"::ffff:0:{address}"):
+        assert verdict(wrapped) == "refused"
+
+
+def test_an_allowed_network_does_not_open_what_wraps_it():
+    """NAT64 and 6to4 lead elsewhere than their text says."""
+    allow = (ip_network("10.0.0.0/8"),)
+    for wrapped in ("64:ff9b::10.0.0.1", "2002:a00:1::", "::10.0.0.1"):
+        with pytest.raises(TargetRefused):
+            check_address(ip_address(wrapped), TARGET, allow)
 
 
 @pytest.mark.parametrize("address", PUBLIC)

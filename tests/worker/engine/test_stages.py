@@ -101,11 +101,24 @@ def inputs(tmp_path: Path) -> Path:
 
 
 def run(
-    stage: str, inputs: Path, config: PersonalizeConfig, models: BaseModels, observer: Observer | None = None
+    stage: str,
+    inputs: Path,
+    config: PersonalizeConfig,
+    models: BaseModels,
+    observer: Observer | None = None,
+    *,
+    partner: str | None = None,
 ) -> tuple[list[Output], Path]:
     outputs = inputs.parent / f"outputs of {stage}"
     outputs.mkdir()
-    request = StageRequest(stage=stage, base=config.base_model, config=config, inputs_dir=inputs, outputs_dir=outputs)
+    request = StageRequest(
+        stage=stage,
+        base=config.base_model,
+        config=config,
+        inputs_dir=inputs,
+        outputs_dir=outputs,
+        partner=partner,
+    )
     return run_stage(request, models, observer or Silent()), outputs
 
 
@@ -201,6 +214,30 @@ def test_cancelled_stage_leaves_no_file(
         run(stage, inputs, together, models, Watcher(stop_after=1))
 
     assert list((inputs.parent / f"outputs of {stage}").iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["content_lora", "style_lora"])
+def test_a_pair_leaves_the_files_of_both_stages_each_said_to_be_its_own(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels, first: str
+) -> None:
+    second = "style_lora" if first == "content_lora" else "content_lora"
+
+    outputs, folder = run(first, inputs, config, models, partner=second)
+
+    by_stage = {
+        stage: {each.name: each.filename for each in outputs if each.stage == stage} for stage in (None, second)
+    }
+    assert by_stage == {None: APART[first], second: APART[second]}
+    assert {path.name for path in folder.iterdir()} == {each.filename for each in outputs}
+    for side, trigger in (("content", "a sbu disc"), ("style", "in szn style")):
+        metadata = read_lora(folder / f"{side}_lora.safetensors").metadata
+        assert metadata["modelspec.trigger_phrase"] == trigger
+        assert PersonalizeConfig.model_validate_json(metadata["duolora.config"]) == config
+
+
+def test_other_stages_cannot_be_run_in_one_pass(inputs: Path, config: PersonalizeConfig, models: BaseModels) -> None:
+    with pytest.raises(InvalidConfig, match="merge and package cannot be run in one pass"):
+        run("merge", inputs, config, models, partner="package")
 
 
 def test_unknown_stage_is_refused_with_the_known_ones(

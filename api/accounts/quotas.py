@@ -1,0 +1,131 @@
+"""How much an account may have of what it shares with others; counted under the lock of its row. Never commits.
+
+Order of locks: stages, job, account. Whoever holds an account's lock waits for no lock of a stage or a job, so that a
+submission, which only inserts after it, can hold nobody up for long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select, update
+
+from api.accounts.models import Account
+from api.db import transaction
+from api.errors import QuotaExceeded
+from api.jobs.models import Job
+from api.jobs.states import JobState
+
+if TYPE_CHECKING:
+    import uuid
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+RETRY_AFTER_S = 30
+"""When to look again for a free place: nobody can say when a job of the account will start."""
+_QUEUED, _STORED = "queued-jobs", "stored-bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of its quotas an account uses; a quota of None has no bound."""
+
+    queued_jobs: int
+    max_queued_jobs: int | None
+    stored_bytes: int
+    max_stored_bytes: int | None
+
+    def with_one_more(self, stored_bytes: int) -> Usage:
+        """Return what is used once a job of so many bytes is taken."""
+        return Usage(
+            self.queued_jobs + 1, self.max_queued_jobs, self.stored_bytes + stored_bytes, self.max_stored_bytes
+        )
+
+    def headers(self) -> dict[str, str]:
+        """Return the fields `RateLimit-Policy` and `RateLimit` (IETF httpapi draft); none without a quota."""
+        bounded = [
+            (name, most, max(most - used, 0), unit)
+            for name, used, most, unit in (
+                (_QUEUED, self.queued_jobs, self.max_queued_jobs, "concurrent-requests"),
+                (_STORED, self.stored_bytes, self.max_stored_bytes, "content-bytes"),
+            )
+            if most is not None
+        ]
+        if not bounded:
+            return {}
+        return {
+            "RateLimit-Policy": ", ".join(f'"{name}";q={most};qu="{unit}"' for name, most, _, unit in bounded),
+            "RateLimit": ", ".join(f'"{name}";r={left}' for name, _, left, _ in bounded),
+        }
+
+    def check(self, stored_bytes: int) -> None:
+        """Refuse one more job of so many bytes if a quota forbids it.
+
+        Raises:
+            QuotaExceeded: it names the quotas in the way.
+        """
+        violated, details = [], []
+        if self.max_queued_jobs is not None and self.queued_jobs >= self.max_queued_jobs:
+            violated.append(_QUEUED)
+            details.append(f"{self.queued_jobs} jobs wait, and {self.max_queued_jobs} may")
+        if self.max_stored_bytes is not None and self.stored_bytes + stored_bytes > self.max_stored_bytes:
+            violated.append(_STORED)
+            details.append(
+                f"{self.stored_bytes} bytes are stored, {stored_bytes} more came, and {self.max_stored_bytes} may be"
+            )
+        if violated:
+            raise QuotaExceeded(
+                "; ".join(details) + ".",
+                headers={"Retry-After": str(RETRY_AFTER_S), **self.headers()},
+                extensions={"violated_policies": violated},
+            )
+
+
+def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID) -> None:
+    """Refuse a job that is refused in any case, before work is spent on it. Nothing is taken.
+
+    Raises:
+        QuotaExceeded: there is no place left.
+    """
+    with transaction(sessions) as session:
+        _measure(session, account_id, locks=False).check(1)
+
+
+def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Usage:
+    """Take a place in the queue and so many bytes for a job that this transaction writes; returns what is used then.
+
+    Locks the account, so that of two submissions that want its last place one is refused.
+
+    Raises:
+        QuotaExceeded: there is no place left; nothing is taken.
+    """
+    used = _measure(session, account_id, locks=True)
+    used.check(stored_bytes)
+    add_stored(session, account_id, stored_bytes)
+    return used.with_one_more(stored_bytes)
+
+
+def add_stored(session: Session, account_id: uuid.UUID, delta: int) -> None:
+    """Count bytes that were stored for an account, or fewer than none that were deleted."""
+    session.execute(
+        update(Account)
+        .where(Account.id == account_id)
+        .values(stored_bytes=func.greatest(Account.stored_bytes + delta, 0))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _measure(session: Session, account_id: uuid.UUID, *, locks: bool) -> Usage:
+    bounds = select(Account.max_queued_jobs, Account.stored_bytes, Account.max_stored_bytes).where(
+        Account.id == account_id
+    )
+    row = session.execute(bounds.with_for_update(key_share=True) if locks else bounds).one()
+    queued = 0
+    if row.max_queued_jobs is not None:
+        queued = session.execute(
+            select(func.count())
+            .select_from(Job)
+            .where(Job.account_id == account_id, Job.state == JobState.QUEUED, Job.finished_at.is_(None))
+        ).scalar_one()
+    return Usage(queued, row.max_queued_jobs, row.stored_bytes, row.max_stored_bytes)

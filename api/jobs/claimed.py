@@ -1,0 +1,136 @@
+"""What a worker gets to know about a stage that it has claimed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Iterable
+
+    from api.jobs.models import Job, MemoryProfile, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputImage:
+    """A picture of the job as the store has it."""
+
+    side: str
+    ordinal: int
+    key: str
+    sha256: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredArtifact:
+    """A file that a stage has published."""
+
+    name: str
+    filename: str
+    key: str
+    sha256: str
+    bytes: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedStage:
+    """A stage and the proof that it is held."""
+
+    stage_id: uuid.UUID
+    job_id: uuid.UUID
+    account_id: uuid.UUID
+    kind: str
+    name: str
+    attempt: int
+    failures: int
+    """Attempts before this one that failed since the stage last got further."""
+    last_error: dict[str, Any] | None
+    """Problem of the last of these."""
+    failure_counts: dict[str, int] = field(default_factory=dict)
+    """The same failures by `api.jobs.failures.FailureClass`."""
+    fencing_token: uuid.UUID
+    params: dict[str, Any]
+    """`duolora.config.PersonalizeConfig` as JSON."""
+    images: tuple[InputImage, ...]
+    upstream: tuple[StoredArtifact, ...]
+    """Artifacts of all stages that this one depends on, also indirectly."""
+    checkpoint: dict[str, Any] | None
+    """Pointer to what it can go on from."""
+    memory_profile: MemoryProfile
+    stop_requested: bool = False
+    """It is to end as soon as it has anything to show."""
+    partner: ClaimedStage | None = None
+    """The job's other LoRA, claimed along with it to be trained in the same pass."""
+    traceparent: str | None
+
+    @property
+    def all(self) -> tuple[ClaimedStage, ...]:
+        """This stage and its partner, in the order of locks."""
+        held = (self,) if self.partner is None else (self, self.partner)
+        return tuple(sorted(held, key=lambda stage: stage.stage_id))
+
+
+def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> ClaimedStage:
+    """Describe a stage that was just claimed.
+
+    The job has its pictures loaded, and for a stage that depends on others its stages and artifacts as well.
+    """
+    ancestors = _ancestors(stage, job.stages) if stage.depends_on else set()
+    token = stage.fencing_token
+    assert token is not None  # noqa: S101 - it was just claimed
+    return ClaimedStage(
+        stage_id=stage.id,
+        job_id=job.id,
+        account_id=job.account_id,
+        kind=job.kind,
+        name=stage.name,
+        attempt=stage.attempt,
+        failures=stage.failures,
+        last_error=stage.error,
+        failure_counts=dict(stage.failure_counts),
+        fencing_token=token,
+        params=job.params,
+        images=tuple(
+            InputImage(
+                side=image.side,
+                ordinal=image.ordinal,
+                key=image.key,
+                sha256=image.sha256,
+                content_type=image.content_type,
+            )
+            for image in job.images
+        ),
+        upstream=tuple(
+            StoredArtifact(
+                name=artifact.name,
+                filename=artifact.filename,
+                key=artifact.key,
+                sha256=artifact.sha256,
+                bytes=artifact.bytes,
+                content_type=artifact.content_type,
+            )
+            for artifact in (job.artifacts if ancestors else ())
+            if artifact.stage_id in ancestors
+        ),
+        checkpoint=stage.checkpoint,
+        memory_profile=stage.memory_profile,
+        stop_requested=job.stop_requested_at is not None,
+        partner=partner,
+        traceparent=job.traceparent,
+    )
+
+
+def _ancestors(stage: Stage, stages: Iterable[Stage]) -> set[uuid.UUID]:
+    """Return the ids of all stages that one depends on, also indirectly."""
+    by_name = {other.name: other for other in stages}
+    found: set[uuid.UUID] = set()
+    pending = list(stage.depends_on)
+    while pending:
+        other = by_name[pending.pop()]
+        if other.id not in found:
+            found.add(other.id)
+            pending.extend(other.depends_on)
+    return found

@@ -1,0 +1,209 @@
+"""What must hold after everything: no job lost, one end each, nothing stale, every result valid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load
+
+from tests.chaos.arena import LOOK_S
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.chaos.arena import Arena, Sign
+    from tests.chaos.campaign import Accident
+
+TERMINAL_EVENTS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
+RESULTS = frozenset(
+    {"content_lora", "content_lora_kohya", "style_lora", "style_lora_kohya"}
+    | {"merged_diffusers", "merged_kohya", "merge_report", "preview", "report"}
+)
+LORAS = ("content_lora", "style_lora")
+
+
+def recovery_times(accidents: list[Accident], signs: list[Sign]) -> None:
+    """Write on every accident how long each stage it hit took to its next attempt, checkpoint or end.
+
+    What was seen at the next look may have happened before the accident, and does not count.
+    """
+    for accident in accidents:
+        for stage in accident.stages:
+            later = [sign.at for sign in signs if sign.stage_id == stage and sign.at > accident.at + LOOK_S]
+            if later:
+                accident.recovery_s.append(min(later) - accident.at)
+
+
+def judge(arena: Arena) -> dict[str, Any]:
+    """Look at every job there is, also at those whose caller never heard that they were accepted."""
+    jobs = arena.look.rows("SELECT id, account_id, state, error, retry_of, stop_requested_at FROM jobs")
+    problems = {"lost": _lost(arena, jobs), "double_terminal": _double_terminal(arena, jobs)}
+    stale, invalid = _artifacts(arena, jobs)
+    return {
+        "jobs": len(jobs),
+        "states": dict(Counter(str(job["state"]) for job in jobs)),
+        **problems,
+        "doubled": _doubled(arena, jobs),
+        "stale_artifacts": stale,
+        "invalid_results": invalid + _diverging(arena),
+        "webhooks": _webhooks(arena, jobs),
+        "never_accepted": arena.callers.given_up,
+        "attempts": dict(
+            Counter(
+                f"{row['outcome']}" for row in arena.look.rows("SELECT outcome FROM stage_attempts ORDER BY started_at")
+            )
+        ),
+        "resumed_attempts": arena.look.value("SELECT count(*) FROM stage_attempts WHERE resumed_step IS NOT NULL"),
+        "reused_stages": arena.look.value("SELECT count(*) FROM stages WHERE reused_job_id IS NOT NULL"),
+        "paired_stages": arena.look.value("SELECT count(*) FROM stages WHERE checkpoint->>'paired' = 'true'"),
+        "stopped_early": arena.look.value("SELECT count(*) FROM stages WHERE stopped_early"),
+    }
+
+
+def _lost(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
+    """Jobs that have not ended, or in a way that nothing they went through allows; and accepted ones without a row."""
+    found = []
+    rows = {str(job["id"]) for job in jobs}
+    for job in jobs:
+        order = arena.callers.orders.get(str(job["id"]))
+        allowed = {"succeeded"} if order is None else order.allowed
+        if job["state"] not in allowed:
+            stages = arena.look.rows(
+                "SELECT name, state, attempt, failures, failure_counts, error FROM stages WHERE job_id = %s"
+                " ORDER BY ordinal",
+                (job["id"],),
+            )
+            found.append(f"job {job['id']} is {job['state']}, not {sorted(allowed)}: {_plain(stages)}")
+    found += [f"job {job_id} was accepted and is gone" for job_id in arena.callers.orders if job_id not in rows]
+    return found
+
+
+def _double_terminal(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
+    """Ended jobs with none, or more than one, event that says so; or with one that says otherwise."""
+    ends: dict[str, list[str]] = defaultdict(list)
+    for row in arena.look.rows("SELECT job_id, type FROM events WHERE type = ANY(%s)", (list(TERMINAL_EVENTS),)):
+        ends[str(row["job_id"])].append(row["type"])
+    return arena.flips + [
+        f"job {job['id']} is {job['state']} and has {ends[str(job['id'])]}"
+        for job in jobs
+        if f"job.{job['state']}" in TERMINAL_EVENTS and ends[str(job["id"])] != [f"job.{job['state']}"]
+    ]
+
+
+def _artifacts(arena: Arena, jobs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Published files of another attempt than the one that succeeded; and results that are missing or broken."""
+    stale, invalid = [], []
+    names: dict[str, set[str]] = defaultdict(set)
+    for row in arena.look.rows(
+        "SELECT a.job_id, a.name, a.key, a.sha256, a.bytes, a.attempt, s.name AS stage, s.state, s.attempt AS last,"
+        " t.outcome FROM artifacts a JOIN stages s ON s.id = a.stage_id"
+        " LEFT JOIN stage_attempts t ON t.stage_id = a.stage_id AND t.attempt = a.attempt"
+    ):
+        names[str(row["job_id"])].add(row["name"])
+        label = f"job {row['job_id']}, {row['name']}"
+        right_place = f"/{row['stage']}/{row['attempt']}/" in row["key"]
+        if row["outcome"] != "succeeded" or row["attempt"] != row["last"] or not right_place:
+            stale.append(f"{label}: attempt {row['attempt']} {row['outcome']}, last {row['last']}, {row['key']}")
+        if (complaint := _complaint(arena.installation.objects / row["key"], row)) is not None:
+            invalid.append(f"{label}: {complaint}")
+    invalid += [
+        f"job {job['id']} lacks {sorted(RESULTS - names[str(job['id'])])}"
+        for job in jobs
+        if job["state"] == "succeeded" and names[str(job["id"])] != RESULTS
+    ]
+    return stale, invalid
+
+
+def _complaint(path: Path, row: dict[str, Any]) -> str | None:
+    """What is wrong with a published file, None if nothing is."""
+    if not path.is_file():
+        return "not in the store"
+    data = path.read_bytes()
+    if len(data) != row["bytes"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return "other bytes than were recorded"
+    if path.suffix == ".safetensors":
+        tensors = load(data)
+        if not tensors or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            return "no tensors, or some that are not finite"
+    elif path.suffix == ".png":
+        with Image.open(BytesIO(data)) as picture:
+            picture.load()
+    elif path.suffix == ".json":
+        json.loads(data)
+    return None
+
+
+def _diverging(arena: Arena) -> list[str]:
+    """LoRAs of one variant that differ although all of them ran to their end: an accident left a trace.
+
+    A pass over both LoRAs of a job and two passes are not the same arithmetic, so pairs are compared among themselves.
+    """
+    found: dict[tuple[int, str, bool], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in arena.look.rows(
+        "SELECT a.job_id, a.name, a.key, coalesce((s.checkpoint->>'paired')::bool, false) AS paired"
+        " FROM artifacts a JOIN stages s ON s.id = a.stage_id"
+        " WHERE a.name = ANY(%s) AND NOT s.stopped_early AND s.reused_job_id IS NULL",
+        (list(LORAS),),
+    ):
+        order = arena.callers.orders.get(str(row["job_id"]))
+        path = arena.installation.objects / row["key"]
+        if order is not None and path.is_file():
+            digest = _digest(path)
+            found[order.variant.number, row["name"], row["paired"]][digest].append(str(row["job_id"]))
+    return [
+        f"variant {variant}, {name}{', paired' if paired else ''}: {len(kinds)} different results: {dict(kinds)}"
+        for (variant, name, paired), kinds in found.items()
+        if len(kinds) > 1
+    ]
+
+
+def _digest(path: Path) -> str:
+    """Hash of what a file holds, whatever its header says besides."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(load(path.read_bytes()).items()):
+        whole.update(name.encode() + tensor.tobytes())
+    return whole.hexdigest()[:12]
+
+
+def _doubled(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
+    """Jobs of nobody: an answer was lost, the request came again with its key, and made another one.
+
+    A caller who gave up in the end may have left one.
+    """
+    unknown = [str(job["id"]) for job in jobs if str(job["id"]) not in arena.callers.orders]
+    return [f"job {job_id} is nobody's" for job_id in unknown[len(arena.callers.given_up) :]]
+
+
+def _webhooks(arena: Arena, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the ends were told: to the account's endpoint and to the job's, each under one id."""
+    told: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+    for message in arena.receiver.messages:
+        if message.type in TERMINAL_EVENTS:
+            told[message.job_id, message.path].add((message.type, message.id))
+    wrong = []
+    for job in jobs:
+        order = arena.callers.orders.get(str(job["id"]))
+        if order is None or f"job.{job['state']}" not in TERMINAL_EVENTS:
+            continue
+        for purpose in ("job", "all"):
+            heard = told[order.job_id, f"/{order.account.name}/{purpose}"]
+            if [kind for kind, _ in heard] != [f"job.{job['state']}"]:
+                wrong.append(f"job {job['id']} is {job['state']}, and {purpose} heard {sorted(heard)}")
+    deliveries = arena.look.rows("SELECT state, count(*) AS n FROM webhook_deliveries GROUP BY state")
+    return {
+        "messages": len(arena.receiver.messages),
+        "refused": arena.receiver.refused,
+        "forged": arena.receiver.forged,
+        "deliveries": {str(row["state"]): row["n"] for row in deliveries},
+        "wrong": wrong,
+    }
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, default=str)[:1500]

@@ -1,0 +1,282 @@
+"""The work of one attempt, at one stage or at two in one pass: library, inputs, checkpoint, engine, outputs.
+
+Ends with a `Finished` for each stage, or with whatever exception ended it; `worker.runner` records either.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError
+
+from api.db import transaction
+from api.jobs import repository
+from api.jobs.repository import NewArtifact
+from api.storage import StoreError, artifact_key
+from worker.mailbox import Interrupt, Interruption
+from worker.supervisor import StageInterrupted
+from worker.wire import Checkpointed, LogLine, Partner, ProgressReport, Run
+from worker.workspace import BaseUnavailable, CheckpointUnusable
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from api.jobs.repository import ClaimedStage, Reusable
+    from api.storage import ObjectStore
+    from worker.mailbox import Mailbox
+    from worker.patience import Patience
+    from worker.reporter import StageReporter
+    from worker.settings import WorkerSettings
+    from worker.supervisor import EngineSupervisor
+    from worker.uploader import CheckpointUploader
+    from worker.wire import OutputFile
+    from worker.workspace import Scratch, Workspace
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 10.0
+"""How long an attempt that failed waits for its last checkpoint to be stored."""
+STORE_SHARE = 0.8
+"""Share of the grace period after which a worker that shuts down no longer waits for that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What there is to write of a stage that succeeded."""
+
+    stage: ClaimedStage
+    artifacts: list[NewArtifact]
+    timings: dict[str, float] = field(default_factory=dict)
+    reuse_key: str | None = None
+    reused_job_id: uuid.UUID | None = None
+    stopped_early: bool = False
+
+
+class Attempt:
+    """One run of the engine. `run_id` names it in every message."""
+
+    def __init__(
+        self,
+        stage: ClaimedStage,
+        *,
+        settings: WorkerSettings,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        engine: EngineSupervisor,
+        mailbox: Mailbox,
+        patience: Patience,
+    ) -> None:
+        self.stage = stage
+        self.run_id = f"{stage.stage_id}:{stage.attempt}"
+        self._settings = settings
+        self._sessions = sessions
+        self._store = store
+        self._engine = engine
+        self._mailbox = mailbox
+        self._patience = patience
+        self._keys: dict[str, str | None] = {}
+
+    def look_up(self) -> list[Finished]:
+        """Take from the library what it has; what is left to do stays in `stage`."""
+        base = self._base()
+        stages = [each for each in (self.stage, self.stage.partner) if each is not None]
+        if not any(self._makes_a_lora(each) for each in stages):
+            return []
+        revision = self._engine.revision_of(base, self.run_id)
+        found: list[Finished] = []
+        for each in stages:
+            key = repository.reuse_key(each.name, each.params, each.images, revision, self._engine.version)
+            self._keys[each.name] = key
+            taken = None if key is None or each.stop_requested else self._take(each, key)
+            if taken is not None:
+                found.append(taken)
+        left = [each for each in stages if each.stage_id not in {done.stage.stage_id for done in found}]
+        if found and left:
+            self.stage = replace(left[0], partner=None)
+        return found
+
+    def work(self, scratch: Scratch, reporter: StageReporter, uploader: CheckpointUploader) -> list[Finished]:
+        """Do the work up to its stored outputs.
+
+        Raises:
+            StageInterrupted: somebody asked for it.
+            Exception: whatever else went wrong.
+        """
+        started = perf_counter()
+        with scratch.workspace(self.stage, self._store) as workspace, self._keeping_the_last(uploader):
+            self._patience.with_store(lambda: workspace.fetch(self._check))
+            command = self._command(workspace, self._fetch_checkpoints(workspace))
+            fetched = perf_counter()
+
+            def hear(news: ProgressReport | Checkpointed | LogLine) -> None:
+                match news:
+                    case ProgressReport():
+                        reporter.report(news)
+                    case Checkpointed():
+                        uploader.take(news)
+                    case LogLine():
+                        reporter.write_line(news)
+
+            done = self._engine.run(command, hear)
+            ran = perf_counter()
+            stored = [(each, self._publish(workspace, each, done.outputs)) for each in self.stage.all]
+        timings = done.timings | {
+            "fetch_s": round(fetched - started, 3),
+            "engine_s": round(ran - fetched, 3),
+            "publish_s": round(perf_counter() - ran, 3),
+        }
+        return [
+            Finished(
+                stage=each,
+                artifacts=artifacts,
+                timings=timings,
+                reuse_key=self._keys.get(each.name),
+                stopped_early=done.finished_early,
+            )
+            for each, artifacts in stored
+        ]
+
+    @contextmanager
+    def _keeping_the_last(self, uploader: CheckpointUploader) -> Iterator[None]:
+        """See a checkpoint on its way into the store if the work ends badly: the next attempt goes on from there."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, StageInterrupted) or error.reason is not Interrupt.LEASE_LOST:
+                wait_s = FLUSH_S
+                if self._mailbox.shutting_down:
+                    wait_s = self._mailbox.grace_left_s(self._settings.worker_grace_s * STORE_SHARE)
+                if not uploader.flush(wait_s):
+                    log.warning("the last checkpoint was not stored in time")
+            raise
+
+    def _base(self) -> str:
+        """Return where the job's base model is.
+
+        Raises:
+            BaseUnavailable: this worker does not know it.
+        """
+        base = self.stage.params["base_model"]
+        if base not in self._settings.base_models:
+            raise BaseUnavailable(f"this worker has no base model {base!r}")
+        return self._settings.base_models[base]
+
+    @staticmethod
+    def _makes_a_lora(stage: ClaimedStage) -> bool:
+        """Say whether a stage's result can be taken again, given that everything about it is known."""
+        return repository.reuse_key(stage.name, stage.params, stage.images, "any", "any") is not None
+
+    def _take(self, stage: ClaimedStage, key: str) -> Finished | None:
+        """Copy an identical result, so that each job owns its objects; None if there is none any more."""
+        started = perf_counter()
+        try:
+            with transaction(self._sessions) as session:
+                found = repository.find_reusable(session, account_id=stage.account_id, reuse_key=key)
+            if found is None or not found.artifacts:
+                return None
+            artifacts = self._copy(stage, found)
+        except (StoreError, DBAPIError) as error:  # working it out anew is always possible
+            log.warning("the library was of no use", extra={"error": type(error).__name__})
+            return None
+        log.info("taken from the library", extra={"reused": stage.name, "from_job": str(found.job_id)})
+        return Finished(
+            stage=stage,
+            artifacts=artifacts,
+            timings={"copy_s": round(perf_counter() - started, 3)},
+            reuse_key=key,
+            reused_job_id=found.job_id,
+        )
+
+    def _copy(self, stage: ClaimedStage, found: Reusable) -> list[NewArtifact]:
+        artifacts = []
+        for source in found.artifacts:
+            key = artifact_key(stage.account_id, stage.job_id, stage.name, stage.attempt, source.filename)
+            self._store.copy(source.key, key)
+            artifacts.append(
+                NewArtifact(
+                    name=source.name,
+                    filename=source.filename,
+                    key=key,
+                    sha256=source.sha256,
+                    bytes=source.bytes,
+                    content_type=source.content_type,
+                )
+            )
+        return artifacts
+
+    def _fetch_checkpoints(self, workspace: Workspace) -> dict[str, Path | None]:
+        """Bring what the stages go on from. If any of it is unusable, all of them start from the beginning."""
+        try:
+            return {each.name: self._fetch_checkpoint(workspace, each) for each in self.stage.all}
+        except CheckpointUnusable as error:
+            log.warning("a checkpoint is unusable, starting from the beginning", extra={"error": str(error)})
+            self._patience.with_database(self._drop_checkpoints)
+            return {}
+
+    def _fetch_checkpoint(self, workspace: Workspace, stage: ClaimedStage) -> Path | None:
+        return self._patience.with_store(lambda: workspace.fetch_checkpoint(stage, self._check))
+
+    def _publish(self, workspace: Workspace, stage: ClaimedStage, outputs: tuple[OutputFile, ...]) -> list[NewArtifact]:
+        return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
+
+    def _drop_checkpoints(self, session: Session) -> None:
+        """Forget where the stages could go on from."""
+        for each in self.stage.all:
+            if each.checkpoint is not None:
+                repository.drop_checkpoint(session, stage_id=each.stage_id, fencing_token=each.fencing_token)
+
+    def _command(self, workspace: Workspace, resume: dict[str, Path | None]) -> Run:
+        stage, partner = self.stage, self.stage.partner
+        folders = {name: str(folder) for name, folder in resume.items() if folder is not None}
+        return Run(
+            id=self.run_id,
+            stage=stage.name,
+            job_id=str(stage.job_id),
+            attempt=stage.attempt,
+            base=self._base(),
+            config=stage.params,
+            inputs_dir=str(workspace.inputs_dir),
+            outputs_dir=str(workspace.outputs_dir),
+            checkpoints_dir=str(workspace.checkpoints_dir(stage.name)),
+            resume_dir=folders.get(stage.name),
+            checkpoint_every_s=self._settings.worker_checkpoint_s,
+            finish_early=stage.stop_requested,
+            memory_profile=stage.memory_profile.value,
+            partner=None
+            if partner is None
+            else Partner(
+                stage=partner.name,
+                checkpoints_dir=str(workspace.checkpoints_dir(partner.name)),
+                resume_dir=folders.get(partner.name),
+            ),
+            traceparent=stage.traceparent,
+        )
+
+    def _check_done(self) -> None:
+        """Honour an interruption after the engine's work; a shutdown stops it no more, nor does a wish to finish."""
+        self._check(done=True)
+
+    def _check(self, *, done: bool = False) -> None:
+        """Honour an interruption while no engine runs.
+
+        Raises:
+            StageInterrupted: when there is one for this run.
+        """
+        wishes = []
+        while (message := self._mailbox.take(0)) is not None:
+            if not isinstance(message, Interruption) or message.run_id not in {None, self.run_id}:
+                continue
+            if message.reason is Interrupt.FINISH:
+                wishes.append(message)
+            elif message.reason is not Interrupt.SHUTDOWN or not done:
+                raise StageInterrupted(message.reason)
+        if wishes and not done:
+            self._mailbox.post(wishes[0])  # for the engine, once it runs

@@ -1,0 +1,184 @@
+"""Brings the checkpoints of a run into the object store, from a thread that holds up neither engine nor mailbox.
+
+Latest wins: a checkpoint that is superseded before its upload began is dropped. The pointer in the database is switched
+only after every file is up, for both stages of a pair in one transaction; what it pointed to is deleted after that.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+from api.db import transaction
+from api.errors import LeaseLost
+from api.jobs.repository import record_checkpoint
+from api.storage import StoreError, artifact_key, checkpoint_key
+from worker.backoff import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from api.jobs.repository import ClaimedStage
+    from api.storage import ObjectStore
+    from worker.wire import Checkpointed
+
+    Step = dict[str, Checkpointed]
+    """One checkpoint of each stage of a run, all of the same step."""
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/octet-stream"
+
+
+class CheckpointUploader:
+    """Takes checkpoints of one run until it is closed. Errors of the store are logged and tried again."""
+
+    def __init__(self, stage: ClaimedStage, *, sessions: sessionmaker[Session], store: ObjectStore) -> None:
+        self._stages = stage.all
+        self._sessions = sessions
+        self._store = store
+        self._gathering: Step = {}
+        self._pending: Step | None = None
+        self._busy = False
+        self._closed = False
+        self._forgets = False
+        self._spent = _keys(each.checkpoint for each in stage.all)
+        self._changed = threading.Condition()
+        context = contextvars.copy_context()  # so that its log lines name the stage
+        self._thread = threading.Thread(target=context.run, args=(self._serve,), name="uploader", daemon=True)
+        self._thread.start()
+
+    def take(self, checkpoint: Checkpointed) -> None:
+        """Take a complete checkpoint on disk; from now on its folder is the uploader's."""
+        with self._changed:
+            if any(other.step != checkpoint.step for other in self._gathering.values()):
+                self._drop(self._gathering)
+                self._gathering = {}
+            self._gathering[checkpoint.stage] = checkpoint
+            if len(self._gathering) < len(self._stages):
+                return
+            if self._pending is not None:
+                self._drop(self._pending)
+            self._pending, self._gathering = self._gathering, {}
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything taken is stored; False when it was not by then."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._closed or (self._pending is None and not self._busy), max(timeout_s, 0.0)
+            )
+
+    def close(self, *, forget: bool) -> None:
+        """Take no more. With `forget` the stages have succeeded, and need nothing of their checkpoints any more."""
+        with self._changed:
+            self._closed, self._forgets = True, forget
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        backoff = Backoff(first_s=0.1, most_s=2.0)
+        while (step := self._next()) is not None:
+            stored = self._store_step(step)
+            with self._changed:
+                again = not stored and not self._closed and self._pending is None
+                if again:
+                    self._pending = step
+                self._busy = False
+                self._changed.notify_all()
+            if not again:
+                self._drop(step)
+            if stored:
+                backoff.reset()
+            else:
+                time.sleep(backoff.next_s())
+        if self._forgets:
+            self._delete(self._spent)
+
+    def _next(self) -> Step | None:
+        """Wait for something to upload, None for the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._pending is not None)
+            if self._closed:
+                return None
+            step, self._pending = self._pending, None
+            self._busy = True
+            return step
+
+    def _store_step(self, step: Step) -> bool:
+        """Upload one step and switch the pointers; False if another try can help."""
+        began_at = monotonic()
+        try:
+            pointers = {stage.name: self._upload(stage, step[stage.name]) for stage in self._stages}
+            with transaction(self._sessions) as session:
+                spent = [
+                    record_checkpoint(
+                        session,
+                        stage_id=stage.stage_id,
+                        fencing_token=stage.fencing_token,
+                        checkpoint=pointers[stage.name],
+                    )
+                    for stage in self._stages
+                ]
+        except (StoreError, DBAPIError) as error:
+            log.warning("a checkpoint could not be stored", extra={"error": f"{type(error).__name__}: {error}"[:300]})
+            return False
+        except (LeaseLost, OSError) as error:  # decided elsewhere; or the folder went with the end of the run
+            log.info("a checkpoint was not stored", extra={"error": type(error).__name__})
+            return True
+        log.info(
+            "checkpoint stored",
+            extra={"step": next(iter(step.values())).step, "seconds": round(monotonic() - began_at, 3)},
+        )
+        self._delete(_keys(spent) - _keys(pointers.values()))
+        return True
+
+    def _upload(self, stage: ClaimedStage, checkpoint: Checkpointed) -> dict[str, Any]:
+        """Store the files of one stage's checkpoint, and return the pointer to them."""
+        files = []
+        for file in checkpoint.files:
+            key = checkpoint_key(
+                stage.account_id, stage.job_id, stage.name, stage.attempt, step=checkpoint.step, filename=file.name
+            )
+            self._spent.add(key)
+            self._store.put_file(key, Path(checkpoint.folder) / file.name, CONTENT_TYPE)
+            files.append({"name": file.name, "key": key, "sha256": file.sha256, "bytes": file.bytes})
+        return {
+            "step": checkpoint.step,
+            "total": checkpoint.total,
+            "attempt": stage.attempt,
+            "paired": checkpoint.paired,
+            "at": time.time(),
+            "files": files,
+        }
+
+    def _delete(self, keys: set[str]) -> None:
+        """Delete objects of this job; those of the job that it tries again are that job's."""
+        own = tuple(
+            artifact_key(stage.account_id, stage.job_id, stage.name, 0, "").removesuffix("0/") for stage in self._stages
+        )
+        doomed = sorted(key for key in keys if key.startswith(own))
+        self._spent.difference_update(doomed)
+        try:
+            self._store.delete(doomed)
+        except StoreError as error:  # they go with the job
+            log.warning("an old checkpoint was not deleted", extra={"error": str(error)})
+
+    @staticmethod
+    def _drop(step: Step) -> None:
+        for checkpoint in step.values():
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+
+
+def _keys(pointers: Iterable[dict[str, Any] | None]) -> set[str]:
+    """Return the objects that pointers to checkpoints name."""
+    return {file["key"] for pointer in pointers if pointer is not None for file in pointer.get("files", ())}
