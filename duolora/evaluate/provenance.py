@@ -32,9 +32,11 @@ TRAINING_SOURCES = (
     "class_pictures.py",
     "generate.py",
     "images.py",
+    "lora_task.py",
     "losses.py",
     "models/base.py",
     "noise_schedule.py",
+    "thrift.py",
     "train.py",
     "whole_adapter.py",
 )
