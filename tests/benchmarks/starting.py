@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from deploy.local.stack import Stack
 
-JOBS = 60
-WARM_UP = 5
+JOBS = 25
+WARM_UP = 3
 """Jobs that are not counted: the first ones pay for connections and imports."""
 REST_S = 0.3
 """From the end of a job to the next: so long the worker has been idle."""

@@ -26,6 +26,23 @@ RESULTS = frozenset(
     | {"merged_diffusers", "merged_kohya", "merge_report", "preview", "report"}
 )
 LORAS = ("content_lora", "style_lora")
+IN_PAIRS = """
+SELECT count(DISTINCT a.stage_id) FROM stage_attempts a
+JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id
+"""
+"""Stages that were ever claimed together with another."""
+TRAINED = """
+WITH p AS (
+    SELECT DISTINCT a.stage_id, a.attempt FROM stage_attempts a
+    JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id)
+SELECT f.job_id, f.name, f.key, count(*) AS attempts, count(p.stage_id) AS paired
+FROM artifacts f JOIN stages s ON s.id = f.stage_id JOIN jobs j ON j.id = f.job_id
+JOIN stages t ON t.name = s.name AND t.job_id IN (j.id, j.retry_of) JOIN stage_attempts a ON a.stage_id = t.id
+LEFT JOIN p ON p.stage_id = a.stage_id AND p.attempt = a.attempt
+WHERE f.name = ANY(%s) AND NOT s.stopped_early AND s.reused_job_id IS NULL
+GROUP BY f.job_id, f.name, f.key
+"""
+"""LoRAs that were trained to their end, and how many attempts at that, also of the job that this one retries."""
 
 
 def recovery_times(accidents: list[Accident], signs: list[Sign]) -> None:
@@ -61,7 +78,7 @@ def judge(arena: Arena) -> dict[str, Any]:
         ),
         "resumed_attempts": arena.look.value("SELECT count(*) FROM stage_attempts WHERE resumed_step IS NOT NULL"),
         "reused_stages": arena.look.value("SELECT count(*) FROM stages WHERE reused_job_id IS NOT NULL"),
-        "paired_stages": arena.look.value("SELECT count(*) FROM stages WHERE checkpoint->>'paired' = 'true'"),
+        "paired_stages": arena.look.value(IN_PAIRS),
         "stopped_early": arena.look.value("SELECT count(*) FROM stages WHERE stopped_early"),
     }
 
@@ -142,23 +159,20 @@ def _complaint(path: Path, row: dict[str, Any]) -> str | None:
 def _diverging(arena: Arena) -> list[str]:
     """LoRAs of one variant that differ although all of them ran to their end: an accident left a trace.
 
-    A pass over both LoRAs of a job and two passes are not the same arithmetic, so pairs are compared among themselves.
+    A pass over both LoRAs of a job and two passes need not be the same arithmetic: those that were trained in pairs
+    throughout are compared among themselves, and those that were now and then are not.
     """
-    found: dict[tuple[int, str, bool], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for row in arena.look.rows(
-        "SELECT a.job_id, a.name, a.key, coalesce((s.checkpoint->>'paired')::bool, false) AS paired"
-        " FROM artifacts a JOIN stages s ON s.id = a.stage_id"
-        " WHERE a.name = ANY(%s) AND NOT s.stopped_early AND s.reused_job_id IS NULL",
-        (list(LORAS),),
-    ):
+    found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for row in arena.look.rows(TRAINED, (list(LORAS),)):
         order = arena.callers.orders.get(str(row["job_id"]))
         path = arena.installation.objects / row["key"]
-        if order is not None and path.is_file():
-            digest = _digest(path)
-            found[order.variant.number, row["name"], row["paired"]][digest].append(str(row["job_id"]))
+        if order is None or not path.is_file() or row["paired"] not in {0, row["attempts"]}:
+            continue
+        manner = "in pairs" if row["paired"] else "alone"
+        found[order.variant.number, row["name"], manner][_digest(path)].append(str(row["job_id"]))
     return [
-        f"variant {variant}, {name}{', paired' if paired else ''}: {len(kinds)} different results: {dict(kinds)}"
-        for (variant, name, paired), kinds in found.items()
+        f"variant {variant}, {name} {manner}: {len(kinds)} different results: {dict(kinds)}"
+        for (variant, name, manner), kinds in found.items()
         if len(kinds) > 1
     ]
 

@@ -121,7 +121,8 @@ def _recovery(report: dict[str, Any]) -> str:
     return (
         "Recovery, from a fault to the next attempt, checkpoint or end of a stage that it hit: "
         f"p50 {_s(report['recovery_p50_s'])}, p95 {_s(report['recovery_p95_s'])} ({report['recoveries']} measured; "
-        "a lease is 4 s here, a retry pauses 2 s or longer)."
+        "a lease is 4 s here, a retry pauses 2 s or longer, a new engine loads for 6 s or longer, and a stage may "
+        "have to wait for a free worker)."
     )
 
 
