@@ -214,7 +214,7 @@ class StageRunner:
                 self._on_all(attempt.stage, lambda each: repository.settle_cancel(session, **_proof(each)))
             case Release():
                 self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
-            case Abandon() if attempt.stage.partner is not None:  # one lease may be lost and the other not
+            case Abandon():  # one lease of a pair may be lost and the other not; what is not held is passed over
                 self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
 
     @staticmethod

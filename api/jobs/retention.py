@@ -35,10 +35,13 @@ _NOT_DRAWN_ON = text(
         SELECT first.id, first.finished_at FROM jobs first WHERE first.retry_of = jobs.id
         UNION ALL
         SELECT next.id, next.finished_at FROM jobs next JOIN retries ON next.retry_of = retries.id)
-      SELECT 1 FROM retries WHERE retries.finished_at IS NULL)
+      SELECT 1 FROM retries WHERE retries.finished_at IS NULL OR retries.finished_at >= :finished_before)
     """
 )
-"""Every retry of the job, and every retry of a retry, has ended: none needs the job's checkpoints any more."""
+"""Every retry of the job, and every retry of a retry, ended before then: none needs the job's checkpoints any more.
+
+A retry that ended later may be tried again itself, and then draws on the same checkpoints.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def overdue_jobs(session: Session, *, finished_before: datetime, limit: int) -> 
     """Return ended jobs that are to be purged, oldest first; none that an unfinished retry may still draw on."""
     rows = session.execute(
         select(Job.id, Job.account_id)
-        .where(Job.finished_at < finished_before, _NOT_DRAWN_ON)
+        .where(Job.finished_at < finished_before, _NOT_DRAWN_ON.bindparams(finished_before=finished_before))
         .order_by(Job.finished_at)
         .limit(limit)
     )
@@ -132,7 +135,11 @@ def stale_checkpoints(session: Session, *, finished_before: datetime, limit: int
     rows = session.execute(
         select(Stage.id, Stage.job_id, Stage.account_id, Stage.checkpoint)
         .join(Job, Job.id == Stage.job_id)
-        .where(Job.finished_at < finished_before, Stage.checkpoint.is_not(None), _NOT_DRAWN_ON)
+        .where(
+            Job.finished_at < finished_before,
+            Stage.checkpoint.is_not(None),
+            _NOT_DRAWN_ON.bindparams(finished_before=finished_before),
+        )
         .order_by(Job.finished_at, Stage.id)
         .limit(limit)
     )

@@ -1,4 +1,4 @@
-"""Many accounts with long queues on few workers: everybody's work goes on, and all of it is done once."""
+"""Many accounts with long queues on few workers: everybody's work goes on, and what is done is done once."""
 
 from __future__ import annotations
 

@@ -65,6 +65,16 @@ def test_an_unfinished_retry_keeps_it_and_so_does_a_retry_of_the_retry(sessions,
     assert set(overdue(sessions)) == {failed, second, third}
 
 
+def test_a_retry_that_ended_lately_keeps_the_checkpoint_for_the_next_one(sessions, account, failed):
+    second = make_job(sessions, account, retry_of=failed)
+    with transaction(sessions) as session:
+        repository.request_cancel(session, account_id=account, job_id=second)
+        long_ago = datetime.now(UTC) - timedelta(hours=25)
+        session.execute(update(Job).where(Job.id == failed).values(finished_at=long_ago))
+    assert stale(sessions, -timedelta(hours=24)) == []
+    assert [found.job_id for found in stale(sessions)] == [failed]
+
+
 def test_a_purged_job_is_gone_with_its_bytes(sessions, account):
     job_id = make_job(sessions, account)
     with transaction(sessions) as session:
