@@ -19,7 +19,7 @@ from typing import Any
 from deploy.local.processes import interrupted_by_signals
 from tests.chaos.campaign import Round, run_round
 from tests.chaos.faults import deal
-from tests.chaos.report import add_up, passed, write
+from tests.chaos.report import add_up, passed, proves, write
 
 JOBS_A_ROUND = 15
 ROUND_LIMIT_S = 540.0
@@ -53,7 +53,7 @@ def main() -> int:
         kept.unlink()
     short = {name: value for name, value in report.items() if not isinstance(value, dict | list)}
     sys.stdout.write("\n".join([json.dumps(short, indent=1), *report["findings"], ""]))
-    return 0 if passed(report) and not _lacks(arguments, records) else 1
+    return 0 if passed(report) and proves(report) and not _lacks(arguments, records) else 1
 
 
 def _lacks(arguments: argparse.Namespace, records: list[dict[str, Any]]) -> bool:

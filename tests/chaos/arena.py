@@ -73,6 +73,8 @@ class Arena:
         self.struck: set[tuple[uuid.UUID, int]] = set()
         self.flips: list[str] = []
         """Jobs that were seen in a terminal state and then in another one."""
+        self.unpublished: list[str] = []
+        """Jobs whose hints stayed in the outbox although a dispatcher was there again."""
         self._ends: dict[str, str] = {}
         self._seen: dict[uuid.UUID, tuple[int, int | None, str]] = {}
         self._looked_at = 0.0
@@ -143,6 +145,11 @@ class Arena:
         held = [stage for stage in self.look.running() if stage.worker_id == prey.slot.worker_id]
         self.struck |= {(stage.id, stage.attempt) for stage in held}
         return [stage.id for stage in held]
+
+    def before_blow(self) -> float:
+        """The instant of a blow that takes a while; looks first, so that nothing of before passes for a recovery."""
+        self._observe()
+        return time.time()
 
     def order_of(self, stage: RunningStage) -> Order | None:
         """The order that a stage belongs to; None for one whose acceptance its caller has not heard of yet."""

@@ -164,11 +164,12 @@ def kill_everything(arena: Arena) -> Struck | None:
     if not arena.prey() or not arena.all_can_bear():
         return None
     stages = [stage for prey in arena.prey() for stage in arena.strike(prey)]
+    at = arena.before_blow()
     for slot in arena.installation.slots.values():
         slot.signal(signal.SIGKILL)
     arena.installation.restart_postgres(signal.SIGQUIT)
     arena.installation.restart_valkey()
-    return Struck(list(dict.fromkeys(stages)))
+    return Struck(list(dict.fromkeys(stages)), at=at)
 
 
 def in_stage(act: Callable[[Arena, str], Struck | None], stage: str) -> Callable[[Arena], Struck | None]:
@@ -188,7 +189,8 @@ def _until_published(arena: Arena, job_id: str) -> Struck:
     """Wait until the hints of a job have left the outbox: that is what recovers here, whatever the workers do."""
     began = time.monotonic()
     waiting = "SELECT count(*) FROM outbox WHERE payload->>'job_id' = %s AND due_at <= now()"
-    arena.wait(lambda: arena.look.value(waiting, (job_id,)) == 0, PUBLISHED_S)
+    if not arena.wait(lambda: arena.look.value(waiting, (job_id,)) == 0, PUBLISHED_S):
+        arena.unpublished.append(f"job {job_id} had a hint in the outbox for {PUBLISHED_S:.0f} s")
     return Struck(detail=f"job {job_id}", recovery_s=[time.monotonic() - began])
 
 

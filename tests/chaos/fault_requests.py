@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.chaos.arena import Arena, Prey
     from tests.chaos.callers import Order
 
+BEGAN_LAST = "SELECT attempt > 0 FROM stages WHERE job_id = %s AND name = 'package'"
 HOUR_S = 3.6
 """An hour of the webhooks' schedule, by `WEBHOOK_TIME_SCALE`."""
 COPIES = 5
@@ -94,10 +95,13 @@ def receiver_in(arena: Arena, manner: Manner) -> Struck | None:
 
 
 def _cancel(arena: Arena, order: Order) -> Struck | None:
+    """Cancel; what was accepted before the last stage began must end so, for no stage begins after it."""
     order.allowed |= {"canceled"}
     answer = arena.answer(arena.callers.ask(order, "cancel"))
     if answer is None or answer.status_code not in {httpx.codes.OK, httpx.codes.ACCEPTED}:
         return None
+    if not arena.look.value(BEGAN_LAST, (order.job_id,)):
+        order.allowed = {"canceled"}
     return Struck(detail=f"job {order.job_id}, answered {answer.status_code}")
 
 

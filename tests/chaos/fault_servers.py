@@ -30,8 +30,9 @@ def restart_postgres(arena: Arena, how: signal.Signals) -> Struck | None:
     stepping = [prey for prey in arena.prey() if 0 < prey.stage.step < prey.stage.total]
     if not stepping or not arena.all_can_bear():
         return None
+    at = arena.before_blow()
     arena.installation.restart_postgres(how)
-    return Struck([prey.stage.id for prey in stepping], _where(stepping[0]))
+    return Struck([prey.stage.id for prey in stepping], _where(stepping[0]), at=at)
 
 
 def restart_postgres_at_terminal_write(arena: Arena) -> Struck | None:
@@ -58,12 +59,13 @@ def _hold_and_restart(arena: Arena, prey: Prey) -> Struck | None:
             holder.rollback()
             return None
         arena.sleep(LINGER_S)
+        at = arena.before_blow()
         arena.installation.restart_postgres(arena.rng.choice([signal.SIGINT, signal.SIGQUIT]))
         try:
             holder.rollback()
         except psycopg.OperationalError:
             holder.close()
-    return Struck([prey.stage.id], _where(prey))
+    return Struck([prey.stage.id], _where(prey), at=at)
 
 
 def restart_valkey(arena: Arena) -> Struck | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load
 
 from tests.chaos.arena import LOOK_S
+from tests.chaos.installation import LEASE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,21 @@ GROUP BY f.job_id, f.name, f.key
 """
 """LoRAs that were trained to their end, and how many attempts at that, also of the job that this one retries."""
 
+HEARD_S = 2 * LEASE_S
+"""A worker that still holds its stage so long after a wish has heard it, and its engine has done the step at hand."""
+UNHEEDED = """
+SELECT s.job_id, s.name, s.attempt FROM stages s JOIN jobs j ON j.id = s.job_id
+JOIN stage_attempts a ON a.stage_id = s.id AND a.attempt = s.attempt
+WHERE j.state = 'succeeded' AND j.stop_requested_at IS NOT NULL AND s.name = ANY(%s)
+AND NOT s.stopped_early AND s.reused_job_id IS NULL
+AND coalesce(a.resumed_step < (s.progress->>'total')::int - 1, true)
+AND (s.started_at > j.stop_requested_at
+     OR s.started_at + make_interval(secs => (s.timings->>'fetch_s')::float + (s.timings->>'engine_s')::float)
+        > j.stop_requested_at + make_interval(secs => %s))
+"""
+"""Trainings that went on to their last step although their owner had asked for an end; not those about to do it."""
+UNSENT = "SELECT count(*) FROM outbox WHERE due_at < now() - interval '5 seconds'"
+
 
 def recovery_times(accidents: list[Accident], signs: list[Sign]) -> None:
     """Write on every accident how long each stage it hit took to its next attempt, checkpoint or end.
@@ -62,13 +78,15 @@ def judge(arena: Arena) -> dict[str, Any]:
     jobs = arena.look.rows("SELECT id, account_id, state, error, retry_of, stop_requested_at FROM jobs")
     problems = {"lost": _lost(arena, jobs), "double_terminal": _double_terminal(arena, jobs)}
     stale, invalid = _artifacts(arena, jobs)
+    diverging, twins = _diverging(arena)
     return {
         "jobs": len(jobs),
         "states": dict(Counter(str(job["state"]) for job in jobs)),
         **problems,
         "doubled": _doubled(arena, jobs),
         "stale_artifacts": stale,
-        "invalid_results": invalid + _diverging(arena),
+        "invalid_results": invalid + diverging,
+        "twins_compared": twins,
         "webhooks": _webhooks(arena, jobs),
         "never_accepted": arena.callers.given_up,
         "attempts": dict(
@@ -98,7 +116,13 @@ def _lost(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
             )
             found.append(f"job {job['id']} is {job['state']}, not {sorted(allowed)}: {_plain(stages)}")
     found += [f"job {job_id} was accepted and is gone" for job_id in arena.callers.orders if job_id not in rows]
-    return found
+    found += [
+        f"job {row['job_id']} was to stop, and {row['name']} did not in attempt {row['attempt']}"
+        for row in arena.look.rows(UNHEEDED, (["loras", *LORAS], HEARD_S))
+    ]
+    if unsent := arena.look.value(UNSENT):
+        found.append(f"{unsent} hints were never published")
+    return found + arena.unpublished
 
 
 def _double_terminal(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
@@ -156,8 +180,10 @@ def _complaint(path: Path, row: dict[str, Any]) -> str | None:
     return None
 
 
-def _diverging(arena: Arena) -> list[str]:
+def _diverging(arena: Arena) -> tuple[list[str], int]:
     """LoRAs of one variant that differ although all of them ran to their end: an accident left a trace.
+
+    Returns them, and how many LoRAs were compared with at least one other.
 
     A pass over both LoRAs of a job and two passes need not be the same arithmetic: those that were trained in pairs
     throughout are compared among themselves, and those that were now and then are not.
@@ -170,11 +196,12 @@ def _diverging(arena: Arena) -> list[str]:
             continue
         manner = "in pairs" if row["paired"] else "alone"
         found[order.variant.number, row["name"], manner][_digest(path)].append(str(row["job_id"]))
+    sizes = [sum(len(jobs) for jobs in kinds.values()) for kinds in found.values()]
     return [
         f"variant {variant}, {name} {manner}: {len(kinds)} different results: {dict(kinds)}"
         for (variant, name, manner), kinds in found.items()
         if len(kinds) > 1
-    ]
+    ], sum(size for size in sizes if size > 1)
 
 
 def _digest(path: Path) -> str:
@@ -188,10 +215,12 @@ def _digest(path: Path) -> str:
 def _doubled(arena: Arena, jobs: list[dict[str, Any]]) -> list[str]:
     """Jobs of nobody: an answer was lost, the request came again with its key, and made another one.
 
-    A caller who gave up in the end may have left one.
+    A caller who gave up ordering in the end may have left one.
     """
+    paths = [text.partition(": ")[0] for text in arena.callers.given_up]
+    forgiven = sum(path == "/jobs" or path.endswith("/retry") for path in paths)
     unknown = [str(job["id"]) for job in jobs if str(job["id"]) not in arena.callers.orders]
-    return [f"job {job_id} is nobody's" for job_id in unknown[len(arena.callers.given_up) :]]
+    return [f"job {job_id} is nobody's" for job_id in unknown[forgiven:]]
 
 
 def _webhooks(arena: Arena, jobs: list[dict[str, Any]]) -> dict[str, Any]:

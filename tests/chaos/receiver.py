@@ -54,8 +54,7 @@ class Receiver:
                 receiver._answer(self, body)
 
             def do_GET(self) -> None:
-                """Whoever follows the redirect arrives here."""
-                receiver.forged += 1
+                receiver._answer(self, b"")
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -78,6 +77,11 @@ class Receiver:
         return f"http://{LOOPBACK}:{self._server.server_port}/{account}/{purpose}"
 
     def _answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        if handler.path.startswith("/elsewhere"):  # whoever follows the redirect arrives here
+            self.forged += 1
+            handler.send_response(400)
+            handler.end_headers()
+            return
         manner = self.manner
         if manner is not Manner.WELL:
             self.refused += 1
