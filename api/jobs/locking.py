@@ -84,6 +84,7 @@ class LockedJob:
         for stage in self.stages:
             if stage.state in {StageState.WAITING, StageState.RUNNABLE}:
                 self.move(stage, StageState.CANCELED)
+                self.tell(stage)
 
     def drop_running(self) -> None:
         """Take running stages from their workers; each learns it from its next write."""
@@ -91,6 +92,7 @@ class LockedJob:
             if stage.state is StageState.RUNNING:
                 self.close_attempt(stage, AttemptOutcome.CANCELED)
                 self.move(stage, StageState.CANCELED)
+                self.tell(stage)
 
     def wake_dependants(self) -> None:
         """Make the stages runnable whose dependencies have all succeeded."""
@@ -99,9 +101,10 @@ class LockedJob:
             if stage.state is StageState.WAITING and done.issuperset(stage.depends_on):
                 self.move(stage, StageState.RUNNABLE)
                 self.announce(stage)
+                self.tell(stage)
 
     def tell(self, stage: Stage) -> None:
-        """Record that a stage has changed."""
+        """Record that a stage has changed; before `settle`, whose event of a job's end is to be its last."""
         data = {"stage": stage.name, "state": stage.state.value, "attempt": stage.attempt}
         record_event(self.session, self.job, EventType.STAGE_CHANGED, now=self.now, data=data)
 

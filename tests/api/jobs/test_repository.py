@@ -347,7 +347,8 @@ class TestCancel:
         assert cancel(sessions, account, job_id)
         assert job_state(sessions, job_id) is JobState.CANCELED
         assert set(stage_states(sessions, job_id).values()) == {"canceled"}
-        assert events(sessions, job_id) == ["job.queued", "job.cancel_requested", "job.canceled"]
+        changes = ["job.stage_changed"] * 4
+        assert events(sessions, job_id) == ["job.queued", "job.cancel_requested", *changes, "job.canceled"]
         with transaction(sessions) as session:
             assert session.scalar(select(WebhookDelivery.type)) == "job.canceled"
         assert claim(sessions) is None

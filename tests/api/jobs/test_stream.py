@@ -208,7 +208,7 @@ def server(test_databases, valkey_server, object_store_server, tmp_path_factory)
             "HOST": LOOPBACK,
             "PORT": str(port),
             "SSE_HEARTBEAT_S": "0.5",
-            "SSE_REPLAY_LIMIT": "5",
+            "SSE_REPLAY_LIMIT": "8",
         }
         log = tmp_path_factory.mktemp("api") / "api.log"
         child = spawn("api", [sys.executable, "-m", "api"], log=log, env=os.environ | environment)
@@ -268,7 +268,7 @@ class TestStream:
             assert (document["type"], document["job_id"], document["data"]) == ("job.queued", str(job_id), {})
             cancel(sessions, account_id, job_id)
             rest = [part["event"] for part in parts if "event" in part]
-        assert rest == ["job.cancel_requested", "job.canceled"]
+        assert rest == ["job.cancel_requested", *["job.stage_changed"] * 4, "job.canceled"]
 
     def test_silence_is_broken_by_comments(self, mine):
         _, _, job_id, http = mine
