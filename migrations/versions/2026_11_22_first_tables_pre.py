@@ -27,6 +27,18 @@ FOR EACH STATEMENT EXECUTE FUNCTION notify_outbox()
 
 
 def upgrade() -> None:
+    _create_accounts()
+    _create_outbox()
+    _create_jobs()
+    _create_events()
+    _create_job_images()
+    _create_stages()
+    _create_artifacts()
+    _create_stage_attempts()
+    _create_webhook_deliveries()
+
+
+def _create_accounts() -> None:
     op.create_table(
         "accounts",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -36,23 +48,6 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
         sa.UniqueConstraint("name", name=op.f("uq_accounts_name")),
-    )
-    op.create_table(
-        "outbox",
-        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("topic", sa.Text(), nullable=False),
-        sa.Column("payload", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("due_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
-    )
-    op.create_index(
-        "ix_outbox_unpublished",
-        "outbox",
-        ["due_at", "id"],
-        unique=False,
-        postgresql_where=sa.text("published_at IS NULL"),
     )
     op.create_table(
         "api_keys",
@@ -71,6 +66,31 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
     )
     op.create_index(op.f("ix_api_keys_account_id"), "api_keys", ["account_id"], unique=False)
+
+
+def _create_outbox() -> None:
+    op.create_table(
+        "outbox",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("topic", sa.Text(), nullable=False),
+        sa.Column("payload", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
+    )
+    op.create_index(
+        "ix_outbox_unpublished",
+        "outbox",
+        ["due_at", "id"],
+        unique=False,
+        postgresql_where=sa.text("published_at IS NULL"),
+    )
+    op.execute(NOTIFY_FUNCTION)
+    op.execute(NOTIFY_TRIGGER)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -109,6 +129,9 @@ def upgrade() -> None:
         ["account_id", sa.literal_column("created_at DESC"), sa.literal_column("id DESC")],
         unique=False,
     )
+
+
+def _create_events() -> None:
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -120,6 +143,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
     op.create_index("ix_events_job", "events", ["job_id", "id"], unique=False)
+
+
+def _create_job_images() -> None:
     op.create_table(
         "job_images",
         sa.Column("job_id", sa.Uuid(), nullable=False),
@@ -136,6 +162,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_images_job_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "side", "ordinal", name=op.f("pk_job_images")),
     )
+
+
+def _create_stages() -> None:
     op.create_table(
         "stages",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -179,6 +208,9 @@ def upgrade() -> None:
     op.create_index(
         "ix_stages_lease", "stages", ["lease_expires_at"], unique=False, postgresql_where=sa.text("state = 'running'")
     )
+
+
+def _create_artifacts() -> None:
     op.create_table(
         "artifacts",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -199,6 +231,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "name", name=op.f("uq_artifacts_job_id_name")),
     )
     op.create_index(op.f("ix_artifacts_stage_id"), "artifacts", ["stage_id"], unique=False)
+
+
+def _create_stage_attempts() -> None:
     op.create_table(
         "stage_attempts",
         sa.Column("stage_id", sa.Uuid(), nullable=False),
@@ -218,6 +253,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("stage_id", "attempt", name=op.f("pk_stage_attempts")),
     )
+
+
+def _create_webhook_deliveries() -> None:
     op.create_table(
         "webhook_deliveries",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -254,8 +292,6 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'pending'"),
     )
     op.create_index(op.f("ix_webhook_deliveries_job_id"), "webhook_deliveries", ["job_id"], unique=False)
-    op.execute(NOTIFY_FUNCTION)
-    op.execute(NOTIFY_TRIGGER)
 
 
 def downgrade() -> None:

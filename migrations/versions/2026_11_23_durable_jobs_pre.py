@@ -65,7 +65,9 @@ def upgrade() -> None:
     _extend_stages()
     _add_logs_and_workers()
     _add_idempotency_keys()
-    _add_webhooks()
+    _add_webhook_endpoints()
+    _extend_webhook_deliveries()
+    _add_webhook_attempts()
     op.execute(NOTIFY_FUNCTION)
     op.execute(NOTIFY_TRIGGER)
 
@@ -191,7 +193,7 @@ def _add_idempotency_keys() -> None:
     op.create_index(op.f("ix_idempotency_keys_job_id"), "idempotency_keys", ["job_id"])
 
 
-def _add_webhooks() -> None:
+def _add_webhook_endpoints() -> None:
     op.create_table(
         "webhook_endpoints",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -220,6 +222,9 @@ def _add_webhooks() -> None:
     op.create_index("ix_webhook_endpoints_account_id", "webhook_endpoints", ["account_id", "job_id"])
     op.create_index(op.f("ix_webhook_endpoints_job_id"), "webhook_endpoints", ["job_id"])
     op.execute(JOB_ENDPOINTS)
+
+
+def _extend_webhook_deliveries() -> None:
     op.alter_column("webhook_deliveries", "job_id", nullable=True)
     op.alter_column("webhook_deliveries", "event_id", nullable=True)
     op.add_column("webhook_deliveries", sa.Column("endpoint_id", sa.Uuid(), nullable=True))
@@ -241,6 +246,9 @@ def _add_webhooks() -> None:
         "webhook_deliveries",
         ["endpoint_id", sa.literal_column("created_at DESC"), sa.literal_column("id DESC")],
     )
+
+
+def _add_webhook_attempts() -> None:
     op.create_table(
         "webhook_attempts",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
