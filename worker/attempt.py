@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
 from api.jobs import repository
-from api.jobs.repository import NewArtifact
 from api.storage import StoreError, artifact_key
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, sessionmaker
 
-    from api.jobs.repository import ClaimedStage, Reusable
+    from api.jobs.repository import ClaimedStage, Reusable, StoredArtifact
     from api.storage import ObjectStore
     from worker.mailbox import Mailbox
     from worker.patience import Patience
@@ -53,7 +52,7 @@ class Finished:
     """What there is to write of a stage that succeeded."""
 
     stage: ClaimedStage
-    artifacts: list[NewArtifact]
+    artifacts: list[StoredArtifact]
     timings: dict[str, float] = field(default_factory=dict)
     reuse_key: str | None = None
     reused_job_id: uuid.UUID | None = None
@@ -87,7 +86,7 @@ class Attempt:
     def look_up(self) -> list[Finished]:
         """Take from the library what it has; what is left to do stays in `stage`."""
         base = self._base()
-        stages = [each for each in (self.stage, self.stage.partner) if each is not None]
+        stages = self.stage.all
         if not any(self._makes_a_lora(each) for each in stages):
             return []
         revision = self._engine.revision_of(base, self.run_id)
@@ -195,21 +194,12 @@ class Attempt:
             reused_job_id=found.job_id,
         )
 
-    def _copy(self, stage: ClaimedStage, found: Reusable) -> list[NewArtifact]:
+    def _copy(self, stage: ClaimedStage, found: Reusable) -> list[StoredArtifact]:
         artifacts = []
         for source in found.artifacts:
             key = artifact_key(stage.account_id, stage.job_id, stage.name, stage.attempt, source.filename)
             self._store.copy(source.key, key)
-            artifacts.append(
-                NewArtifact(
-                    name=source.name,
-                    filename=source.filename,
-                    key=key,
-                    sha256=source.sha256,
-                    bytes=source.bytes,
-                    content_type=source.content_type,
-                )
-            )
+            artifacts.append(replace(source, key=key))
         return artifacts
 
     def _fetch_checkpoints(self, workspace: Workspace) -> dict[str, Path | None]:
@@ -224,14 +214,16 @@ class Attempt:
     def _fetch_checkpoint(self, workspace: Workspace, stage: ClaimedStage) -> Path | None:
         return self._patience.with_store(lambda: workspace.fetch_checkpoint(stage, self._check))
 
-    def _publish(self, workspace: Workspace, stage: ClaimedStage, outputs: tuple[OutputFile, ...]) -> list[NewArtifact]:
+    def _publish(
+        self, workspace: Workspace, stage: ClaimedStage, outputs: tuple[OutputFile, ...]
+    ) -> list[StoredArtifact]:
         return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
 
     def _drop_checkpoints(self, session: Session) -> None:
         """Forget where the stages could go on from."""
         for each in self.stage.all:
             if each.checkpoint is not None:
-                repository.drop_checkpoint(session, stage_id=each.stage_id, fencing_token=each.fencing_token)
+                repository.drop_checkpoint(session, **each.proof)
 
     def _command(self, workspace: Workspace, resume: dict[str, Path | None]) -> Run:
         stage, partner = self.stage, self.stage.partner

@@ -136,16 +136,14 @@ class StageReporter:
 
     def _write(self, fields: dict[str, Any] | None, lines: list[LogEntry]) -> None:
         tells = fields is not None and monotonic() >= self._told_at + self._settings.worker_event_s
-        beats = []
+        lease = self._settings.lease
         with transaction(self._sessions) as session:
-            for stage in self._stages:  # every lock on a stage before the first on the job
-                held = {"stage_id": stage.stage_id, "fencing_token": stage.fencing_token}
-                beats.append(heartbeat(session, **held, lease=self._settings.lease))
+            # Every lock on a stage before the first on the job.
+            beats = [heartbeat(session, **stage.proof, lease=lease) for stage in self._stages]
             for stage in self._stages[:1]:
-                record_logs(session, stage_id=stage.stage_id, fencing_token=stage.fencing_token, lines=lines)
+                record_logs(session, **stage.proof, lines=lines)
             for stage in self._stages if fields is not None else ():
-                held = {"stage_id": stage.stage_id, "fencing_token": stage.fencing_token}
-                record_progress(session, **held, progress=fields or {}, tell=tells)
+                record_progress(session, **stage.proof, progress=fields or {}, tell=tells)
         if tells:
             self._told_at = monotonic()
         if any(beat.cancel_requested for beat in beats):

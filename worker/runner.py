@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
@@ -27,7 +27,6 @@ from worker.supervisor import EngineDied, StageFailed, StageInterrupted
 from worker.uploader import CheckpointUploader
 
 if TYPE_CHECKING:
-    import uuid
     from collections.abc import Callable, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
@@ -98,7 +97,7 @@ class StageRunner:
         stage = self._held
         if stage is not None:
             with suppress(LeaseLost, DBAPIError), transaction(self._sessions) as session:
-                self._on_all(stage, lambda each: repository.release_stage(session, **_proof(each)))
+                self._on_all(stage, lambda each: repository.release_stage(session, **each.proof))
 
     def _attempt(self, stage: ClaimedStage) -> None:
         attempt = Attempt(
@@ -151,7 +150,7 @@ class StageRunner:
             for each in ordered:
                 repository.finish_stage(
                     session,
-                    **_proof(each.stage),
+                    **each.stage.proof,
                     artifacts=each.artifacts,
                     timings=each.timings,
                     reuse_key=each.reuse_key,
@@ -196,7 +195,7 @@ class StageRunner:
                     attempt.stage,
                     lambda each: repository.fail_stage(
                         session,
-                        **_proof(each),
+                        **each.proof,
                         error=error,
                         retry_after=after,
                         kind=kind,
@@ -206,16 +205,14 @@ class StageRunner:
             case Fail(error=error, kind=kind):
                 self._on_all(
                     attempt.stage,
-                    lambda each: repository.fail_stage(
-                        session, **_proof(each), error=error, retry_after=None, kind=kind
-                    ),
+                    lambda each: repository.fail_stage(session, **each.proof, error=error, retry_after=None, kind=kind),
                 )
             case Cancel():
-                self._on_all(attempt.stage, lambda each: repository.settle_cancel(session, **_proof(each)))
+                self._on_all(attempt.stage, lambda each: repository.settle_cancel(session, **each.proof))
             case Release():
-                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
+                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **each.proof))
             case Abandon():  # one lease of a pair may be lost and the other not; what is not held is passed over
-                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **_proof(each)))
+                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **each.proof))
 
     @staticmethod
     def _on_all(stage: ClaimedStage, write: Callable[[ClaimedStage], object]) -> None:
@@ -234,17 +231,6 @@ class StageRunner:
                 lost = error
         if not written and lost is not None:
             raise lost
-
-
-class Proof(TypedDict):
-    """What proves that a stage is held."""
-
-    stage_id: uuid.UUID
-    fencing_token: uuid.UUID
-
-
-def _proof(stage: ClaimedStage) -> Proof:
-    return {"stage_id": stage.stage_id, "fencing_token": stage.fencing_token}
 
 
 def _was_ended(error: Exception) -> bool:

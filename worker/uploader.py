@@ -121,13 +121,7 @@ class CheckpointUploader:
             pointers = {stage.name: self._upload(stage, step[stage.name]) for stage in self._stages}
             with transaction(self._sessions) as session:
                 spent = [
-                    record_checkpoint(
-                        session,
-                        stage_id=stage.stage_id,
-                        fencing_token=stage.fencing_token,
-                        checkpoint=pointers[stage.name],
-                    )
-                    for stage in self._stages
+                    record_checkpoint(session, **stage.proof, checkpoint=pointers[stage.name]) for stage in self._stages
                 ]
         except (StoreError, DBAPIError) as error:
             log.warning("a checkpoint could not be stored", extra={"error": f"{type(error).__name__}: {error}"[:300]})

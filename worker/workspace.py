@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from api.jobs.repository import NewArtifact
+from api.jobs.repository import StoredArtifact
 from api.storage import ObjectMissing, artifact_key
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Workspace:
 
     def publish(
         self, stage: ClaimedStage, outputs: tuple[OutputFile, ...], check: Callable[[], None]
-    ) -> list[NewArtifact]:
+    ) -> list[StoredArtifact]:
         """Store a stage's outputs under keys of this attempt, and return what to record of them.
 
         Raises:
@@ -122,7 +122,7 @@ class Workspace:
             path = self.outputs_dir / _plain(output.filename)
             if not path.is_file() or path.is_symlink():
                 raise OutputMissing(f"the engine named {output.filename} but did not write it")
-            artifact = NewArtifact(
+            artifact = StoredArtifact(
                 name=output.name,
                 filename=output.filename,
                 key=artifact_key(stage.account_id, stage.job_id, stage.name, stage.attempt, output.filename),

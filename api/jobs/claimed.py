@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Iterable
 
-    from api.jobs.models import Job, MemoryProfile, Stage
+    from api.jobs.models import Artifact, Job, MemoryProfile, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredArtifact:
-    """A file that a stage has published."""
+    """A file of a stage, whole in the store: published, or about to be."""
 
     name: str
     filename: str
@@ -33,6 +33,25 @@ class StoredArtifact:
     sha256: str
     bytes: int
     content_type: str
+
+    @classmethod
+    def of(cls, row: Artifact) -> StoredArtifact:
+        """Describe a published one."""
+        return cls(
+            name=row.name,
+            filename=row.filename,
+            key=row.key,
+            sha256=row.sha256,
+            bytes=row.bytes,
+            content_type=row.content_type,
+        )
+
+
+class Proof(TypedDict):
+    """What proves that a stage is held; every write of a running stage takes it."""
+
+    stage_id: uuid.UUID
+    fencing_token: uuid.UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +84,11 @@ class ClaimedStage:
     partner: ClaimedStage | None = None
     """The job's other LoRA, claimed along with it to be trained in the same pass."""
     traceparent: str | None
+
+    @property
+    def proof(self) -> Proof:
+        """What proves that it is held."""
+        return {"stage_id": self.stage_id, "fencing_token": self.fencing_token}
 
     @property
     def all(self) -> tuple[ClaimedStage, ...]:
@@ -104,14 +128,7 @@ def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> 
             for image in job.images
         ),
         upstream=tuple(
-            StoredArtifact(
-                name=artifact.name,
-                filename=artifact.filename,
-                key=artifact.key,
-                sha256=artifact.sha256,
-                bytes=artifact.bytes,
-                content_type=artifact.content_type,
-            )
+            StoredArtifact.of(artifact)
             for artifact in (job.artifacts if ancestors else ())
             if artifact.stage_id in ancestors
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +22,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from api.jobs.claimed import StoredArtifact
+
 RETRY_BASE = timedelta(seconds=5)
 RETRY_CAP = timedelta(minutes=5)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewArtifact:
-    """A file that a worker has uploaded and now publishes."""
-
-    name: str
-    filename: str
-    key: str
-    sha256: str
-    bytes: int
-    content_type: str
 
 
 def finish_stage(
@@ -43,7 +33,7 @@ def finish_stage(
     *,
     stage_id: uuid.UUID,
     fencing_token: uuid.UUID,
-    artifacts: Sequence[NewArtifact],
+    artifacts: Sequence[StoredArtifact],
     timings: dict[str, Any],
     reuse_key: str | None = None,
     reused_job_id: uuid.UUID | None = None,

@@ -82,15 +82,5 @@ def find_reusable(session: Session, *, account_id: uuid.UUID, reuse_key: str) ->
     artifacts = session.scalars(select(Artifact).where(Artifact.stage_id == stage.id).order_by(Artifact.name)).all()
     return Reusable(
         stage.job_id,
-        tuple(
-            StoredArtifact(
-                name=artifact.name,
-                filename=artifact.filename,
-                key=artifact.key,
-                sha256=artifact.sha256,
-                bytes=artifact.bytes,
-                content_type=artifact.content_type,
-            )
-            for artifact in artifacts
-        ),
+        tuple(StoredArtifact.of(artifact) for artifact in artifacts),
     )

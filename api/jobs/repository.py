@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from api.errors import LeaseLost
-from api.jobs.claimed import ClaimedStage, InputImage, StoredArtifact
+from api.jobs.claimed import ClaimedStage, InputImage, Proof, StoredArtifact
 from api.jobs.claiming import claim_stage
 from api.jobs.endings import (
-    NewArtifact,
     expire_overdue,
     fail_stage,
     finish_stage,
@@ -67,8 +66,8 @@ __all__ = [
     "InputImage",
     "LeaseLost",
     "LogEntry",
-    "NewArtifact",
     "OutboxMessage",
+    "Proof",
     "Reusable",
     "StaleCheckpoint",
     "StoredArtifact",

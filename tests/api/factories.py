@@ -16,7 +16,7 @@ from api.db import transaction
 from api.jobs import repository
 from api.jobs.models import Artifact, Event, Job, JobImage, OutboxRow, Side, Stage, StageAttempt
 from api.jobs.plan import JobKind, plan
-from api.jobs.repository import NewArtifact
+from api.jobs.repository import StoredArtifact
 from api.webhooks.models import WebhookDelivery
 from api.webhooks.signing import make_secret
 from duolora.config import SCHEMA_VERSION, Prompts
@@ -129,7 +129,7 @@ def held(claimed):
 
 
 def finish(sessions, claimed):
-    artifact = NewArtifact(
+    artifact = StoredArtifact(
         name=claimed.name,
         filename=f"{claimed.name}.bin",
         key=f"{claimed.job_id}/{claimed.name}/{claimed.attempt}",

@@ -104,7 +104,7 @@ def finish(sessions, objects, job, content):
                 key = f"test/{stage.stage_id}"
                 objects.put_bytes(key, content, "image/png")
                 artifacts = [
-                    repository.NewArtifact(
+                    repository.StoredArtifact(
                         name="preview",
                         filename="preview.png",
                         key=key,

@@ -84,7 +84,7 @@ class TestFinish:
         make_job(sessions, account)
         claimed = claim(sessions)
         before = stored(sessions, account)
-        artifact = repository.NewArtifact(name="n", filename="f", key="k", sha256="00", bytes=70, content_type="x/y")
+        artifact = repository.StoredArtifact(name="n", filename="f", key="k", sha256="00", bytes=70, content_type="x/y")
         with transaction(sessions) as session:
             repository.finish_stage(
                 session, **held(claimed), artifacts=[artifact], timings={}, reuse_key="key", reused_job_id=None

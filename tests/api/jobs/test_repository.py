@@ -219,7 +219,7 @@ WRITES = {
         session,
         **proof,
         artifacts=[
-            repository.NewArtifact(name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y")
+            repository.StoredArtifact(name="zombie", filename="z", key="z", sha256="00", bytes=1, content_type="x/y")
         ],
         timings={},
     ),

@@ -80,7 +80,7 @@ def run_through(sessions, store=None):
                 session,
                 **held(claimed),
                 artifacts=[
-                    repository.NewArtifact(
+                    repository.StoredArtifact(
                         name=claimed.name,
                         filename=f"{claimed.name} é.bin",
                         key=key,
