@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from duolora.evaluate.methods import Method
     from duolora.evaluate.provenance import Identity
     from duolora.evaluate.score_book import E, ScoreBook
+    from duolora.evaluate.truth_suite import Selection
     from duolora.models.base import DiffusionBase
 
 SUITES = ("truth", "folders")
@@ -42,6 +43,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--quick", action="store_true", help="8 pairs instead of 96")
+    which.add_argument("--wide", action="store_true", help="384 pairs, the 96 first: to part methods that lie close")
     which.add_argument("--development", action="store_true", help="the pairs that settings are chosen on")
     parser.add_argument("--pairs", type=int, help="only so many pairs from the start of the list, to see it run")
     parser.add_argument("--methods", default="all", help="all, or names with commas between")
@@ -104,10 +106,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InvalidConfig(f"--pictures must lie between 1 and {MOST_PICTURES}")
     if (arguments.suite == "folders") != (arguments.path is not None):
         raise InvalidConfig("--suite folders needs the PATH of the folders, and no other suite takes one")
-    chooses = arguments.quick or arguments.development or arguments.pairs is not None or arguments.part is not None
-    if arguments.suite == "folders" and chooses:
+    lists = arguments.quick or arguments.wide or arguments.development
+    if arguments.suite == "folders" and (lists or arguments.pairs is not None or arguments.part is not None):
         raise InvalidConfig(
-            "--quick, --development, --pairs and --part choose among the truth suite's; folders are run whole"
+            "--quick, --wide, --development, --pairs and --part choose among the truth suite's; folders are run whole"
         )
 
 
@@ -120,11 +122,10 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.run import Plan, run_truth_suite  # noqa: PLC0415
     from duolora.evaluate.score_book import Entry, open_book  # noqa: PLC0415
     from duolora.evaluate.suite_plan import Part  # noqa: PLC0415
-    from duolora.evaluate.truth_suite import Selection, truth_pairs  # noqa: PLC0415
+    from duolora.evaluate.truth_suite import truth_pairs  # noqa: PLC0415
 
     methods = chosen_methods(arguments.methods, whole_grid=arguments.sweep or arguments.development)
-    quick = Selection.QUICK if arguments.quick else Selection.FULL
-    selection = Selection.DEVELOPMENT if arguments.development else quick
+    selection = _selection(arguments)
     base = _load(arguments)
     part = None if arguments.part is None else Part.from_word(arguments.part)
     plan = Plan(pairs=truth_pairs(selection)[: arguments.pairs], part=part, **_how(arguments, base, methods))
@@ -140,6 +141,14 @@ def _run_truth(arguments: argparse.Namespace) -> int:
     write_reports(plan, found, book.entries(), provenance)
     print_tables(found, wide_console())
     return 0
+
+
+def _selection(arguments: argparse.Namespace) -> Selection:
+    """Return the list of pairs that was asked for."""
+    from duolora.evaluate.truth_suite import Selection  # noqa: PLC0415 - imports torch
+
+    asked = (Selection.QUICK, Selection.WIDE, Selection.DEVELOPMENT)
+    return next((each for each in asked if getattr(arguments, each)), Selection.FULL)
 
 
 def _run_folders(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
 """The suite whose right answer is known: held-out subjects in held-out styles, which the world can draw.
 
-A pair is a subject and a combination of style and colour. `full` and `quick` (its first pairs) use the combinations
-the base never saw; `development`, on which everything may be tuned, shares neither a subject nor a combination with
-them. The lists are in truth_suite.json. All pictures follow from a seed.
+A pair is a subject and a combination of style and colour. `full`, `quick` (its first pairs) and `wide` (the full list
+and further pairs, for methods that the full list cannot tell apart) use the combinations the base never saw;
+`development`, on which everything may be tuned, shares neither a subject nor a combination with them. The lists are in
+truth_suite.json. All pictures follow from a seed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Selection(StrEnum):
 
     FULL = "full"
     QUICK = "quick"
+    WIDE = "wide"
     DEVELOPMENT = "development"
 
 
@@ -96,7 +98,8 @@ def suite_path() -> Path:
 def truth_pairs(selection: Selection) -> tuple[TruthPair, ...]:
     """Return the committed pairs of a selection, in order."""
     document = json.loads(suite_path().read_text(encoding="utf-8"))
-    listed = document["development" if selection is Selection.DEVELOPMENT else "full"]
+    lists = {Selection.DEVELOPMENT: ["development"], Selection.WIDE: ["full", "further"]}
+    listed = [record for name in lists.get(selection, ["full"]) for record in document[name]]
     pairs = tuple(TruthPair(**record | {"companions": tuple(record["companions"])}) for record in listed)
     return pairs[:QUICK_PAIRS] if selection is Selection.QUICK else pairs
 

@@ -22,7 +22,7 @@ from duolora.tiny.contact_sheet import to_image
 from duolora.tiny.held_out import companion_subjects, held_out_combinations, held_out_subjects
 from duolora.tiny.world import draw
 
-FULL, QUICK, DEVELOPMENT = (truth_pairs(selection) for selection in Selection)
+FULL, QUICK, WIDE, DEVELOPMENT = (truth_pairs(selection) for selection in Selection)
 
 
 def test_the_full_list_covers_every_held_out_combination_eight_times():
@@ -39,15 +39,25 @@ def test_the_quick_list_is_part_of_the_full_one():
     assert len({(pair.style, pair.colour) for pair in QUICK}) == 8
 
 
+def test_the_wide_list_begins_with_the_full_one_and_has_every_combination_equally_often():
+    assert len(WIDE) == 384
+    assert WIDE[: len(FULL)] == FULL
+    uses = Counter((pair.style, pair.colour) for pair in WIDE)
+    assert uses == dict.fromkeys(held_out_combinations(), 32)
+    of_subject = Counter(pair.subject for pair in WIDE)
+    assert set(of_subject) <= set(held_out_subjects())
+    assert max(of_subject.values()) - min(of_subject.values()) <= 1
+
+
 def test_what_is_tuned_on_shares_neither_subject_nor_combination_with_what_is_reported():
     assert len(DEVELOPMENT) >= 24
-    assert not {pair.subject for pair in DEVELOPMENT} & {pair.subject for pair in FULL}
+    assert not {pair.subject for pair in DEVELOPMENT} & {pair.subject for pair in WIDE}
     assert not {(pair.style, pair.colour) for pair in DEVELOPMENT} & held_out_combinations()
     assert {pair.subject for pair in DEVELOPMENT} <= set(held_out_subjects())
     assert {pair.style for pair in DEVELOPMENT} == set(STYLES)
 
 
-@pytest.mark.parametrize("pairs", [FULL, DEVELOPMENT])
+@pytest.mark.parametrize("pairs", [WIDE, DEVELOPMENT])
 def test_pairs_are_distinct_and_drawable(pairs):
     assert len({pair.name for pair in pairs}) == len(pairs)
     for pair in pairs:
@@ -61,7 +71,7 @@ def test_pairs_are_distinct_and_drawable(pairs):
 
 
 def test_prompts_call_the_pair_by_its_triggers_only():
-    for pair in (*FULL, *DEVELOPMENT):
+    for pair in (*WIDE, *DEVELOPMENT):
         prompts = pair.prompts
         assert prompts.joint == f"a sbu {glyph_named(pair.subject).noun} in szn style"
         assert pair.recontext_prompt == f"{prompts.joint} on {pair.ground} background"
