@@ -115,7 +115,7 @@ def require_foreign_to_suite(pairs: Iterable[TruthPair]) -> None:
     Raises:
         InvalidConfig: the message names the pair.
     """
-    full = truth_pairs(Selection.FULL)
+    full = truth_pairs(Selection.WIDE)
     subjects = {pair.subject for pair in full}
     looks = {(pair.style, pair.colour) for pair in full}
     for pair in pairs:
