@@ -53,8 +53,8 @@ class EngineSettings(BaseSettings):
     cancel_grace_s: float = Field(8, gt=0)
     """From the request to stop a run to TERM."""
     stall_s: float = Field(300, gt=0)
-    """A run that gets no further for so long is stuck: its process is killed. Before its first report it has
-    `warm_timeout_s`."""
+    """A run that gets no further for so long is stuck: its process is killed. Where the base is yet to be loaded,
+    it has `warm_timeout_s` before its first report."""
     memory_slack_bytes: int = Field(512 * MIB, ge=0)
     """A process that holds so much more after a stage than with its base alone is replaced."""
     term_grace_s: float = Field(3, gt=0)

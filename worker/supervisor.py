@@ -91,6 +91,7 @@ class EngineSupervisor:
         self._generation = 0
         self._ended_generation = 0
         self._warm_base: str | None = None
+        self._loaded_base: str | None = None
         self._ready: Ready | None = None
         self._revisions: dict[str, str | None] = {}
         self._memory = EngineMemory(slack_bytes=settings.memory_slack_bytes)
@@ -168,7 +169,7 @@ class EngineSupervisor:
         """
         if not self.is_alive():  # its last message may have been read while it was idle
             raise EngineDied("the engine process ended before the stage began")
-        watchdog = Watchdog(first_s=self._settings.warm_timeout_s, stall_s=self._settings.stall_s)
+        watchdog = self._watchdog(command.base)
         self._send(command)
         while (message := self._mailbox.take_until(watchdog.bites_at)) is not None:
             if isinstance(message, Interruption) and message.run_id in {None, command.id}:
@@ -180,6 +181,7 @@ class EngineSupervisor:
                     watchdog.see(news)
                     on_news(news)
                 case Done(id=command.id) as done:
+                    self._loaded_base = command.base
                     self._memory.see(command.base, done.held_bytes)
                     return done
                 case Failed(id=command.id) as failure:
@@ -188,9 +190,18 @@ class EngineSupervisor:
         self.stop()
         raise StageStuck(f"no progress for {watchdog.patience_s:.0f} s")
 
+    def _watchdog(self, base: str) -> Watchdog:
+        """Return what sees to a run on a base; only one that is still to be loaded may take longer to begin."""
+        stall_s = self._settings.stall_s
+        if self._loaded_base == base:
+            return Watchdog(first_s=stall_s, stall_s=stall_s)
+        self._loaded_base = None
+        return Watchdog(first_s=self._settings.warm_timeout_s, stall_s=stall_s)
+
     def stop(self) -> None:
         """End the engine process and its group, if there is one: TERM, grace, KILL."""
         self._revisions.clear()
+        self._loaded_base = None
         self._memory.forget()
         child, self._child = self._child, None
         if child is None:
@@ -241,6 +252,7 @@ class EngineSupervisor:
     def _learn(self, warmed: Warmed) -> None:
         self._revisions[warmed.base] = None if warmed.error is not None else warmed.revision
         if warmed.error is None:
+            self._loaded_base = warmed.base
             self._memory.see(warmed.base, warmed.held_bytes)
 
     def _spawn(self) -> None:

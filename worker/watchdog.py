@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Watchdog:
     """Looks at what a run tells. Only another step, total or note counts, and a checkpoint; lines of a log do not.
 
-    Before the first report the base may have to be loaded, so that has a patience of its own.
+    Before the first report a base may have to be loaded, so that has a patience of its own, `first_s`.
     """
 
     def __init__(self, *, first_s: float, stall_s: float) -> None:

@@ -102,11 +102,15 @@ def with_training(setting: Setting[E], costs: Mapping[tuple[str, int], TrainingC
 
 
 def complete_settings(entries: Iterable[E], pairs: Sequence[str], seeds: Sequence[int]) -> list[Setting[E]]:
-    """Group entries by method and setting, in the order they came; settings that lack a pair or a seed are left out."""
+    """Group entries by method and setting, in the order they came; settings that lack a pair or a seed are left out.
+
+    Entries of other pairs and seeds, as of a wider list that was run in the same folder, are not looked at.
+    """
+    wanted = {(pair, seed) for pair in pairs for seed in seeds}
     grouped: dict[tuple[str, str], dict[tuple[str, int], E]] = defaultdict(dict)
     for entry in entries:
-        grouped[entry.method, entry.knobs][entry.pair, entry.seed] = entry
-    wanted = {(pair, seed) for pair in pairs for seed in seeds}
+        if (entry.pair, entry.seed) in wanted:
+            grouped[entry.method, entry.knobs][entry.pair, entry.seed] = entry
     return [
         Setting(method, knobs, cells, pairs, seeds)
         for (method, knobs), cells in grouped.items()

@@ -194,6 +194,17 @@ class TestWatchdog:
         assert (counted.count(1), len(counted)) == (counted.count(1), 30)
         assert counted.count(1) >= 5
 
+    def test_a_process_that_froze_while_idle_is_killed_as_soon_as_one_that_froze_at_work(self, bench: Bench):
+        with bench.worker({}, ENGINE_STALL_S="0.7", ENGINE_WARM_TIMEOUT_S="600") as worker:
+            first = submit(bench)
+            bench.wait_for(first.id, "succeeded")
+            frozen = worker.engine.pid
+            os.kill(frozen, signal.SIGSTOP)
+            second = submit(bench)
+            hurry(bench)
+            bench.wait_for(second.id, "succeeded")
+            assert not is_running(frozen)
+
     def test_one_that_hangs_every_time_is_poison(self, bench: Bench):
         job = submit(bench)
         stuck = {"ENGINE_STALL_S": "0.3", "ENGINE_WARM_TIMEOUT_S": "0.3", "WORKER_CHECKPOINT_S": "30"}
