@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from duolora.errors import InvalidLora, LayerGroupEmpty
+from duolora.grouped import GroupedFactors, GroupedLayer, side_span
 from duolora.lora.weights import LoraLayer, LoraWeights
 
 if TYPE_CHECKING:
@@ -31,15 +32,22 @@ if TYPE_CHECKING:
 class RoleRows:
     """The role of every sample in the next pass, shared by all layers of one adapter.
 
-    Equal rows are always the same tensor, so that a recorded pass finds its own in place whatever came between.
+    Equal rows are always the same tensor, so that a recorded pass finds its own in place whatever came between. `span`
+    is the sides that the samples stand for, where they stand in order (see `grouped.side_span`).
     """
 
+    tenants: int
+    sides: int
     rows_B: Tensor | None = None
-    known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    span: slice | None = None
+    known: dict[tuple[int, ...], tuple[Tensor, slice | None]] = field(default_factory=dict)
 
-    def assign(self, rows_B: Tensor) -> None:
-        """Take over rows (B,) int64."""
-        self.rows_B = self.known.setdefault(tuple(rows_B.tolist()), rows_B)
+    def assign(self, rows_B: Tensor, device: torch.device) -> None:
+        """Take over rows (B,) int64; rows on the CPU are read without waiting for the device."""
+        rows = tuple(rows_B.tolist())
+        if rows not in self.known:
+            self.known[rows] = (rows_B.to(device), side_span(rows, self.tenants, self.sides))
+        self.rows_B, self.span = self.known[rows]
 
 
 class RankSpaceLinear(nn.Module):
@@ -58,6 +66,7 @@ class RankSpaceLinear(nn.Module):
         self.tenants = next(iter(parts.values()))[0].shape[0]
         self.fixed_NR = nn.Buffer(masks_NR.to(device), persistent=False)
         self.learned_JR: Tensor | None = None
+        self.grouped: GroupedLayer | None = None
         self._roles = roles
 
     def forward(self, x_BTI: Tensor) -> Tensor:
@@ -65,6 +74,8 @@ class RankSpaceLinear(nn.Module):
         rows_B = self._roles.rows_B
         if rows_B is None:
             raise RuntimeError("assign a role to every sample before running the model")
+        if self.grouped is not None and self._roles.span is not None and torch.is_grad_enabled():
+            return self.grouped(x_BTI, self.base, self._roles.span, anchor=next(iter(self.downs.values())))
         output: Tensor = self.base(x_BTI)
         hidden_BTR = self._through(x_BTI, self._joined(self.downs, 1, x_BTI.dtype))
         if self._is_masked:
@@ -102,6 +113,11 @@ class RankSpaceLinear(nn.Module):
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)).to(dtype)
 
 
+def _by_side(factors: nn.ParameterDict) -> dict[str, nn.Parameter]:
+    """Return factors by side."""
+    return dict(factors.items())
+
+
 def _frozen(factor: Tensor, device: torch.device) -> nn.Parameter:
     """Return a copy of a factor as a frozen float32 parameter."""
     return nn.Parameter(factor.detach().to(device, torch.float32, copy=True), requires_grad=False)
@@ -126,7 +142,8 @@ class RankSpaceAdapter:
         self._tenants = tenants
         self._component = component
         self._names = sorted({name for tenant in tenants for weights in tenant.values() for name in weights.layers})
-        self._roles = RoleRows()
+        self._roles = RoleRows(len(tenants), len(self.sides))
+        self._device = torch.device("cpu")
         self._attached: dict[str, tuple[nn.Module, str, RankSpaceLinear]] = {}
 
     @property
@@ -152,6 +169,7 @@ class RankSpaceAdapter:
         """
         if self._attached:
             raise InvalidLora("this adapter is attached already")
+        self._device = next(model.parameters()).device
         places = {name: self._place(model, name) for name in self._names}
         joined = {name: self._join(name, linear) for name, (_, _, linear) in places.items()}
         for name, (parent, attribute, _) in places.items():
@@ -177,7 +195,7 @@ class RankSpaceAdapter:
 
     def assign(self, rows_B: Tensor) -> None:
         """Choose the role of every sample of the next passes; rows_B (B,) int64."""
-        self._roles.assign(rows_B)
+        self._roles.assign(rows_B, self._device)
 
     def present_rows(self) -> Tensor:
         """Return the roles assigned last, (B,) int64."""
@@ -195,6 +213,29 @@ class RankSpaceAdapter:
         for parameter in parameters:
             parameter.requires_grad = True
         return parameters
+
+    def group_factors(self, dtype: torch.dtype) -> GroupedFactors | None:
+        """Let training passes take the short way of `duolora.grouped` where roles allow it; all sides must learn.
+
+        None, and nothing changes, where a layer lacks a side or its sides differ in rank.
+        """
+        if any(
+            len(layer.ranks) < len(self.sides) or len(set(layer.ranks.values())) > 1 for layer in self.layers.values()
+        ):
+            return None
+        for layer in self.layers.values():
+            layer.grouped = GroupedLayer.of(_by_side(layer.downs), _by_side(layer.ups), dtype)
+        return GroupedFactors(
+            [
+                (layer.grouped, _by_side(layer.downs), _by_side(layer.ups))
+                for layer in self.layers.values()
+                if layer.grouped
+            ]
+        )
+
+    def takes_groups(self) -> bool:
+        """Say whether a pass of the roles assigned last takes the short way, and leaves its gradients there."""
+        return self._roles.span is not None and all(layer.grouped is not None for layer in self.layers.values())
 
     def factors(self, side: str) -> dict[str, nn.Parameter]:
         """Return the factors of one side by layer and kind, (J, R, I) and (J, O, R)."""

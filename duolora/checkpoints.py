@@ -167,7 +167,8 @@ def restore_learner(named: Mapping[str, Tensor], optimizer: torch.optim.Optimize
         if f"{_MOMENTS[0]}/{name}" in part.tensors:
             step, *moments = (part.tensor(f"{key}/{name}") for key in _MOMENTS)
             known = {key: moment.to(parameter.device) for key, moment in zip(_MOMENTS[1:], moments, strict=True)}
-            optimizer.state[parameter] = {_MOMENTS[0]: step} | known
+            # A fused optimiser counts on the device.
+            optimizer.state[parameter] = {_MOMENTS[0]: step.to(parameter.device)} | known
 
 
 def set_random_state(generator: torch.Generator, state: Tensor) -> None:

@@ -17,7 +17,7 @@ from duolora.images import load_pictures
 from duolora.models.base import DiffusionBase, LatentMoments, PromptEmbeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -153,6 +153,21 @@ class CachedTask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """What the pools of several tasks gave for one step, on the CPU, and the states they had before."""
+
+    of_pools: Sequence[tuple[Pool, Draw]]
+    states_before: Mapping[Pool, Tensor]
+
+    @classmethod
+    def of(cls, tasks: Sequence[CachedTask]) -> Draws:
+        """Let every pool of every task draw as many samples as the task's batch has."""
+        pools = [(pool, task.config.batch_size) for task in tasks for pool in task.pools]
+        states = {pool: pool.random_state() for pool, _ in pools}
+        return cls([(pool, pool.draw(count)) for pool, count in pools], states)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Noised samples of several tasks for one step, on the device."""
 
@@ -163,23 +178,26 @@ class Batch:
     captions: Sequence[str]
 
     @classmethod
-    def gather(cls, base: DiffusionBase, tasks: Sequence[CachedTask], *, encodes: bool = False) -> Batch:
-        """Let every pool of every task draw as many samples as the task's batch has, and noise what was drawn.
+    def gather(cls, base: DiffusionBase, tasks: Sequence[CachedTask]) -> Batch:
+        """Draw for one step and noise what was drawn."""
+        return cls.of(base, Draws.of(tasks))
+
+    @classmethod
+    def of(cls, base: DiffusionBase, draws: Draws, *, encodes: bool = False) -> Batch:
+        """Bring what was drawn to the device and noise it.
 
         Captions are encoded anew, in the roles assigned at the moment, if `encodes`; else as the base encodes them.
         """
         device = base.runtime.device
-        pools = [(pool, task.config.batch_size) for task in tasks for pool in task.pools]
-        draws = [pool.draw(count) for pool, count in pools]
-        latents_BCHW = torch.cat([draw.latents_BCHW for draw in draws]).to(device)
-        noise_BCHW = torch.cat([draw.noise_BCHW for draw in draws]).to(device)
-        timesteps_B = torch.cat([draw.timesteps_B for draw in draws]).to(device)
-        shown = [(pool, draw.rows_B) for (pool, _), draw in zip(pools, draws, strict=True)]
-        captions = [caption for pool, rows_B in shown for caption in pool.captions(rows_B)]
+        drawn = [draw for _, draw in draws.of_pools]
+        latents_BCHW = torch.cat([draw.latents_BCHW for draw in drawn]).to(device)
+        noise_BCHW = torch.cat([draw.noise_BCHW for draw in drawn]).to(device)
+        timesteps_B = torch.cat([draw.timesteps_B for draw in drawn]).to(device)
+        captions = [caption for pool, draw in draws.of_pools for caption in pool.captions(draw.rows_B)]
         if encodes:
             prompts = base.embed_prompts(captions)
         else:
-            prompts = PromptEmbeddings.join([pool.prompts(rows_B) for pool, rows_B in shown])
+            prompts = PromptEmbeddings.join([pool.prompts(draw.rows_B) for pool, draw in draws.of_pools])
         noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts, captions)
 

@@ -14,10 +14,11 @@ from duolora.events import Observer, Segment, Silent
 from duolora.generate import generate
 from duolora.images import open_pictures, picture_bytes, pictures_of_bytes
 from duolora.keeping import Keeper, Part, Saved, resumed
+from duolora.lora_task import LoraTask
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
 from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
-from duolora.train import LoraTask, train_loras
+from duolora.train import train_loras
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from duolora.grouped import GroupedFactors
     from duolora.models.base import DiffusionBase
 
 
@@ -71,6 +72,17 @@ class WholeAdapter:
             if side in self._sides[part]
             for parameter in adapter.train_factors(side)
         ]
+
+    def group_factors(self, dtype: torch.dtype) -> GroupedFactors | None:
+        """Let training passes take the short way, as `RankSpaceAdapter.group_factors`; where the U-Net alone learns.
+
+        Text encoders see prompts once per caption, not in the order of the samples' groups.
+        """
+        return self._adapters["unet"].group_factors(dtype) if set(self._adapters) == {"unet"} else None
+
+    def takes_groups(self) -> bool:
+        """Say whether a pass of the roles assigned last takes the short way."""
+        return all(adapter.takes_groups() for adapter in self._adapters.values())
 
     def factors(self, side: str) -> dict[str, nn.Parameter]:
         """Return the factors of one side by layer and kind, (J, R, I) and (J, O, R)."""

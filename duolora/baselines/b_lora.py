@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from duolora.errors import LayerGroupEmpty
 from duolora.lora.weights import LoraWeights
+from duolora.lora_task import LoraTask
 from duolora.method.merge_case import CONTENT, SIDES, STYLE
 from duolora.models.base import DiffusionBase
-from duolora.train import LoraTask, train_tenants
+from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

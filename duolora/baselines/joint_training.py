@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from duolora.lora_task import LoraTask
 from duolora.method.merge_case import SIDES
-from duolora.train import LoraTask, train_tenants
+from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,11 +13,12 @@ from duolora.baselines.recipe_case import RecipeCase
 from duolora.class_pictures import with_class_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers
+from duolora.lora_task import LoraTask
 from duolora.merge import encode_side
 from duolora.method.merge_case import CONTENT, SIDES, STYLE, MergeCase
 from duolora.models.base import PromptEmbeddings
 from duolora.personalize import captions
-from duolora.train import LoraTask, train_tenants
+from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

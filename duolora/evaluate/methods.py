@@ -30,10 +30,11 @@ from duolora.baselines.side_weights import SideWeighted
 from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
 from duolora.evaluate.jobs import case_of_loras
+from duolora.lora_task import LoraTask
 from duolora.merge import merge_cases, needs_pictures
 from duolora.method.merge_case import SIDES
 from duolora.recipes import MERGE_RECIPES
-from duolora.train import LoraTask, train_tenants
+from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from duolora.baselines.recipe_case import RecipeCase

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.families.index import FAMILIES
+from duolora.models.fused import fuse
 from duolora.models.layers import TEXT_LEVEL, layers_of
 from duolora.models.loading import load_pipeline
 from duolora.noise_schedule import NoiseSchedule
@@ -92,6 +93,7 @@ class DiffusionBase:
         self.pipeline = pipeline
         self.family: Family = _family_of(pipeline, location)
         self.unet: nn.Module = pipeline.unet.to(runtime.device, runtime.dtype)
+        fuse(self.unet, runtime.device)
         # SDXL's VAE overflows in half precision; in float32 no VAE is wrong, and it runs once a job.
         self.vae: nn.Module = pipeline.vae.to(runtime.device, torch.float32)
         for part in (*(self.component(name) for name in self.family.components), self.vae):

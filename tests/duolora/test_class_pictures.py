@@ -9,9 +9,9 @@ from duolora.class_pictures import with_class_pictures
 from duolora.config import PersonalizeConfig, Preservation, Prompts
 from duolora.errors import Cancelled
 from duolora.generate import sample_tenants
+from duolora.lora_task import LoraTask
 from duolora.personalize import train_both, train_side
 from duolora.recipes import resolve
-from duolora.train import LoraTask
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from duolora.baselines import duolora_release
 from duolora.cli import main
 from duolora.config import Prompts
 from duolora.images import list_pictures
+from duolora.lesson import Lesson
 from duolora.lora.parts import Parts, join_sides
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
@@ -21,7 +22,6 @@ from duolora.merge import MergeSide, merge_case
 from duolora.personalize import captions
 from duolora.recipes import MERGE_RECIPES
 from duolora.strengths import reweight
-from duolora.train import _Lesson
 from tests.duolora.dense import assert_same_change, difference
 from tests.duolora.pico import draw_pictures, random_lora
 
@@ -126,7 +126,7 @@ def test_commands_go_on_from_their_own_checkpoints_only(
     assert duolora(*words, "--out", out / "first") == 0
     assert [path.name for path in kept.iterdir()] == ["2"]
     steps: list[int] = []
-    monkeypatch.setattr(_Lesson, "step", lambda _self, step: steps.append(step) or 0.0)
+    monkeypatch.setattr(Lesson, "step", lambda _self, step: steps.append(step) or 0.0)
 
     assert duolora(*words, "--out", out / "second") == 0
     assert steps == []

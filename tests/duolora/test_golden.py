@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from duolora.config import LoraTrainConfig, MergeConfig
+from duolora.lora_task import LoraTask
 from duolora.merge import MergeSide, merge_loras
-from duolora.train import LoraTask, train_loras
+from duolora.train import train_loras
 from tests.duolora.watch import Watcher
 
 if TYPE_CHECKING:

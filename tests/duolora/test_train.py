@@ -12,7 +12,8 @@ from duolora.config import LoraTrainConfig, Preservation, TargetLayers
 from duolora.errors import Cancelled, InvalidConfig, InvalidImage, TrainingDiverged
 from duolora.images import load_pictures
 from duolora.lora.write import write_diffusers
-from duolora.train import Batch, CachedTask, ClassPictures, LoraTask, train_loras, train_tenants
+from duolora.lora_task import Batch, CachedTask, ClassPictures, LoraTask
+from duolora.train import train_loras, train_tenants
 from tests.duolora.dense import assert_same_change
 from tests.duolora.pico import draw_pictures
 from tests.duolora.watch import Watcher

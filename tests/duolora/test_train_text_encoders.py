@@ -13,10 +13,11 @@ from duolora.config import GenerateConfig, PersonalizeConfig, Preservation, Prom
 from duolora.generate import generate
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.lora_task import Batch, CachedTask, LoraTask
 from duolora.models.carried import applied
 from duolora.personalize import merge_sides, train_both
 from duolora.recipes import resolve
-from duolora.train import Batch, CachedTask, LoraTask, train_loras, train_tenants
+from duolora.train import train_loras, train_tenants
 from tests.duolora.dense import assert_same_change
 from tests.duolora.test_train import assert_same_lora, preserving, task
 

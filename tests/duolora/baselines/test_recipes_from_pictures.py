@@ -9,7 +9,8 @@ from duolora.baselines import b_lora, joint_training
 from duolora.baselines.recipe_case import RecipeCase
 from duolora.config import LoraTrainConfig
 from duolora.errors import LayerGroupEmpty
-from duolora.train import LoraTask, train_loras
+from duolora.lora_task import LoraTask
+from duolora.train import train_loras
 from tests.duolora.dense import assert_same_change, dense
 
 if TYPE_CHECKING:

@@ -1,0 +1,253 @@
+"""The steps of a training: draw, predict, weigh the losses, move the factors of all tasks and tenants at once.
+
+B samples of a step, J tenants, n samples of a tenant, C latent channels, H W latent size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from duolora.adapters import role_rows
+from duolora.checkpoints import learner_tensors, restore_learner
+from duolora.errors import TrainingDiverged
+from duolora.keeping import Part, Saved
+from duolora.lora_task import Batch, CachedTask, Draws
+from duolora.losses import min_snr_weight, squared_error
+from duolora.models.base import PromptEmbeddings
+from duolora.recorded_step import RecordedSteps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from duolora.config import LoraTrainConfig
+    from duolora.models.base import DiffusionBase
+    from duolora.whole_adapter import WholeAdapter
+
+
+class Lesson:
+    """The training of all tenants' tasks, step by step.
+
+    On a GPU a step is recorded whole, and the next one is drawn while the device is at work.
+    """
+
+    def __init__(
+        self, base: DiffusionBase, adapter: WholeAdapter, tenants: Sequence[Sequence[CachedTask]], *, thrifty: bool
+    ) -> None:
+        """`thrifty` learns sample by sample, for one tenant."""
+        self._base = base
+        self._adapter = adapter
+        self._tenants = tenants
+        self._device = base.runtime.device
+        self._encodes = any(task.config.text_encoder for task in tenants[0])
+        self._thrifty = thrifty
+        self._together = adapter.switch_all_on() if any(task.config.company > 0 for task in tenants[0]) else 0
+        self._optimizer = self._make_optimizer()
+        # Alone in a layer a side needs no masks, nor do sides in company, who are mixed.
+        self._grouped = None if thrifty or self._together else adapter.group_factors(base.runtime.dtype)
+        self._steps = RecordedSteps(self._device)
+        self._ahead: tuple[Sequence[int], Draws] | None = None
+
+    def step(self, step: int) -> float:
+        """Take one optimiser step for every task that is not finished; return the mean loss.
+
+        Raises:
+            TrainingDiverged: the loss is not finite.
+        """
+        active = self._active(step)
+        self._set_rates(step)
+        draws = self._drawn(active)
+        if self._thrifty:
+            summed = self._learn_sample_by_sample(active, draws)
+        elif self._encodes:
+            summed = self._learn(active, self._batch(active, draws))
+        else:
+            batch = self._batch(active, draws)
+            summed = self._steps.run(
+                tuple(active),
+                lambda noisy, noise, timesteps, hidden, pooled: self._learn(
+                    active, Batch(noisy, noise, timesteps, PromptEmbeddings(hidden, pooled), ())
+                ),
+                (
+                    batch.noisy_BCHW,
+                    batch.noise_BCHW,
+                    batch.timesteps_B,
+                    batch.prompts.hidden_BTD,
+                    batch.prompts.pooled_BP,
+                ),
+            )
+        following = self._active(step + 1)
+        self._ahead = (following, Draws.of(self._tasks(following))) if following else None
+        value = summed.item() / (len(active) * len(self._tenants))
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
+        return value
+
+    def parts(self) -> dict[str, Part]:
+        """Return what every side needs to go on after the last step."""
+        return {task.side: self._part(role) for role, task in enumerate(self._tenants[0])}
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint; one from before the first step holds no more than class pictures.
+
+        Raises:
+            CheckpointUnusable: it does not fit.
+        """
+        if saved.step == 0:
+            return
+        for role, task in enumerate(self._tenants[0]):
+            part = saved.part(task.side)
+            restore_learner(self._adapter.factors(task.side), self._optimizer, part)
+            for tenant, tasks in enumerate(self._tenants):
+                for index, pool in enumerate(tasks[role].pools):
+                    pool.set_random_state(part.tensor(f"random/{tenant}/{index}"))
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW over all sides' factors; on a GPU in one kernel, its rates where a recording can read them."""
+        recorded = self._device.type == "cuda"
+        groups = [
+            {
+                "params": self._adapter.train_factors(task.side),
+                "lr": torch.tensor(task.config.learning_rate, device=self._device)
+                if recorded
+                else task.config.learning_rate,
+            }
+            for task in self._tenants[0]
+        ]
+        return torch.optim.AdamW(groups, weight_decay=0.0, fused=recorded or None, capturable=recorded)
+
+    def _set_rates(self, step: int) -> None:
+        """Set the learning rate of every task for a step."""
+        for group, task in zip(self._optimizer.param_groups, self._tenants[0], strict=True):
+            rate = task.config.learning_rate * min(1.0, (step + 1) / max(1, task.config.warmup_steps))
+            if isinstance(group["lr"], float):
+                group["lr"] = rate
+            else:
+                group["lr"].fill_(rate)
+
+    def _active(self, step: int) -> list[int]:
+        """Return the roles of the tasks that are not finished before a step."""
+        return [role for role, task in enumerate(self._tenants[0]) if step < task.config.steps]
+
+    def _tasks(self, active: Sequence[int]) -> list[CachedTask]:
+        """Return the tasks of the active roles, tenant after tenant."""
+        return [tasks[role] for tasks in self._tenants for role in active]
+
+    def _drawn(self, active: Sequence[int]) -> Draws:
+        """Return what was drawn ahead for these roles, or draw."""
+        if self._ahead is not None and list(self._ahead[0]) == list(active):
+            return self._ahead[1]
+        return Draws.of(self._tasks(active))
+
+    def _batch(self, active: Sequence[int], draws: Draws) -> Batch:
+        """Give the samples of a step their roles, and bring them to the device."""
+        rows_n = role_rows([share for role in active for share in self._roles(role)], torch.device("cpu"))
+        self._adapter.assign(rows_n.repeat(len(self._tenants)))
+        return Batch.of(self._base, draws, encodes=self._encodes)
+
+    def _learn(self, active: Sequence[int], batch: Batch) -> Tensor:
+        """Take one optimiser step on a batch of the active roles; return the sum of losses, detached."""
+        grouped = self._grouped if self._adapter.takes_groups() else None
+        if grouped is not None:
+            grouped.refresh()
+        else:
+            self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(active, batch)
+        loss.backward()
+        if grouped is not None:
+            grouped.hand_over([self._tenants[0][role].side for role in active])
+        self._move(active)
+        return loss.detach()
+
+    def _learn_recorded(self, active: Sequence[int], batch: Batch) -> Tensor:
+        """Take the same step as `_learn`, as a recording where there is a GPU."""
+
+        def learn(noisy: Tensor, noise: Tensor, timesteps: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
+            return self._learn(active, Batch(noisy, noise, timesteps, PromptEmbeddings(hidden, pooled), ()))
+
+        prompts = batch.prompts
+        inputs = (batch.noisy_BCHW, batch.noise_BCHW, batch.timesteps_B, prompts.hidden_BTD, prompts.pooled_BP)
+        return self._steps.run(tuple(active), learn, inputs)
+
+    def _move(self, active: Sequence[int]) -> None:
+        """Let the factors of the active roles take their step."""
+        for role, group in enumerate(self._optimizer.param_groups):
+            if role not in active:  # its gradient is zero, and a zero gradient still moves by AdamW's momentum
+                for parameter in group["params"]:
+                    parameter.grad = None
+        self._optimizer.step()
+
+    def _loss(self, active: Sequence[int], batch: Batch) -> Tensor:
+        """Sum each task's own mean loss: under Adam no task feels the others."""
+        lots = [lot for role in active for lot in _lots(self._tenants[0][role].config)]
+        predicted_BCHW = self._base.predict_noise(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
+        snr_Jn = self._base.schedule.snr(batch.timesteps_B).view(len(self._tenants), -1)
+        errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(self._tenants), -1)
+        counts = [lot.count for lot in lots]
+        losses = [
+            lot.weight * (min_snr_weight(snr_JB, lot.snr_gamma) * error_JB).mean(dim=1).sum()
+            for lot, snr_JB, error_JB in zip(
+                lots, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
+            )
+        ]
+        return torch.stack(losses).sum()
+
+    def _learn_sample_by_sample(self, active: Sequence[int], draws: Draws) -> Tensor:
+        """Take the same step by gradients gathered from passes of one sample each; return the sum of losses."""
+        self._optimizer.zero_grad(set_to_none=True)
+        lots = [lot for role in active for lot in _lots(self._tenants[0][role].config) for _ in range(lot.count)]
+        rows_B = role_rows([share for role in active for share in self._roles(role)], torch.device("cpu"))
+        batch = Batch.of(self._base, draws)
+        snr_B = self._base.schedule.snr(batch.timesteps_B)
+        summed = torch.zeros((), device=self._device)
+        for row, lot in enumerate(lots):
+            one = batch.sample(row)
+            self._adapter.assign(rows_B[row : row + 1])
+            prompts = self._base.embed_prompts(one.captions) if self._encodes else one.prompts
+            predicted_1CHW = self._base.predict_noise(one.noisy_BCHW, one.timesteps_B, prompts)
+            weight_1 = min_snr_weight(snr_B[row : row + 1], lot.snr_gamma) * (lot.weight / lot.count)
+            loss = (weight_1 * squared_error(predicted_1CHW, one.noise_BCHW)).sum()
+            loss.backward()
+            summed += loss.detach()
+        self._move(active)
+        return summed
+
+    def _part(self, role: int) -> Part:
+        """Return what one side needs to go on: its factors, what the optimiser knows, where its draws were."""
+        tensors = learner_tensors(self._adapter.factors(self._tenants[0][role].side), self._optimizer)
+        ahead = {} if self._ahead is None else self._ahead[1].states_before
+        for tenant, tasks in enumerate(self._tenants):
+            for index, pool in enumerate(tasks[role].pools):
+                tensors[f"random/{tenant}/{index}"] = ahead.get(pool, pool.random_state())
+            preserved = tasks[role].preserved
+            if preserved is not None:
+                tensors |= preserved.tensors(tenant)
+        return Part(tensors)
+
+    def _roles(self, role: int) -> list[tuple[int, int]]:
+        """Roles of a task's samples: some meet its own LoRA alone, some the LoRAs of all sides; the class its own."""
+        config = self._tenants[0][role].config
+        together = round(config.company * config.batch_size)
+        own = [(role, config.batch_size - together), (self._together, together)]
+        return [*own, (role, config.batch_size)] if config.preservation.weight > 0 else own
+
+
+@dataclass(frozen=True, slots=True)
+class _Lot:
+    """Samples of a step that have one place in the loss: those that one pool of a task gave."""
+
+    count: int
+    weight: float
+    snr_gamma: float | None
+
+
+def _lots(config: LoraTrainConfig) -> list[_Lot]:
+    """Return the lots of a task, in the order of its pools."""
+    own = _Lot(config.batch_size, 1.0, config.snr_gamma)
+    weight = config.preservation.weight
+    return [own, replace(own, weight=weight)] if weight > 0 else [own]
