@@ -1,0 +1,72 @@
+"""The whole job in a warm process: both LoRAs, the merge by two recipes, the previews of the merged LoRA.
+
+What a worker does around it is left out: fetching pictures, writing files, the other rows of the preview grid.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from duolora.generate import generate
+from duolora.train import train_loras
+from tests.benchmarks.gpu.ours import SIDES, merge_config, merged
+from tests.benchmarks.gpu.timing import Stamps, measured
+from tests.benchmarks.gpu.workbench import Findings, Workbench, attempted, release_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from duolora.lora.weights import LoraWeights
+
+
+def measure(bench: Workbench) -> Findings:
+    """Run the job once after a short one; about 90 s on an H100, 65 s at the goals."""
+    stages: list[dict[str, Any]] = []
+
+    def whole() -> dict[str, Any]:
+        _warm_up(bench)
+        stages.extend(_stages(bench))
+        return {"seconds": sum(row["seconds"] for row in stages if row["in_job_s"])}
+
+    row = attempted({"stage": "whole job", "in_job_s": True}, whole)
+    rows = [*stages, row]
+    if "seconds" not in row:
+        return Findings({}, rows)
+    paper_s = next(each["seconds"] for each in stages if each["stage"] == "merge, paper")
+    duolora_s = next(each["seconds"] for each in stages if each["stage"] == "merge, duolora")
+    figures = {"job_s": row["seconds"], "job_with_paper_merge_s": row["seconds"] - duolora_s + paper_s}
+    return Findings(figures, rows, "job_s is training, the merge by recipe duolora and the previews.")
+
+
+def _warm_up(bench: Workbench) -> None:
+    """Run what the job runs once, so that kernels are loaded and libraries have chosen theirs."""
+    train_loras(bench.base(), [bench.task(side, steps=2) for side in SIDES])
+    preview = bench.job().preview.model_copy(update={"steps": 1})
+    generate(bench.base(), [bench.job().prompts.joint], preview)
+    release_memory()
+
+
+def _stages(bench: Workbench) -> list[dict[str, Any]]:
+    """Run the job's stages and return a row for each."""
+    rows: list[dict[str, Any]] = []
+    job, base = bench.job(), bench.base()
+    stamps = Stamps(bench.device, "training", 10 * bench.scale.stamp_every, bench.scale.stamp_skip)
+
+    def timed(stage: str, work: Callable[[], Any], *, in_job: bool = True) -> Any:
+        with measured(bench.device) as region:
+            made = work()
+        rows.append(
+            {"stage": stage, "seconds": region.seconds, "peak_gib": region.peak_gib, "in_job_s": in_job}
+        )
+        release_memory()
+        return made
+
+    tasks = [bench.task(side, steps=job.content.steps) for side in SIDES]
+    loras = timed(f"train both, {job.content.steps} steps a side", lambda: train_loras(base, tasks, stamps))
+    joined: LoraWeights = timed("merge, duolora", lambda: merged(bench, loras, merge_config(bench, "duolora")))
+    timed("merge, paper", lambda: merged(bench, loras, merge_config(bench, "paper")), in_job=False)
+    timed(
+        f"{job.preview.images} previews of {job.preview.steps} steps",
+        lambda: generate(base, [job.prompts.joint], job.preview, joined),
+    )
+    return rows
