@@ -8,7 +8,7 @@ their tolerance is wider. On a CPU nothing is recorded as a graph, and those row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from duolora.train import train_loras
 from tests.benchmarks.gpu.workbench import Findings, Workbench, random_lora, release_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -55,8 +55,8 @@ class Step:
 def measure(bench: Workbench) -> Findings:
     """Compare; about 25 s on an H100, the float64 passes on the CPU included."""
     device = bench.device
-    double = Runtime(torch.device("cpu"), torch.float64)
-    single, half = Runtime(device, torch.float32), Runtime(device, torch.bfloat16)
+    double = tiny_base(Runtime(torch.device("cpu"), torch.float64))
+    single, half = (tiny_base(Runtime(device, dtype)) for dtype in (torch.float32, torch.bfloat16))
     with full_precision():
         exact = one_step(double, SIDES)
         eager, graphed = one_step(single, SIDES), one_step(single, SIDES, graphed=True)
@@ -106,17 +106,16 @@ def tiny_base(runtime: Runtime) -> DiffusionBase:
     return DiffusionBase.load(str(base_path()), runtime)
 
 
-def one_step(runtime: Runtime, sides: Sequence[str], *, graphed: bool = False) -> Step:
+def one_step(base: DiffusionBase, sides: Sequence[str], *, graphed: bool = False) -> Step:
     """Return the second of two training steps of some sides in shared passes, from LoRAs that change something.
 
-    Samples are the same whatever the runtime and the other sides: they are drawn on the CPU, each side's by itself.
+    Samples are the same whatever the base's runtime and the other sides: they are drawn on the CPU, each side's by itself.
     """
-    base = tiny_base(runtime)
     loras = {side: random_lora(base, RANK, SIDES.index(side)) for side in sides}
     cached = [CachedTask(base, tiny_task(side, TWO_STEPS)) for side in sides]
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
         factors = {side: adapter.train_factors(side) for side in sides}
-        adapter.assign(role_rows([(role, BATCH) for role in range(len(sides))], runtime.device))
+        adapter.assign(role_rows([(role, BATCH) for role in range(len(sides))], base.runtime.device))
         predict = CapturedPredictor(base) if graphed else base.predict_noise
         for _ in range(TWO_STEPS):
             for parameters in factors.values():
@@ -148,9 +147,9 @@ def joined(steps: Sequence[Step]) -> Step:
     )
 
 
-def trained(runtime: Runtime, *, thrifty: bool = False) -> dict[str, LoraWeights]:
+def trained(base: DiffusionBase, *, thrifty: bool = False) -> dict[str, LoraWeights]:
     """Train both sides a few steps by the engine's own loop."""
-    return train_loras(tiny_base(runtime), [tiny_task(side, TRAINED_STEPS) for side in SIDES], thrifty=thrifty)
+    return train_loras(base, [tiny_task(side, TRAINED_STEPS) for side in SIDES], thrifty=thrifty)
 
 
 def _compare(what: str, step: Step, reference: Step, tolerance: float) -> Iterator[dict[str, Any]]:
@@ -177,7 +176,7 @@ def lora_distance(lora: LoraWeights, reference: LoraWeights) -> float:
         known_OI = layer.delta_OI().double()
         apart += float((lora.layers[name].delta_OI().double() - known_OI).square().sum())
         whole += float(known_OI.square().sum())
-    return (apart / whole) ** 0.5
+    return math.sqrt(apart / whole)
 
 
 def _row(check: str, error: float, tolerance: float) -> dict[str, Any]:

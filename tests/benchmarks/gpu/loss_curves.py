@@ -57,7 +57,9 @@ def measure(bench: Workbench) -> Findings:
         rows += _rows(f"ours, {_name(fast)} and {_name(plain)}", window, (ours_curve, ours), known)
     last = {"ours": _last(ours_curve, window), "diffusers": _last(rival_curve, window)}
     figures = {"loss_curves_agree": all(row["passed"] for row in rows), "loss_curve_ends": last}
-    note = f"{bench.scale.curve_steps} steps, rank {bench.scale.curve_rank}, batch 4, losses smoothed over {window} steps."
+    note = (
+        f"{bench.scale.curve_steps} steps, rank {bench.scale.curve_rank}, batch 4, losses smoothed over {window} steps."
+    )
     return Findings(figures, rows, note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from duolora.train import train_tenants
@@ -13,9 +14,7 @@ from tests.benchmarks.gpu.workbench import Findings, Workbench, attempted, relea
 def measure(bench: Workbench) -> Findings:
     """Time the step at each number of jobs; about 60 s on an H100, nothing more if merges and previews are known."""
     after_s = _after_training_s(bench)
-    rows = [
-        attempted({"jobs_at_once": jobs}, lambda jobs=jobs: _row(bench, jobs, after_s)) for jobs in bench.scale.tenants
-    ]
+    rows = [attempted({"jobs_at_once": jobs}, partial(_row, bench, jobs, after_s)) for jobs in bench.scale.tenants]
     hourly = {row["jobs_at_once"]: row["jobs_per_gpu_hour"] for row in rows if "jobs_per_gpu_hour" in row}
     note = (
         f"A job is {bench.scale.job_steps} steps a side at one picture a side and pass, then the merge by recipe "

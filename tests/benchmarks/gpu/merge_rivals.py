@@ -150,13 +150,19 @@ class RivalMerge:
             return self.base.schedule.add_noise(latents, torch.randn_like(latents), timesteps), timesteps
 
     def _pass(
-        self, sides: tuple[str, ...], noisy: Tensor, timesteps: Tensor, prompt: PromptEmbeddings, *, masked: bool = False
+        self,
+        sides: tuple[str, ...],
+        noisy: Tensor,
+        timesteps: Tensor,
+        prompt: PromptEmbeddings,
+        *,
+        masked: bool = False,
     ) -> Tensor:
         """Run the U-Net once, batch 1, with some LoRAs on; float32."""
         self.attached.sides, self.attached.masked = sides, masked
         self.calls += 1
-        dtype = self.base.unet.dtype
-        predicted: Tensor = self.base.unet(
+        dtype = self.base.pipeline.unet.dtype
+        predicted: Tensor = self.base.pipeline.unet(
             noisy.to(dtype),
             timesteps,
             encoder_hidden_states=prompt.hidden_BTD.to(dtype),
@@ -175,16 +181,16 @@ class RivalMerge:
 @contextmanager
 def rival_merge(bench: Workbench, *, over_ranks: bool) -> Iterator[RivalMerge]:
     """Attach two random LoRAs the dense way to a U-Net in half precision with checkpointing; restore it afterwards."""
-    base, unet = bench.base(), bench.base().unet
+    base, unet = bench.base(), bench.base().pipeline.unet
     held = base.runtime.dtype
     half = torch.float16 if bench.device.type == "cuda" else held  # a CPU's convolutions know no half precision
     loras = {side: random_lora(base, bench.scale.rank, seed) for seed, side in enumerate(SIDES)}
     samples = _samples(bench)
-    unet.to(half)
     attached = Attached()
     masks: dict[str, dict[str, nn.Parameter]] = {side: {} for side in SIDES}
-    layers = _dense_layers(unet, loras, masks, attached, over_ranks=over_ranks)
     try:
+        unet.to(half)
+        layers = _dense_layers(unet, loras, masks, attached, over_ranks=over_ranks)
         with swapped(unet, layers):
             unet.enable_gradient_checkpointing()
             unet.train()

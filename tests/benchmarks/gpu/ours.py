@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +34,7 @@ def measure_matmul(bench: Workbench) -> Findings:
 def measure_lora_step(bench: Workbench) -> Findings:
     """Time the training step at several images a pass; about 45 s on an H100, of which 25 s are steps."""
     rows = [
-        attempted({"images_a_pass": images}, lambda images=images: _lora_row(bench, images))
-        for images in bench.scale.images_a_pass
+        attempted({"images_a_pass": images}, partial(_lora_row, bench, images)) for images in bench.scale.images_a_pass
     ]
     timed = [row for row in rows if "s_per_image" in row]
     figures: dict[str, Any] = {"lora_steps": {row["images_a_pass"]: row["s_per_image"] for row in timed}}
@@ -108,7 +108,7 @@ def measure_merges(bench: Workbench) -> Findings:
     """
     loras = {side: random_lora(bench.base(), bench.scale.rank, seed) for seed, side in enumerate(SIDES)}
     rows = [
-        attempted({"recipe": recipe, "round": turn}, lambda recipe=recipe: _merge_row(bench, loras, recipe))
+        attempted({"recipe": recipe, "round": turn}, partial(_merge_row, bench, loras, recipe))
         for recipe, turn in (("instant", 1), ("instant", 2), ("duolora", 1), ("paper", 1))
     ]
     named = {

@@ -1,7 +1,7 @@
 """The short job on cards of several sizes: a fresh process for each, in which torch may take that much and no more.
 
-What the driver and the libraries take beside torch's allocator, about half a GiB, is not counted by the limit; the
-column `card_gib` shows it.
+The limit is on torch's allocator: what the driver and the libraries take beside it, about half a GiB, comes on top, so
+that a card of a size has that much less for the job.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +25,9 @@ from duolora.train import train_loras
 from tests.benchmarks.gpu.ours import SIDES, merge_sides, reserved_gib
 from tests.benchmarks.gpu.timing import GIB, Stamps, measured
 from tests.benchmarks.gpu.workbench import FULL, OUT_OF_MEMORY, TINY, Findings, Workbench, random_lora
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 MODULE = "tests.benchmarks.gpu.profiles"
 REPOSITORY = Path(__file__).parents[3]
@@ -58,9 +60,7 @@ def _in_process(bench: Workbench, profile_gib: int) -> dict[str, Any]:
     command += ["--small"] if bench.is_small else []
     row = {"profile_gib": profile_gib, **settings_of(profile_gib)}
     try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=REPOSITORY
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=REPOSITORY)
     except subprocess.TimeoutExpired:
         return {**row, "result": f"did not end within {PATIENCE_S} s"}
     lines = ended.stdout.strip().splitlines()
@@ -84,9 +84,6 @@ def short_job(bench: Workbench, settings: Mapping[str, Any]) -> dict[str, Any]:
             break
     peak_gib = max(value for name, value in row.items() if name.endswith("_peak_gib"))
     row |= {"peak_gib": peak_gib, "reserved_gib": reserved_gib(bench.device), "seconds": time.perf_counter() - began}
-    if bench.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(bench.device)
-        row["card_gib"] = (total - free) / GIB
     return row
 
 

@@ -18,7 +18,7 @@ from tests.benchmarks.gpu import (
     profiles,
     whole_job,
 )
-from tests.benchmarks.gpu.workbench import Findings, Workbench, release_memory
+from tests.benchmarks.gpu.workbench import FAILED, Findings, Workbench, described, release_memory
 
 if TYPE_CHECKING:
     from tests.benchmarks.gpu.report import Report
@@ -34,8 +34,8 @@ SECTIONS: Mapping[str, Section] = {
     "merges": ours.measure_merges,
     "previews": ours.measure_previews,
     "job": whole_job.measure,
-    "many_jobs": many_jobs.measure,
     "loss_curves": loss_curves.measure,
+    "many_jobs": many_jobs.measure,
     "profiles": profiles.measure,
 }
 """Name -> section; together about 500 s on an H100, the longest last."""
@@ -55,12 +55,12 @@ def run_sections(
             findings = sections[name](bench)
         except Exception as error:  # noqa: BLE001 - the boundary of a section, which records what it caught
             failed.append(name)
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
-            report.fail(name, f"{type(error).__name__} at {place}: {error}"[:600], time.perf_counter() - began)
+            report.fail(name, described(error), time.perf_counter() - began)
             traceback.print_exc()
         else:
             report.add(name, findings, time.perf_counter() - began)
+            if any(str(row.get("result", "")).startswith(FAILED) for row in findings.rows):
+                failed.append(name)
         if name in failed:
             bench.drop_base()  # the section may have left something on it
         release_memory()

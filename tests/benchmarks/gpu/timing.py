@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ def step_seconds(step: Callable[[], object], device: torch.device, *, warm_up: i
         step()
         mark.record()
     torch.cuda.synchronize(device)
-    return [before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:], strict=False)]
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
 def matmul_tflops(device: torch.device, size: int, *, warm_up: int = 5, times: int = 20) -> float:
@@ -126,7 +127,7 @@ def _differences(times: Sequence[tuple[int, float]]) -> list[float]:
     """Return the seconds a step between each two notes."""
     return [
         (later - earlier) / (later_step - earlier_step)
-        for (earlier_step, earlier), (later_step, later) in zip(times, times[1:], strict=False)
+        for (earlier_step, earlier), (later_step, later) in pairwise(times)
     ]
 
 

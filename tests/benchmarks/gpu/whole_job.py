@@ -55,9 +55,7 @@ def _stages(bench: Workbench) -> list[dict[str, Any]]:
     def timed(stage: str, work: Callable[[], Any], *, in_job: bool = True) -> Any:
         with measured(bench.device) as region:
             made = work()
-        rows.append(
-            {"stage": stage, "seconds": region.seconds, "peak_gib": region.peak_gib, "in_job_s": in_job}
-        )
+        rows.append({"stage": stage, "seconds": region.seconds, "peak_gib": region.peak_gib, "in_job_s": in_job})
         release_memory()
         return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import traceback
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from duolora.runtime import Runtime
 
 OUT_OF_MEMORY = "out of memory"
+FAILED = "failed:"
+"""How the result of a row begins that was not measured for another reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +184,30 @@ def random_lora(base: DiffusionBase, rank: int, seed: int) -> LoraWeights:
 
 
 def attempted(row: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a row with what was measured, or with the word that the card was too small for it."""
+    """Return a row with what was measured, or with why it was not: a card too small is a result, and no row of a
+    section goes down with another.
+    """
     try:
         return {**row, **measure(), "result": "ok"}
-    except (OutOfMemory, torch.cuda.OutOfMemoryError):
-        found = {**row, "result": OUT_OF_MEMORY}
+    except Exception as error:  # noqa: BLE001 - the boundary of a measurement, which records what it caught
+        found = {**row, "result": OUT_OF_MEMORY if _is_of_memory(error) else f"{FAILED} {described(error)}"}
     release_memory()
     return found
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it came from, is of too little memory; a recording may fail by its own word."""
+    while error is not None:
+        if isinstance(error, OutOfMemory | torch.cuda.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def described(error: BaseException) -> str:
+    """Return an error and where it was raised, in a line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {error}".replace("\n", " ")[:600]
 
 
 def release_memory() -> None:
