@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from duolora.runtime import choose_runtime
-from tests.benchmarks.gpu.report import Report
+from tests.benchmarks.gpu.report import OtherMachine, Report
 from tests.benchmarks.gpu.sections import SECTIONS, run_sections
 from tests.benchmarks.gpu.workbench import FULL, TINY, Workbench
 
@@ -32,9 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     runtime = choose_runtime("cpu" if wishes.small else "auto")
     if runtime.device.type != "cuda" and not wishes.small:
         parser.error("torch sees no GPU here; --small runs the program on the CPU")
+    try:
+        report = Report.in_folder(wishes.out)
+    except OtherMachine as error:
+        parser.error(f"{error}; give another folder, or take that report away")
     with tempfile.TemporaryDirectory(prefix="duolora-gpu-") as pictures:
         bench = Workbench(TINY if wishes.small else FULL, runtime, Path(pictures))
-        failed = run_sections(bench, Report.in_folder(wishes.out), names)
+        failed = run_sections(bench, report, names)
     sys.stdout.write(f"written: {wishes.out / 'gpu.md'}{'; failed: ' + ', '.join(failed) if failed else ''}\n")
     return 1 if failed else 0
 

@@ -109,7 +109,7 @@ def tiny_base(runtime: Runtime) -> DiffusionBase:
 def one_step(base: DiffusionBase, sides: Sequence[str], *, graphed: bool = False) -> Step:
     """Return the second of two training steps of some sides in shared passes, from LoRAs that change something.
 
-    Samples are the same whatever the base's runtime and the other sides: they are drawn on the CPU, each side's by itself.
+    Samples are the same whatever the base's runtime and the other sides: each side's are drawn by itself, on the CPU.
     """
     loras = {side: random_lora(base, RANK, SIDES.index(side)) for side in sides}
     cached = [CachedTask(base, tiny_task(side, TWO_STEPS)) for side in sides]

@@ -148,7 +148,8 @@ def idle_gib(base: DiffusionBase) -> float:
     """Return the memory of what a training with cached latents and prompts does not run."""
     pipeline = base.pipeline
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
-    return sum(each.numel() * each.element_size() for part in parts for each in part.parameters()) / GIB
+    sizes: list[int] = [each.numel() * each.element_size() for part in parts for each in part.parameters()]
+    return sum(sizes) / GIB
 
 
 def measure(bench: Workbench) -> Findings:

@@ -44,6 +44,10 @@ MEANINGS = {
 }
 
 
+class OtherMachine(Exception):
+    """A report of another machine lies where this one's is to go."""
+
+
 @dataclass(slots=True)
 class Report:
     """What a run knows so far: figures by name, and of every section its rows, note, seconds and error."""
@@ -54,11 +58,18 @@ class Report:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Self:
-        """Go on with the report that a folder holds, or begin one."""
+        """Go on with the report that a folder holds, or begin one.
+
+        Raises:
+            OtherMachine: the folder's report was measured elsewhere, so that its figures make no ratio with new ones.
+        """
         report, known = cls(folder), folder / "gpu.json"
         if known.is_file():
             document = json.loads(known.read_text(encoding="utf-8"))
             report.sections = document.pop("sections", {})
+            elsewhere = {section["machine"]["device"] for section in report.sections.values()} - {machine()["device"]}
+            if elsewhere:
+                raise OtherMachine(f"{known} was measured on {', '.join(sorted(elsewhere))}")
             report.figures = {name: value for name, value in document.items() if value is not None}
         return report
 

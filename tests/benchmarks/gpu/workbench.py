@@ -93,7 +93,7 @@ TINY = Scale(
     tenants=(1, 2),
     tenant_steps=3,
     profiles_gib=(8,),
-    profile_steps=3,
+    profile_steps=2,
 )
 """Everything once, on a CPU, within a minute: shows that the program runs, and measures nothing."""
 
