@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from duolora.errors import OutOfMemory
 from duolora.events import Progress
 from duolora.models.base import TARGET_PATTERNS
 from duolora.runtime import choose_runtime
-from tests.benchmarks.gpu import correctness, loss_curves, merge_rivals, profiles, random_sdxl
+from tests.benchmarks.gpu import base_check, correctness, loss_curves, merge_rivals, profiles, random_sdxl
 from tests.benchmarks.gpu.__main__ import main
 from tests.benchmarks.gpu.diffusers_loop import DreamBoothLoop
 from tests.benchmarks.gpu.report import GOALS, Report
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-TIMINGS = ("matmul", "diffusers_loop", "lora_step", "merge_rivals", "merges", "previews", "job", "many_jobs")
+TIMINGS = ("base", "matmul", "diffusers_loop", "lora_step", "merge_rivals", "merges", "previews", "job", "many_jobs")
 
 
 @pytest.fixture
@@ -104,13 +105,24 @@ def test_a_profile_that_is_too_small_says_where(bench: Workbench, monkeypatch: p
     assert "merge_peak_gib" not in row
 
 
+def test_a_base_that_is_not_finite_is_refused(bench: Workbench) -> None:
+    base_check.measure(bench)
+    with torch.no_grad():
+        next(bench.base().unet.parameters()).fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite: prediction"):
+        base_check.measure(bench)
+
+
 def test_a_failing_section_is_recorded_and_the_rest_goes_on(bench: Workbench, tmp_path: Path) -> None:
     def fails(_bench: Workbench) -> Findings:
         raise RuntimeError("no such kernel")
 
+    def inverse(size: int) -> dict[str, float]:
+        return {"s": 1 / size}
+
     sections = {
         "fails": fails,
-        "half": lambda _bench: Findings({}, [attempted({"size": size}, lambda: {"s": 1 / size}) for size in (0, 2)]),
+        "half": lambda _bench: Findings({}, [attempted({"size": size}, partial(inverse, size)) for size in (0, 2)]),
         "works": lambda bench: Findings({"matmul_tflops": 2.0 * len(bench.figures)}, [{"tflops": 2.0}]),
     }
     earlier = Report(tmp_path, {"previews_s": 3.0})
@@ -126,9 +138,7 @@ def test_a_failing_section_is_recorded_and_the_rest_goes_on(bench: Workbench, tm
     assert "no such kernel" in (tmp_path / "gpu.md").read_text()
 
 
-def test_a_report_of_another_machine_is_not_gone_on_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_of_another_machine_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(tmp_path)
     report.add("matmul", Findings({"matmul_tflops": 741.0}), 1.0)
     report.sections["matmul"]["machine"] = {"device": "NVIDIA H100"}
@@ -140,11 +150,15 @@ def test_a_report_of_another_machine_is_not_gone_on_with(
 
 
 def test_too_little_memory_is_a_result_also_where_a_recording_fails_by_another_word() -> None:
+    def takes_too_much() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
     def recorded() -> dict[str, float]:
         try:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        except torch.cuda.OutOfMemoryError:
-            raise RuntimeError("capture was invalidated")  # noqa: B904 - as a graph's own exit raises
+            takes_too_much()
+        finally:
+            torch.tensor(0.0).view(2)  # as a graph's own exit raises while it is left by the error
+        return {}
 
     assert attempted({"images": 16}, recorded) == {"images": 16, "result": "out of memory"}
 

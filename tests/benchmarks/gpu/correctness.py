@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SIDES = ("content", "style")
 RANK = 8
 BATCH = 2
-TRAINED_STEPS = 4
+TRAINED_STEPS = 3
 TWO_STEPS = 2
 """Steps of one comparison; the second one is a replay where the first one was recorded."""
 
@@ -84,12 +84,14 @@ def measure(bench: Workbench) -> Findings:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Let float32 be float32 in products and convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = False
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = True  # torch's own setting for convolutions
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def tiny_task(side: str, steps: int, *, rank: int = RANK, batch_size: int = BATCH) -> LoraTask:

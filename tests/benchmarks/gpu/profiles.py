@@ -24,7 +24,7 @@ from duolora.runtime import choose_runtime
 from duolora.train import train_loras
 from tests.benchmarks.gpu.ours import SIDES, merge_sides, reserved_gib
 from tests.benchmarks.gpu.timing import GIB, Stamps, measured
-from tests.benchmarks.gpu.workbench import FULL, OUT_OF_MEMORY, TINY, Findings, Workbench, random_lora
+from tests.benchmarks.gpu.workbench import FAILED, FULL, OUT_OF_MEMORY, TINY, Findings, Workbench, random_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,11 +62,17 @@ def _in_process(bench: Workbench, profile_gib: int) -> dict[str, Any]:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=REPOSITORY)
     except subprocess.TimeoutExpired:
-        return {**row, "result": f"did not end within {PATIENCE_S} s"}
+        return {**row, "result": f"{FAILED} it did not end within {PATIENCE_S} s"}
     lines = ended.stdout.strip().splitlines()
     if ended.returncode != 0 or not lines:
-        return {**row, "result": f"exit {ended.returncode}: {ended.stderr.strip()[-300:]}"}
+        return {**row, "result": f"{FAILED} {_last_words(ended)}"}
     return {**row, **json.loads(lines[-1])}
+
+
+def _last_words(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return how a process ended and the last line it said."""
+    said = ended.stderr.strip().splitlines() or [""]
+    return f"exit {ended.returncode}: {said[-1][-300:]}"
 
 
 def short_job(bench: Workbench, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from tests.benchmarks.gpu.workbench import Findings
 
@@ -164,8 +164,9 @@ def machine() -> dict[str, str]:
 
 
 def command() -> str:
-    """Return the call that this process was started by, with the program's name as a person would give it."""
-    return " ".join(["python -m tests.benchmarks.gpu", *sys.argv[1:]])
+    """Return the call that this process was started by, as a person would give it: without folders of one machine."""
+    told = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python -m tests.benchmarks.gpu", *told])
 
 
 def now() -> str:

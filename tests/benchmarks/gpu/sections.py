@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.gpu import (
+    base_check,
     correctness,
     diffusers_loop,
     loss_curves,
@@ -27,6 +28,7 @@ Section = Callable[[Workbench], Findings]
 
 SECTIONS: Mapping[str, Section] = {
     "correctness": correctness.measure,
+    "base": base_check.measure,
     "matmul": ours.measure_matmul,
     "diffusers_loop": diffusers_loop.measure,
     "lora_step": ours.measure_lora_step,

@@ -26,9 +26,9 @@ def measure(bench: Workbench) -> Findings:
     def whole() -> dict[str, Any]:
         _warm_up(bench)
         stages.extend(_stages(bench))
-        return {"seconds": sum(row["seconds"] for row in stages if row["in_job_s"])}
+        return {"seconds": sum(row["seconds"] for row in stages if row["counted"])}
 
-    row = attempted({"stage": "whole job", "in_job_s": True}, whole)
+    row = attempted({"stage": "whole job", "counted": True}, whole)
     rows = [*stages, row]
     if "seconds" not in row:
         return Findings({}, rows)
@@ -52,17 +52,17 @@ def _stages(bench: Workbench) -> list[dict[str, Any]]:
     job, base = bench.job(), bench.base()
     stamps = Stamps(bench.device, "training", 10 * bench.scale.stamp_every, bench.scale.stamp_skip)
 
-    def timed(stage: str, work: Callable[[], Any], *, in_job: bool = True) -> Any:
+    def timed(stage: str, work: Callable[[], Any], *, counted: bool = True) -> Any:
         with measured(bench.device) as region:
             made = work()
-        rows.append({"stage": stage, "seconds": region.seconds, "peak_gib": region.peak_gib, "in_job_s": in_job})
+        rows.append({"stage": stage, "seconds": region.seconds, "peak_gib": region.peak_gib, "counted": counted})
         release_memory()
         return made
 
     tasks = [bench.task(side, steps=job.content.steps) for side in SIDES]
     loras = timed(f"train both, {job.content.steps} steps a side", lambda: train_loras(base, tasks, stamps))
     joined: LoraWeights = timed("merge, duolora", lambda: merged(bench, loras, merge_config(bench, "duolora")))
-    timed("merge, paper", lambda: merged(bench, loras, merge_config(bench, "paper")), in_job=False)
+    timed("merge, paper", lambda: merged(bench, loras, merge_config(bench, "paper")), counted=False)
     timed(
         f"{job.preview.images} previews of {job.preview.steps} steps",
         lambda: generate(base, [job.prompts.joint], job.preview, joined),
