@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMINGS = ("base", "matmul", "diffusers_loop", "lora_step", "merge_rivals", "merges", "previews", "job", "many_jobs")
+HERE = {"device": "a CPU"}
 
 
 @pytest.fixture
@@ -62,6 +63,9 @@ def test_every_timing_runs_and_the_report_has_every_figure(tmp_path: Path) -> No
     assert [name for name in GOALS if report[name] is None] == ["peak_gib_by_profile"]  # of a section left out here
     assert report["lora_step_ratio"] == report["diffusers_step_s_per_image"] / report["lora_step_s_per_image"]
     assert report["merge_ratio"] == report["release_merge_100_s"] / report["merge_100_s"]
+    assert report["job_with_paper_merge_s"] == pytest.approx(
+        report["job_s"] + report["merge_100_s"] - report["sections"]["job"]["rows"][1]["seconds"]
+    )
     assert [row["unet_passes_a_step"] for row in report["sections"]["merge_rivals"]["rows"]] == [8, 4]
     text = (out / "gpu.md").read_text()
     assert all(f"## {name}\n" in text for name in TIMINGS)
@@ -125,9 +129,9 @@ def test_a_failing_section_is_recorded_and_the_rest_goes_on(bench: Workbench, tm
         "half": lambda _bench: Findings({}, [attempted({"size": size}, partial(inverse, size)) for size in (0, 2)]),
         "works": lambda bench: Findings({"matmul_tflops": 2.0 * len(bench.figures)}, [{"tflops": 2.0}]),
     }
-    earlier = Report(tmp_path, {"previews_s": 3.0})
+    earlier = Report(tmp_path, HERE, {"previews_s": 3.0})
     earlier.add("earlier", Findings({"job_s": 50.0}, [{"stage": "whole"}]), 1.0)
-    report = Report.in_folder(tmp_path)
+    report = Report.in_folder(tmp_path, HERE)
     assert run_sections(bench, report, ["fails", "half", "works"], sections) == ["fails", "half"]
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert "no such kernel" in found["sections"]["fails"]["error"]
@@ -139,10 +143,8 @@ def test_a_failing_section_is_recorded_and_the_rest_goes_on(bench: Workbench, tm
 
 
 def test_a_report_of_another_machine_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report(tmp_path)
+    report = Report(tmp_path, {"device": "NVIDIA H100"})
     report.add("matmul", Findings({"matmul_tflops": 741.0}), 1.0)
-    report.sections["matmul"]["machine"] = {"device": "NVIDIA H100"}
-    report.write()
     with pytest.raises(SystemExit):
         main(["--small", "--out", str(tmp_path), "--only", "matmul"])
     assert "NVIDIA H100" in capsys.readouterr().err

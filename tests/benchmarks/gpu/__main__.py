@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from duolora.runtime import choose_runtime
-from tests.benchmarks.gpu.report import OtherMachine, Report
+from tests.benchmarks.gpu.report import OtherMachine, Report, this_machine
 from tests.benchmarks.gpu.sections import SECTIONS, run_sections
 from tests.benchmarks.gpu.workbench import FULL, TINY, Workbench
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     if runtime.device.type != "cuda" and not wishes.small:
         parser.error("torch sees no GPU here; --small runs the program on the CPU")
     try:
-        report = Report.in_folder(wishes.out)
+        report = Report.in_folder(wishes.out, this_machine(small=wishes.small))
     except OtherMachine as error:
         parser.error(f"{error}; give another folder, or take that report away")
     with tempfile.TemporaryDirectory(prefix="duolora-gpu-") as pictures:

@@ -53,21 +53,22 @@ class Report:
     """What a run knows so far: figures by name, and of every section its rows, note, seconds and error."""
 
     folder: Path
+    machine: Mapping[str, str]
     figures: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Self:
+    def in_folder(cls, folder: Path, machine: Mapping[str, str]) -> Self:
         """Go on with the report that a folder holds, or begin one.
 
         Raises:
             OtherMachine: the folder's report was measured elsewhere, so that its figures make no ratio with new ones.
         """
-        report, known = cls(folder), folder / "gpu.json"
+        report, known = cls(folder, machine), folder / "gpu.json"
         if known.is_file():
             document = json.loads(known.read_text(encoding="utf-8"))
             report.sections = document.pop("sections", {})
-            elsewhere = {section["machine"]["device"] for section in report.sections.values()} - {machine()["device"]}
+            elsewhere = {section["machine"]["device"] for section in report.sections.values()} - {machine["device"]}
             if elsewhere:
                 raise OtherMachine(f"{known} was measured on {', '.join(sorted(elsewhere))}")
             report.figures = {name: value for name, value in document.items() if value is not None}
@@ -83,7 +84,7 @@ class Report:
         self._take(name, {"note": "", "rows": [], "error": error}, seconds)
 
     def _take(self, name: str, entry: Mapping[str, Any], seconds: float) -> None:
-        measured = {"seconds": round(seconds, 1), "at": now(), "machine": machine(), "command": command()}
+        measured = {"seconds": round(seconds, 1), "at": now(), "machine": dict(self.machine), "command": command()}
         self.sections[name] = {**entry, **measured}
         self.write()
 
@@ -148,10 +149,10 @@ def shown(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def machine() -> dict[str, str]:
-    """Return what it was measured on."""
-    card = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
+def this_machine(*, small: bool) -> dict[str, str]:
+    """Return what it is measured on; tiny sizes make another machine of it, so that nobody takes one for the other."""
+    card = f"{platform.machine()} CPU, tiny sizes that measure nothing"
+    if not small:
         properties = torch.cuda.get_device_properties(0)
         card = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     return {

@@ -40,7 +40,7 @@ SECTIONS: Mapping[str, Section] = {
     "many_jobs": many_jobs.measure,
     "profiles": profiles.measure,
 }
-"""Name -> section; together about 500 s on an H100, the longest last."""
+"""Name -> section; together about 500 s on an H100 with an engine near its goals, the longest last."""
 
 
 def run_sections(
