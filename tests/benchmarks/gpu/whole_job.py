@@ -30,7 +30,7 @@ def measure(bench: Workbench) -> Findings:
 
     def whole() -> dict[str, Any]:
         _warm_up(bench)
-        stages.extend(_stages(bench))
+        _run(bench, stages)
         return {"seconds": sum(row["seconds"] for row in stages if row["counted"])}
 
     row = attempted({"stage": "whole job", "counted": True}, whole)
@@ -52,9 +52,8 @@ def _warm_up(bench: Workbench) -> None:
     release_memory()
 
 
-def _stages(bench: Workbench) -> list[dict[str, Any]]:
-    """Run the job's stages and return a row for each."""
-    rows: list[dict[str, Any]] = []
+def _run(bench: Workbench, rows: list[dict[str, Any]]) -> None:
+    """Run the job's stages, adding a row for each that ends."""
     job, base = bench.job(), bench.base()
     stamps = Stamps(bench.device, "training", 10 * bench.scale.stamp_every, bench.scale.stamp_skip)
 
@@ -67,6 +66,7 @@ def _stages(bench: Workbench) -> list[dict[str, Any]]:
 
     tasks = [bench.task(side, steps=job.content.steps) for side in SIDES]
     loras = timed(f"train both, {job.content.steps} steps a side", lambda: train_loras(base, tasks, stamps))
+    rows[-1]["s_per_step"] = stamps.step_s() if len(stamps.times) > 1 else None
     joined: LoraWeights = timed(DUOLORA, lambda: merged(bench, loras, merge_config(bench, "duolora")))
     if "merge_100_s" not in bench.figures:
         timed(PAPER, lambda: merged(bench, loras, merge_config(bench, "paper")), counted=False)
@@ -74,4 +74,3 @@ def _stages(bench: Workbench) -> list[dict[str, Any]]:
         f"{job.preview.images} previews of {job.preview.steps} steps",
         lambda: generate(base, [job.prompts.joint], job.preview, joined),
     )
-    return rows
