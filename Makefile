@@ -3,16 +3,17 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+BENCH_OUT ?= tests/benchmarks
 BIN := .venv/bin
 STAMP := .venv/installed
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos check fmt clean
+.PHONY: help setup demo up test chaos bench-gpu check fmt clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-	    printf '  make %-7s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+	    printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 demo: $(STAMP) ## Start everything, run one job on sample pictures, leave its files in out/, stop
 	@$(BIN)/duolora demo
@@ -26,6 +27,10 @@ test: $(STAMP) ## Run all tests against real servers
 
 chaos: $(STAMP) ## Break everything 200 times and see that nothing is lost; writes tests/chaos/REPORT.md
 	$(BIN)/python -m tests.chaos --seed 1 --jobs 60 --faults 200
+
+# make bench-gpu BENCH_OUT=folder; sections by themselves: .venv/bin/python -m tests.benchmarks.gpu --help
+bench-gpu: $(STAMP) ## Check and time SDXL's shapes and its rivals on one GPU; writes tests/benchmarks/gpu.md and .json
+	$(BIN)/python -m tests.benchmarks.gpu --out $(BENCH_OUT)
 
 check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
 	$(BIN)/ruff format --check
