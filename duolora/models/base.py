@@ -20,6 +20,7 @@ from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.families.index import FAMILIES
 from duolora.models.fused import fuse
 from duolora.models.layers import TEXT_LEVEL, layers_of
+from duolora.models.lean import simplify_attention
 from duolora.models.loading import load_pipeline
 from duolora.noise_schedule import NoiseSchedule
 
@@ -93,6 +94,7 @@ class DiffusionBase:
         self.pipeline = pipeline
         self.family: Family = _family_of(pipeline, location)
         self.unet: nn.Module = pipeline.unet.to(runtime.device, runtime.dtype)
+        simplify_attention(self.unet)
         fuse(self.unet, runtime.device)
         # SDXL's VAE overflows in half precision; in float32 no VAE is wrong, and it runs once a job.
         self.vae: nn.Module = pipeline.vae.to(runtime.device, torch.float32)

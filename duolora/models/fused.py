@@ -17,6 +17,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from torch.nn import functional
 
+from duolora.models.lean import keep_order
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,6 +32,7 @@ def fuse(unet: nn.Module, device: torch.device) -> None:
     from duolora.kernels.geglu import geglu  # noqa: PLC0415 - needs Triton
 
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep_order(unet)
     for module in unet.modules():
         if isinstance(module, GEGLU):
             module.forward = partial(_gated, module, geglu)
