@@ -1,6 +1,7 @@
 """Lets a U-Net leave out work that changes nothing: divisions by one after every attention, and copies of pictures.
 
-Divisions and their gradients pass over all activations once more each; a copy into channels-first order makes every normalisation and convolution behind it turn the picture back.
+Divisions and their gradients pass over all activations once more each; a copy into channels-first order makes every
+normalisation and convolution behind it turn the picture back.
 """
 
 from __future__ import annotations
