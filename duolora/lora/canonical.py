@@ -6,6 +6,7 @@ Masks on ranks mean something only there: the best approximation of given rank k
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,9 @@ from duolora.lora.weights import LoraWeights
 
 if TYPE_CHECKING:
     from duolora.lora.weights import LoraLayer
+
+MOST_THREADS = 8
+"""Layers that are decomposed at once, where the engine may use so many threads."""
 
 
 def canonical_layer(layer: LoraLayer) -> LoraLayer:
@@ -43,4 +47,7 @@ def canonicalise(weights: LoraWeights) -> LoraWeights:
     The ranks of a merged LoRA's sides are mixed by it, so the result no longer says its parts.
     """
     words = {key: value for key, value in weights.metadata.items() if key != PARTS_KEY}
-    return LoraWeights({name: canonical_layer(layer) for name, layer in weights.layers.items()}, words)
+    # LAPACK gains nothing from threads on matrices so thin, but the layers of SDXL are hundreds.
+    with ThreadPoolExecutor(min(MOST_THREADS, torch.get_num_threads())) as pool:
+        layers = pool.map(canonical_layer, weights.layers.values())
+        return LoraWeights(dict(zip(weights.layers, layers, strict=True)), words)

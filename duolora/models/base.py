@@ -104,6 +104,7 @@ class DiffusionBase:
         if scheduler.config.prediction_type != "epsilon":
             raise InvalidBase(f"{location} predicts {scheduler.config.prediction_type!r}; only epsilon is supported")
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod.to(runtime.device))
+        self._sides_at: dict[int, dict[str, int]] = {}
         self._latent_scale: float = pipeline.vae.config.scaling_factor
         self._pixels_per_latent: int = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
@@ -251,12 +252,16 @@ class DiffusionBase:
     def layer_resolutions(self, layer_names: Sequence[str], resolution_px: int) -> dict[str, int]:
         """Measure at which latent resolution each layer runs.
 
-        A copy of the U-Net without storage is run once, so the cost does not depend on the model's size.
+        A copy of the U-Net without storage is run once for each resolution, so the cost does not depend on the model's
+        size.
 
         Raises:
             LayerGroupEmpty: a layer is in no transformer block, so it has no such resolution.
         """
-        sides = _transformer_sides(self.pipeline.unet.config, self.family, self.latent_size(resolution_px))
+        size = self.latent_size(resolution_px)
+        if size not in self._sides_at:
+            self._sides_at[size] = _transformer_sides(self.pipeline.unet.config, self.family, size)
+        sides = self._sides_at[size]
         resolutions: dict[str, int] = {}
         for name in layer_names:
             path = name.removeprefix("unet.")
