@@ -11,13 +11,13 @@ from tests.duolora.pico import pico_sd15_pipeline, pico_unet
 
 
 def prediction(unet: torch.nn.Module, **more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A prediction and its gradient with respect to the latents."""
-    generator = torch.Generator().manual_seed(3)
-    noisy = torch.randn(2, 4, 8, 8, generator=generator).requires_grad_()
-    words = torch.randn(2, 5, 80, generator=generator)
+    """A prediction and its gradient with respect to the latents, on the U-Net's device."""
+    device, generator = next(unet.parameters()).device, torch.Generator().manual_seed(3)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator).to(device).requires_grad_()
+    words = torch.randn(2, 5, 80, generator=generator).to(device)
     added = {
-        "text_embeds": torch.randn(2, 24, generator=generator),
-        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2),
+        "text_embeds": torch.randn(2, 24, generator=generator).to(device),
+        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2, device=device),
     }
     predicted = unet(
         noisy, torch.tensor([10, 800]), encoder_hidden_states=words, added_cond_kwargs=added, **more
