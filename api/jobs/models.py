@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -170,7 +169,7 @@ class Stage(Base):
         Index("ix_stages_reuse", "account_id", "reuse_key", postgresql_where=text("state = 'succeeded'")),
         Index("ix_stages_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
     )
-    __mapper_args__: ClassVar[dict[str, Any]] = {"eager_defaults": False}
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012 - as SQLAlchemy declares it
     """All that an insert writes is known. Asking for it would make one statement of all the stages of a job, too long
     for psycopg to remember how it reads."""
 
