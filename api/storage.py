@@ -139,13 +139,19 @@ class ObjectStore:
                 self._internal.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
 
     def put_files(self, files: Mapping[str, Path], content_type: str) -> None:
-        """Store files of one type under their keys, several at a time.
+        """Store files of one type under their keys, several at a time; the calling thread takes its share.
 
         Raises:
             StoreError: one could not be stored. Nothing of the others is under way any more, so all may be deleted.
         """
-        sent = [self._senders.submit(self.put_file, key, path, content_type) for key, path in files.items()]
-        wait(sent)
+        if not files:
+            return
+        (key, path), *others = files.items()
+        sent = [self._senders.submit(self.put_file, *other, content_type) for other in others]
+        try:
+            self.put_file(key, path, content_type)
+        finally:
+            wait(sent)
         for each in sent:
             each.result()
 
