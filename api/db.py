@@ -32,7 +32,13 @@ NAMING_CONVENTION = {
 }
 """Every constraint has a predictable name, so that migrations can speak of it."""
 
-CONNECT_TIMEOUT_S = 5
+LIVENESS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""libpq's options, in seconds, by which each of our connections notices that the server has gone."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 """A process that stands still inside a transaction loses it: its row locks must not hold up the others."""
 DEAD_PEER_TIMEOUT_MS = 15_000
@@ -74,13 +80,10 @@ def make_engine(
         pool_size=pool_size,
         pool_pre_ping=trusted_for_s <= 0,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_S,
+            **LIVENESS,
             "application_name": application_name,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
             f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
             "tcp_user_timeout": DEAD_PEER_TIMEOUT_MS,
         },
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from api.presign import Presigner
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mypy_boto3_s3 import S3Client
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 MAX_DELETE = 1000
 """Most keys in one S3 multi-delete."""
+SINGLE_PUT_BYTES = 8 * 1024 * 1024
+"""Smaller files go in one request: what sends files in parts starts threads of its own for each file."""
+SENDERS = 8
+"""Files that one process stores at once with `put_files`; others wait."""
 
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _BUCKET_EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -109,6 +114,7 @@ class ObjectStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="store")
         self._internal = _client(settings, settings.endpoint)
         self._presigner = Presigner(
             settings.public_endpoint or settings.endpoint,
@@ -126,7 +132,28 @@ class ObjectStore:
     def put_file(self, key: str, path: Path, content_type: str) -> None:
         """Store a file under a key; large ones go in parts."""
         with _mapped(f"store {key}"):
-            self._internal.upload_file(str(path), self._bucket, key, ExtraArgs={"ContentType": content_type})
+            if path.stat().st_size >= SINGLE_PUT_BYTES:
+                self._internal.upload_file(str(path), self._bucket, key, ExtraArgs={"ContentType": content_type})
+                return
+            with path.open("rb") as body:
+                self._internal.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
+
+    def put_files(self, files: Mapping[str, Path], content_type: str) -> None:
+        """Store files of one type under their keys, several at a time; the calling thread takes its share.
+
+        Raises:
+            StoreError: one could not be stored. Nothing of the others is under way any more, so all may be deleted.
+        """
+        if not files:
+            return
+        (key, path), *others = files.items()
+        sent = [self._senders.submit(self.put_file, *other, content_type) for other in others]
+        try:
+            self.put_file(key, path, content_type)
+        finally:
+            wait(sent)
+        for each in sent:
+            each.result()
 
     def get_bytes(self, key: str) -> bytes:
         """Return an object's bytes."""

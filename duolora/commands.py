@@ -76,7 +76,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _train(arguments: argparse.Namespace) -> int:
     """Train one LoRA by itself, or the LoRAs of both sides in one pass."""
     from duolora.images import list_pictures  # noqa: PLC0415 - imports torch
-    from duolora.personalize import train_both, train_side  # noqa: PLC0415
+    from duolora.personalize import train_sides  # noqa: PLC0415
 
     config, sides = _train_config(arguments), _sides(arguments)
     pictures = {side: list_pictures(folder) for side, folder in zip(sides, arguments.pictures, strict=True)}
@@ -84,12 +84,9 @@ def _train(arguments: argparse.Namespace) -> int:
     base = load(arguments)
     with progress_bar() as bar:
         watcher = TerminalObserver(bar)
-        if arguments.side == "both":
-            for side, weights in train_both(base, pictures, config, watcher, keeper=keeper).items():
-                write_both(weights, arguments.out / f"{side}_lora.safetensors", base.family)
-        else:
-            weights = train_side(base, arguments.side, pictures[arguments.side], config, watcher, keeper=keeper)
-            write_both(weights, arguments.out, base.family)
+        for side, weights in train_sides(base, pictures, config, watcher, keeper=keeper).items():
+            out = arguments.out / f"{side}_lora.safetensors" if arguments.side == "both" else arguments.out
+            write_both(weights, out, base.family)
     return 0
 
 

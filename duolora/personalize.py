@@ -41,24 +41,7 @@ def captions(side: str, prompts: Prompts, count: int) -> list[str]:
     return [of_picture(index) for index in range(count)]
 
 
-def train_side(
-    base: DiffusionBase,
-    side: str,
-    pictures: Sequence[Path],
-    config: PersonalizeConfig,
-    observer: Observer | None = None,
-    *,
-    keeper: Keeper | None = None,
-    thrifty: bool = False,
-) -> LoraWeights:
-    """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
-
-    Takes and raises what `train_loras` does.
-    """
-    return _train(base, {side: pictures}, _without_company(config), observer, keeper=keeper, thrifty=thrifty)[side]
-
-
-def train_pair(
+def train_sides(
     base: DiffusionBase,
     pictures: Mapping[str, Sequence[Path]],
     config: PersonalizeConfig,
@@ -67,39 +50,13 @@ def train_pair(
     keeper: Keeper | None = None,
     thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
-    """Train each side as `train_side` does, both in one pass: their files differ by rounding only.
+    """Train the LoRAs of the sides whose pictures are given, in one pass, with the class pictures they are to preserve.
 
+    Both sides are trained in as much company as the configuration says; one alone has none, as its file then says.
     Takes and raises what `train_loras` does.
     """
-    return _train(base, pictures, _without_company(config), observer, keeper=keeper, thrifty=thrifty)
-
-
-def train_both(
-    base: DiffusionBase,
-    pictures: Mapping[str, Sequence[Path]],
-    config: PersonalizeConfig,
-    observer: Observer | None = None,
-    *,
-    keeper: Keeper | None = None,
-    thrifty: bool = False,
-) -> dict[str, LoraWeights]:
-    """Train the content LoRA and the style LoRA in one pass, in as much company as the configuration says.
-
-    Takes and raises what `train_loras` does.
-    """
-    return _train(base, pictures, config, observer, keeper=keeper, thrifty=thrifty)
-
-
-def _train(
-    base: DiffusionBase,
-    pictures: Mapping[str, Sequence[Path]],
-    config: PersonalizeConfig,
-    observer: Observer | None,
-    *,
-    keeper: Keeper | None,
-    thrifty: bool,
-) -> dict[str, LoraWeights]:
-    """Train the sides whose pictures are given, in one pass, with the class pictures that they are to preserve."""
+    if len(pictures) == 1:
+        config = without_company(config)
     tasks = all_with_class_pictures(
         base,
         [_task(side, pictures[side], config) for side in SIDES if side in pictures],
@@ -112,8 +69,11 @@ def _train(
     return {side: _signed(weights, side, config) for side, weights in trained.items()}
 
 
-def _without_company(config: PersonalizeConfig) -> PersonalizeConfig:
-    """Return the configuration of sides that are trained without each other."""
+def without_company(config: PersonalizeConfig) -> PersonalizeConfig:
+    """Return the configuration of sides that are trained without each other: in one pass or apart, they come out alike.
+
+    Their files differ by rounding only.
+    """
     return config.model_copy(
         update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
     )

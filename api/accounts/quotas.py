@@ -20,10 +20,12 @@ from api.jobs.states import JobState
 if TYPE_CHECKING:
     import uuid
 
+    from sqlalchemy import Update
     from sqlalchemy.orm import Session, sessionmaker
 
 RETRY_AFTER_S = 30
 """When to look again for a free place: nobody can say when a job of the account will start."""
+_BOUNDS = (Account.max_queued_jobs, Account.stored_bytes, Account.max_stored_bytes)
 _QUEUED, _STORED = "queued-jobs", "stored-bytes"
 
 
@@ -89,7 +91,13 @@ def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID) -> None:
         QuotaExceeded: there is no place left.
     """
     with transaction(sessions) as session:
-        _measure(session, account_id, locks=False).check(1)
+        row = session.execute(select(*_BOUNDS).where(Account.id == account_id)).one()
+        Usage(
+            _queued(session, account_id, row.max_queued_jobs),
+            row.max_queued_jobs,
+            row.stored_bytes,
+            row.max_stored_bytes,
+        ).check(1)
 
 
 def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Usage:
@@ -98,17 +106,22 @@ def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Us
     Locks the account, so that of two submissions that want its last place one is refused.
 
     Raises:
-        QuotaExceeded: there is no place left; nothing is taken.
+        QuotaExceeded: there is no place left; the transaction must be rolled back, so that nothing is taken.
     """
-    used = _measure(session, account_id, locks=True)
+    row = session.execute(_adding(account_id, stored_bytes).returning(*_BOUNDS)).one()
+    before = row.stored_bytes - stored_bytes
+    used = Usage(_queued(session, account_id, row.max_queued_jobs), row.max_queued_jobs, before, row.max_stored_bytes)
     used.check(stored_bytes)
-    add_stored(session, account_id, stored_bytes)
     return used.with_one_more(stored_bytes)
 
 
 def add_stored(session: Session, account_id: uuid.UUID, delta: int) -> None:
     """Count bytes that were stored for an account, or fewer than none that were deleted."""
-    session.execute(
+    session.execute(_adding(account_id, delta))
+
+
+def _adding(account_id: uuid.UUID, delta: int) -> Update:
+    return (
         update(Account)
         .where(Account.id == account_id)
         .values(stored_bytes=func.greatest(Account.stored_bytes + delta, 0))
@@ -116,16 +129,12 @@ def add_stored(session: Session, account_id: uuid.UUID, delta: int) -> None:
     )
 
 
-def _measure(session: Session, account_id: uuid.UUID, *, locks: bool) -> Usage:
-    bounds = select(Account.max_queued_jobs, Account.stored_bytes, Account.max_stored_bytes).where(
-        Account.id == account_id
-    )
-    row = session.execute(bounds.with_for_update(key_share=True) if locks else bounds).one()
-    queued = 0
-    if row.max_queued_jobs is not None:
-        queued = session.execute(
-            select(func.count())
-            .select_from(Job)
-            .where(Job.account_id == account_id, Job.state == JobState.QUEUED, Job.finished_at.is_(None))
-        ).scalar_one()
-    return Usage(queued, row.max_queued_jobs, row.stored_bytes, row.max_stored_bytes)
+def _queued(session: Session, account_id: uuid.UUID, most: int | None) -> int:
+    """Count the jobs that wait; 0 where nobody asks."""
+    if most is None:
+        return 0
+    return session.execute(
+        select(func.count())
+        .select_from(Job)
+        .where(Job.account_id == account_id, Job.state == JobState.QUEUED, Job.finished_at.is_(None))
+    ).scalar_one()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import selectinload
 
 from api.accounts.models import Account
 from api.jobs.claimed import ClaimedStage, describe
-from api.jobs.events import EventType, record_event
-from api.jobs.locking import LockedJob, instant
+from api.jobs.events import EventType, record_events
+from api.jobs.locking import change_of
 from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState, check_job, check_stage
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime, timedelta
 
+    from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
 FIRST_LOOK = 8
@@ -42,7 +43,7 @@ _CANDIDATES = text(
       FROM (SELECT account_id, finished_at FROM jobs WHERE finished_at IS NOT NULL
             ORDER BY finished_at DESC LIMIT 200) latest
       GROUP BY account_id)
-    SELECT best.id, load.is_limited
+    SELECT best.id, load.is_limited, now() AS now
     FROM waiting w
     CROSS JOIN LATERAL (
       SELECT (SELECT count(*) FROM stages b WHERE b.account_id = w.account_id AND b.state = 'running') AS running,
@@ -101,9 +102,9 @@ def claim_stage(
     wanted = FIRST_LOOK
     while True:
         found = session.execute(_CANDIDATES, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
-        for stage_id, is_limited in found:
+        for candidate in found:
             savepoint = session.begin_nested()
-            claimed = _claim(session, stage_id, worker_id=worker_id, lease=lease, pairs=pairs, is_limited=is_limited)
+            claimed = _claim(session, candidate, worker_id=worker_id, lease=lease, pairs=pairs)
             if claimed is not None:
                 savepoint.commit()
                 return claimed
@@ -114,10 +115,10 @@ def claim_stage(
 
 
 def _claim(
-    session: Session, stage_id: uuid.UUID, *, worker_id: str, lease: timedelta, pairs: bool, is_limited: bool
+    session: Session, candidate: Row[Any], *, worker_id: str, lease: timedelta, pairs: bool
 ) -> ClaimedStage | None:
-    """Claim one candidate, or return None if somebody else has it or it may not run now."""
-    stage = _free(session, stage_id)
+    """Claim one of `_CANDIDATES`, or return None if somebody else has it or it may not run now."""
+    stage = _free(session, candidate.id)
     if stage is None:
         return None
     partner: Stage | None = None
@@ -130,9 +131,9 @@ def _claim(
         elif sibling is not None and _may_share(session, stage, sibling, worker_id):
             partner = _free(session, sibling.id)
     job = _lock_job(session, stage)
-    if job.cancel_requested_at is not None or (is_limited and not _may_start(session, job)):
+    if job.cancel_requested_at is not None or (candidate.is_limited and not _may_start(session, job)):
         return None
-    now = instant(session)
+    now = candidate.now
     pair = [stage] if partner is None else [stage, partner]
     for each in pair:
         _hold(session, each, worker_id=worker_id, until=now + lease, now=now)
@@ -212,13 +213,12 @@ def _hold(session: Session, stage: Stage, *, worker_id: str, until: datetime, no
 
 def _begin(session: Session, job: Job, stages: Sequence[Stage], now: datetime) -> None:
     """Make the job of just claimed stages running, if these are its first, and record all of it."""
-    locked = LockedJob(session, job, stages, now)
+    happened = [change_of(stage) for stage in stages]
     if job.state is JobState.QUEUED:
         check_job(job.state, JobState.RUNNING)
         job.state, job.started_at = JobState.RUNNING, now
-        record_event(session, job, EventType.STARTED, now=now, data={})
-    for stage in stages:
-        locked.tell(stage)
+        happened.insert(0, (EventType.STARTED, {}))
+    record_events(session, job, happened, now=now)
 
 
 def _sibling(session: Session, stage: Stage) -> Stage | None:

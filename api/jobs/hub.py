@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from api.db import DEAD_PEER_TIMEOUT_MS, LIVENESS, STATEMENT_TIMEOUT_MS
+from api.jobs.event_types import TERMINAL_EVENTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -29,14 +32,10 @@ POLL_S = 2.0
 RECONNECT_S = 1.0
 GROUPS = 50
 """Jobs of one statement."""
-_TERMINAL = frozenset({"job.succeeded", "job.failed", "job.canceled", "job.expired"})
 _OPTIONS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
-    "options": "-c statement_timeout=30000 -c timezone=UTC",
+    **LIVENESS,
+    "tcp_user_timeout": DEAD_PEER_TIMEOUT_MS,
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
 }
 
 _NEWEST = """
@@ -232,7 +231,7 @@ class EventHub:
         rows = await connection.execute(_NEWEST, (jobs, cursors, self._limit + 1))
         for number, event_id, kind, data, at in await rows.fetchall():
             place = number - 1
-            found[place].append(Told(event_id, _frame(jobs[place], event_id, kind, data, at), kind in _TERMINAL))
+            found[place].append(Told(event_id, _frame(jobs[place], event_id, kind, data, at), kind in TERMINAL_EVENTS))
             newest[place] = event_id
         for place, mail in found.items():
             if len(mail) > self._limit:

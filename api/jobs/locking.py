@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select, update
 
 from api.errors import LeaseLost, NotFound
-from api.jobs.events import STATE_EVENTS, EventType, record_event
+from api.jobs.events import STATE_EVENTS, EventType, record_event, record_events
 from api.jobs.models import AttemptOutcome, Job, OutboxRow, Stage, StageAttempt
 from api.jobs.states import (
     TERMINAL_JOBS,
@@ -105,8 +105,7 @@ class LockedJob:
 
     def tell(self, stage: Stage) -> None:
         """Record that a stage has changed; before `settle`, whose event of a job's end is to be its last."""
-        data = {"stage": stage.name, "state": stage.state.value, "attempt": stage.attempt}
-        record_event(self.session, self.job, EventType.STAGE_CHANGED, now=self.now, data=data)
+        record_events(self.session, self.job, [change_of(stage)], now=self.now)
 
     def settle(self) -> None:
         """Derive the job's state from its stages; on a change record it, once, with its event and webhook."""
@@ -126,6 +125,11 @@ class LockedJob:
         if state is JobState.FAILED and job.error is not None:
             data = {name: job.error[name] for name in ("code", "stage", "attempt") if name in job.error}
         record_event(self.session, job, STATE_EVENTS[state], now=self.now, data=data)
+
+
+def change_of(stage: Stage) -> tuple[EventType, dict[str, Any]]:
+    """Return the event that tells where a stage stands now, with its data."""
+    return EventType.STAGE_CHANGED, {"stage": stage.name, "state": stage.state.value, "attempt": stage.attempt}
 
 
 def lock_job(session: Session, job_id: uuid.UUID) -> LockedJob:

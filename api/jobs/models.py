@@ -169,6 +169,9 @@ class Stage(Base):
         Index("ix_stages_reuse", "account_id", "reuse_key", postgresql_where=text("state = 'succeeded'")),
         Index("ix_stages_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
     )
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012 - as SQLAlchemy declares it
+    """All that an insert writes is known. Asking for it would make one statement of all the stages of a job, too long
+    for psycopg to remember how it reads."""
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from api.errors import LeaseLost
+from api.identifiers import uuid7
 from api.jobs.claimed import ClaimedStage, InputImage, Proof, StoredArtifact
 from api.jobs.claiming import claim_stage
 from api.jobs.endings import (
@@ -118,6 +119,7 @@ def insert_job(
     now = job.created_at = instant(session)
     job.stages = [
         Stage(
+            id=uuid7(),
             name=plan.name,
             ordinal=ordinal,
             account_id=job.account_id,
@@ -129,6 +131,7 @@ def insert_job(
             max_attempts=plan.max_attempts,
             state=StageState.WAITING if plan.depends_on else StageState.RUNNABLE,
             runnable_at=None if plan.depends_on else now,
+            announced_at=None if plan.depends_on else now,
         )
         for ordinal, plan in enumerate(stages)
     ]

@@ -22,7 +22,7 @@ from api.db import reading, transaction
 from api.errors import FieldError, InvalidParameters, NotFound
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
-from api.jobs import listing, repository, requests, view, wishes
+from api.jobs import images, listing, repository, requests, view, wishes
 from api.jobs.locking import instant
 from api.jobs.models import Job
 from api.jobs.plan import plan
@@ -241,11 +241,9 @@ class JobService:
     ) -> Accepted:
         """Store the pictures, from files or from another job's, and write the job; or leave nothing of either."""
         job_id, keys = order.job.id, [row.key for row in order.job.images]
-        types = {row.key: row.content_type for row in order.job.images}
         outlook = self._lookout.outlook()
         try:
-            for key, path in (files or {}).items():
-                self._store.put_file(key, path, types[key])
+            self._store.put_files(files or {}, images.CONTENT_TYPE)
             for source, target in (copies or {}).items():
                 self._store.copy(source, target)
             with transaction(self._sessions) as session:

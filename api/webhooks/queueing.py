@@ -7,6 +7,7 @@ against their removal, so that events of several jobs pass each other.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select, true
@@ -30,52 +31,63 @@ ESSENTIALS = ("job_id", "state")
 """What is left of data that would make a body too large: the receiver reads the job for the rest."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrence:
+    """An event to be told of."""
+
+    event_id: int
+    type: str
+    data: Mapping[str, Any]
+
+
 def queue_deliveries(
     session: Session,
     *,
     account_id: uuid.UUID,
     job_id: uuid.UUID,
-    event_id: int,
-    event_type: str,
+    occurrences: Sequence[Occurrence],
     occurred_at: datetime,
-    data: Mapping[str, Any],
     traceparent: str | None,
 ) -> None:
-    """Write one delivery for each enabled endpoint, of the account or of this job, that wants to hear of an event.
+    """Write one delivery of each event for each enabled endpoint, of the account or of this job, that wants to hear it.
 
-    The body is made here, once, so that every attempt sends the same bytes. Progress that no sender has taken yet makes
-    room for newer progress.
+    The bodies are made here, once, so that every attempt sends the same bytes. Progress that no sender has taken yet
+    makes room for newer progress.
     """
+    wants = {kind: _wants(kind) for kind in dict.fromkeys(each.type for each in occurrences)}
     endpoints = session.execute(
-        select(WebhookEndpoint.id, WebhookEndpoint.url)
+        select(WebhookEndpoint.id, WebhookEndpoint.url, *wants.values())
         .where(
             WebhookEndpoint.account_id == account_id,
             or_(WebhookEndpoint.job_id.is_(None), WebhookEndpoint.job_id == job_id),
             WebhookEndpoint.state == EndpointState.ENABLED,
-            _wants(event_type),
+            or_(*wants.values()),
         )
         .order_by(WebhookEndpoint.id)
         .with_for_update(read=True, key_share=True)
     ).all()
     if not endpoints:
         return
-    if event_type == EventType.PROGRESS:
-        _drop_unsent_progress(session, job_id, [row.id for row in endpoints])
-    body = make_body(event_type, occurred_at, data)
-    session.add_all(
-        WebhookDelivery(
-            account_id=account_id,
-            endpoint_id=row.id,
-            job_id=job_id,
-            event_id=event_id,
-            type=event_type,
-            url=row.url,
-            body=body,
-            retries=event_type in LIFECYCLE_EVENTS,
-            traceparent=traceparent,
+    places = {kind: place for place, kind in enumerate(wants, start=2)}
+    for each in occurrences:
+        hearers = [row for row in endpoints if row[places[each.type]]]
+        if each.type == EventType.PROGRESS:
+            _drop_unsent_progress(session, job_id, [row.id for row in hearers])
+        body = make_body(each.type, occurred_at, each.data)
+        session.add_all(
+            WebhookDelivery(
+                account_id=account_id,
+                endpoint_id=row.id,
+                job_id=job_id,
+                event_id=each.event_id,
+                type=each.type,
+                url=row.url,
+                body=body,
+                retries=each.type in LIFECYCLE_EVENTS,
+                traceparent=traceparent,
+            )
+            for row in hearers
         )
-        for row in endpoints
-    )
 
 
 def event_data(job: Job, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from api.webhooks.attempts import (
 )
 from api.webhooks.log import purge_log
 from api.webhooks.queueing import (
+    Occurrence,
     add_job_endpoint,
     adopt_job_endpoint,
     copy_job_endpoint,
@@ -27,6 +28,7 @@ __all__ = [
     "AttemptTime",
     "DeliveryOutcome",
     "DueDelivery",
+    "Occurrence",
     "add_job_endpoint",
     "adopt_job_endpoint",
     "copy_job_endpoint",

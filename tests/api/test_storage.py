@@ -26,6 +26,33 @@ def status(url, method="GET"):
             return error.code
 
 
+def test_several_files_are_stored_at_once(store, tmp_path):
+    files = {f"a/{number}": tmp_path / f"{number}" for number in range(5)}
+    for key, path in files.items():
+        path.write_text(key)
+    store.put_files(files, "text/plain")
+    assert [store.get_bytes(key).decode() for key in sorted(store.keys())] == sorted(files)
+    store.put_files({}, "text/plain")
+
+
+@pytest.mark.parametrize("refused", ["a", "b"])
+def test_when_one_of_several_files_is_refused_nothing_of_the_others_is_under_way(store, tmp_path, monkeypatch, refused):
+    put_file, ended = ObjectStore.put_file, []
+
+    def slow(self, key, *arguments):
+        if key == refused:
+            raise StoreError("the disk is full")
+        time.sleep(0.2)
+        put_file(self, key, *arguments)
+        ended.append(key)
+
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(ObjectStore, "put_file", slow)
+    with pytest.raises(StoreError, match="full"):
+        store.put_files(dict.fromkeys("abc", tmp_path / "file"), "text/plain")
+    assert sorted(ended) == sorted({"a", "b", "c"} - {refused})
+
+
 def test_bytes_and_files_come_back(store, tmp_path):
     store.put_bytes("a/b", b"hello", "text/plain")
     assert store.get_bytes("a/b") == b"hello"

@@ -15,7 +15,7 @@ from duolora.config import PersonalizeConfig, Preservation, Prompts
 from duolora.errors import Cancelled, CheckpointUnusable
 from duolora.events import Progress
 from duolora.keeping import Part, Saved, proceed
-from duolora.personalize import train_both, train_pair, train_side
+from duolora.personalize import train_sides, without_company
 from duolora.recipes import resolve
 from tests.duolora.dense import assert_same_change
 from tests.duolora.watch import Watcher
@@ -57,23 +57,23 @@ def job(*, company: float = 0.0, weight: float = 1.0, text_encoder: bool = False
 
 
 def content(base: DiffusionBase, pictures: Mapping[str, list[Path]], **how: Any) -> Mapping[str, LoraWeights]:
-    return {"content": train_side(base, "content", pictures["content"], job(), **how)}
+    return train_sides(base, {"content": pictures["content"]}, job(), **how)
 
 
 def style(base: DiffusionBase, pictures: Mapping[str, list[Path]], **how: Any) -> Mapping[str, LoraWeights]:
-    return {"style": train_side(base, "style", pictures["style"], job(weight=0), **how)}
+    return train_sides(base, {"style": pictures["style"]}, job(weight=0), **how)
 
 
 def pair(base: DiffusionBase, pictures: Mapping[str, list[Path]], **how: Any) -> Mapping[str, LoraWeights]:
-    return train_pair(base, pictures, job(), **how)
+    return train_sides(base, pictures, without_company(job()), **how)
 
 
 def loras(base: DiffusionBase, pictures: Mapping[str, list[Path]], **how: Any) -> Mapping[str, LoraWeights]:
-    return train_both(base, pictures, job(company=0.5), **how)
+    return train_sides(base, pictures, job(company=0.5), **how)
 
 
 def texts(base: DiffusionBase, pictures: Mapping[str, list[Path]], **how: Any) -> Mapping[str, LoraWeights]:
-    return train_both(base, pictures, job(company=0.5, weight=0, text_encoder=True), **how)
+    return train_sides(base, pictures, job(company=0.5, weight=0, text_encoder=True), **how)
 
 
 @pytest.fixture
@@ -241,9 +241,9 @@ def test_a_checkpoint_of_another_rank_or_side_is_refused(
     wider = config.model_copy(update={"style": config.style.model_copy(update={"rank": 3})})
 
     with pytest.raises(CheckpointUnusable, match="shape"):
-        train_side(base, "style", pictures["style"], wider, keeper=always(tmp_path))
+        train_sides(base, {"style": pictures["style"]}, wider, keeper=always(tmp_path))
     with pytest.raises(CheckpointUnusable, match="no part 'content'"):
-        train_side(base, "content", pictures["content"], config, keeper=always(tmp_path))
+        train_sides(base, {"content": pictures["content"]}, config, keeper=always(tmp_path))
 
 
 class Finishing(FolderKeeper):
@@ -295,10 +295,10 @@ def test_a_side_goes_on_alone_from_a_pairs_checkpoint(
         pair(base, pictures, observer=Watcher(stop_after=STEPS["style"] + 1), keeper=always(tmp_path))
     expected = pair(base, pictures)
 
-    found = train_side(base, "style", pictures["style"], job(), keeper=always(tmp_path))
+    found = train_sides(base, {"style": pictures["style"]}, job(), keeper=always(tmp_path))["style"]
 
     assert_same_change(found, expected["style"], 1e-6)
-    assert_same_change(train_side(base, "style", pictures["style"], job()), expected["style"], 1e-2)
+    assert_same_change(train_sides(base, {"style": pictures["style"]}, job())["style"], expected["style"], 1e-2)
 
 
 def test_who_stops_for_a_while_between_the_question_and_the_keeping_loses_nothing() -> None:

@@ -10,7 +10,7 @@ from duolora.config import PersonalizeConfig, Preservation, Prompts
 from duolora.errors import Cancelled
 from duolora.generate import sample_tenants
 from duolora.lora_task import LoraTask
-from duolora.personalize import train_both, train_side
+from duolora.personalize import train_sides
 from duolora.recipes import resolve
 from tests.duolora.watch import Watcher
 
@@ -86,8 +86,8 @@ def test_drawing_is_reported_before_the_first_step_and_can_be_stopped(
 def test_jobs_train_with_their_class_pictures(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:
     plain, kept = (
         {
-            "alone": train_side(base, "content", pictures["content"], config),
-            **train_both(base, pictures, config),
+            "alone": train_sides(base, {"content": pictures["content"]}, config)["content"],
+            **train_sides(base, pictures, config),
         }
         for config in (preserving_config(weight=0), preserving_config())
     )

@@ -18,7 +18,7 @@ from duolora.lora.weights import LoraWeights
 from duolora.lora.write import write_diffusers
 from duolora.merge import MergeSide, merge_case, merge_loras
 from duolora.models.registry import load_base
-from duolora.personalize import captions, draw_preview, job_report, merge_sides, train_both, train_side
+from duolora.personalize import captions, draw_preview, job_report, merge_sides, train_sides
 from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
 from duolora.recipes import MERGE_RECIPES, resolve
 from tests.duolora.pico import CPU, random_lora, random_lora_on
@@ -64,9 +64,9 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
     model = base if name == "pico" else load_base("tiny", CPU)
     config = lean_config(name, company=company)
     if config.trains_together:
-        loras = train_both(model, pictures, config)
+        loras = train_sides(model, pictures, config)
     else:
-        loras = {side: train_side(model, side, pictures[side], config) for side in pictures}
+        loras = {side: train_sides(model, {side: pictures[side]}, config)[side] for side in pictures}
     merged = merge_sides(model, loras, pictures, config)
     watcher = Watcher()
     preview = draw_preview(model, {**loras, "merged": merged.weights}, pictures, config, watcher)
@@ -108,9 +108,9 @@ def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
 def test_files_carry_their_words(base: DiffusionBase, pictures: dict[str, list[Path]], company: float) -> None:
     config = lean_config(company=company)
     if config.trains_together:
-        loras = train_both(base, pictures, config)
+        loras = train_sides(base, pictures, config)
     else:
-        loras = {side: train_side(base, side, pictures[side], config) for side in pictures}
+        loras = {side: train_sides(base, {side: pictures[side]}, config)[side] for side in pictures}
     merged = merge_sides(base, loras, pictures, config).weights
 
     words = {name: lora.metadata for name, lora in {**loras, "merged": merged}.items()}
@@ -130,8 +130,8 @@ def test_each_side_is_trained_by_its_own_settings(base: DiffusionBase, content_p
     config = lean_config()
     config = config.model_copy(update={"style": config.style.model_copy(update={"rank": 5, "seed": 9})})
 
-    alone = {side: train_side(base, side, content_pictures, config) for side in ("content", "style")}
-    both = train_both(base, dict.fromkeys(("content", "style"), content_pictures), config)
+    alone = {side: train_sides(base, {side: content_pictures}, config)[side] for side in ("content", "style")}
+    both = train_sides(base, dict.fromkeys(("content", "style"), content_pictures), config)
 
     for loras in (alone, both):
         assert {side: lora.common_rank for side, lora in loras.items()} == {"content": 3, "style": 5}
@@ -146,16 +146,16 @@ def test_both_sides_in_one_pass_are_trained_on_their_own_pictures_and_captions(
     base: DiffusionBase, pictures: dict[str, list[Path]]
 ) -> None:
     """Without company one pass gives what two give; tolerance as where `train_loras` is tested for that."""
-    both = train_both(base, pictures, lean_config())
+    both = train_sides(base, pictures, lean_config())
 
     for side, lora in both.items():
-        alone = deltas(train_side(base, side, pictures[side], lean_config()))
+        alone = deltas(train_sides(base, {side: pictures[side]}, lean_config())[side])
         assert (deltas(lora) - alone).norm() < 1e-3 * alone.norm(), side
 
 
 def test_a_side_trained_by_itself_has_no_company_and_says_so(base: DiffusionBase, content_pictures: list[Path]) -> None:
     without, wished = (
-        train_side(base, "content", content_pictures, lean_config(company=share)) for share in (0.0, 1.0)
+        train_sides(base, {"content": content_pictures}, lean_config(company=share))["content"] for share in (0.0, 1.0)
     )
 
     assert torch.equal(deltas(without), deltas(wished))
@@ -164,7 +164,7 @@ def test_a_side_trained_by_itself_has_no_company_and_says_so(base: DiffusionBase
 
 
 def test_company_changes_what_both_sides_learn(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:
-    without, with_it = (train_both(base, pictures, lean_config(company=share)) for share in (0.0, 1.0))
+    without, with_it = (train_sides(base, pictures, lean_config(company=share)) for share in (0.0, 1.0))
 
     for side, lora in without.items():
         assert (deltas(with_it[side]) - deltas(lora)).norm() > 1e-2 * deltas(lora).norm(), side
@@ -173,7 +173,9 @@ def test_company_changes_what_both_sides_learn(base: DiffusionBase, pictures: di
 def test_loras_trained_on_different_words_differ(base: DiffusionBase, content_pictures: list[Path]) -> None:
     other = lean_config().model_copy(update={"prompts": Prompts(subject_class="zebra")})
 
-    one, two = (train_side(base, "content", content_pictures, config) for config in (lean_config(), other))
+    one, two = (
+        train_sides(base, {"content": content_pictures}, config)["content"] for config in (lean_config(), other)
+    )
 
     assert any(not torch.equal(layer.up_OR, two.layers[name].up_OR) for name, layer in one.layers.items())
 

@@ -15,7 +15,7 @@ from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.lora_task import Batch, CachedTask, LoraTask
 from duolora.models.carried import applied
-from duolora.personalize import merge_sides, train_both
+from duolora.personalize import merge_sides, train_sides
 from duolora.recipes import resolve
 from duolora.train import train_loras, train_tenants
 from tests.duolora.dense import assert_same_change
@@ -181,7 +181,7 @@ def test_a_job_carries_its_text_encoders_through_files_merge_and_sampling(
 ) -> None:
     config = text_config()
 
-    loras = train_both(base, pictures, config)
+    loras = train_sides(base, pictures, config)
     merged = merge_sides(base, loras, pictures, config).weights
 
     text = text_part(merged)

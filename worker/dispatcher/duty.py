@@ -11,6 +11,7 @@ import psycopg
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
+from api.db import LIVENESS
 from worker.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -75,15 +76,7 @@ class Duty:
                 self._stop.wait(pause_s)
 
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(
-            self._dsn,
-            autocommit=True,
-            connect_timeout=5,
-            application_name=f"dispatcher {self.name}",
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-        )
+        return psycopg.connect(self._dsn, autocommit=True, application_name=f"dispatcher {self.name}", **LIVENESS)
 
     def _hold(self, connection: psycopg.Connection) -> bool:
         """Wait for the lock; False when told to stop before it came."""

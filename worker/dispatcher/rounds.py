@@ -41,20 +41,23 @@ class Relay:
     def __call__(self, connection: psycopg.Connection) -> None:
         """Publish what there is, then wait for more.
 
-        Listening again is free of effect; doing so before reading means that nothing falls between the two.
+        Listening again is free of effect; doing so before reading means that nothing falls between the two. What a
+        notification tells of goes out at once, before the next round asks whether the lock still holds.
         """
         connection.execute(f"LISTEN {CHANNEL}")
         while self._drain():
             pass
-        self._listen(connection)
+        if self._listen(connection):
+            self._drain()
 
-    def _listen(self, connection: psycopg.Connection) -> None:
-        """Wait for a notification, for the time, or for the end."""
+    def _listen(self, connection: psycopg.Connection) -> bool:
+        """Wait for a notification, for the time, or for the end; True for a notification."""
         waited_s = 0.0
         while waited_s < self._poll_s and not self._stop.is_set():
             if list(connection.notifies(timeout=SLICE_S, stop_after=1)):
-                return
+                return True
             waited_s += SLICE_S
+        return False
 
     def _drain(self) -> bool:
         """Publish one batch; True if there may be more. A hint is dropped after it was sent, so it may go twice."""

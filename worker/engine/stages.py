@@ -12,7 +12,7 @@ from duolora.images import list_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.models.registry import load_base
-from duolora.personalize import draw_preview, job_report, merge_sides, train_both, train_pair, train_side
+from duolora.personalize import draw_preview, job_report, merge_sides, train_sides, without_company
 from duolora.runtime import choose_runtime
 from worker.engine.keeping import SIDE_STAGES
 from worker.engine.protocol import Output, StageRequest
@@ -96,10 +96,7 @@ def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
     how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
     stages = [request.stage] if request.partner is None else [request.stage, request.partner]
     pictures = {SIDE_STAGES[stage]: list_pictures(request.inputs_dir / SIDE_STAGES[stage]) for stage in stages}
-    if request.partner is None:
-        [(side, own)] = pictures.items()
-        return _write_side(train_side(base, side, own, request.config, observer, **how), side, request, base)
-    loras = train_pair(base, pictures, request.config, observer, **how)
+    loras = train_sides(base, pictures, without_company(request.config), observer, **how)
     return [
         replace(output, stage=None if stage == request.stage else stage)
         for stage in stages
@@ -110,7 +107,7 @@ def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
 def _train_both(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train both LoRAs in one pass and write the files that the two stages of their own write."""
     how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
-    loras = train_both(base, _pictures(request), request.config, observer, **how)
+    loras = train_sides(base, _pictures(request), request.config, observer, **how)
     return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
 
 

@@ -15,7 +15,7 @@ from duolora.lora.read import read_lora
 from duolora.lora.write import write_kohya
 from duolora.method.priors import Role, roles_by_resolution
 from duolora.models.base import DiffusionBase, PromptEmbeddings
-from duolora.personalize import merge_sides, train_side
+from duolora.personalize import merge_sides, train_sides
 from duolora.runtime import Runtime
 from tests.duolora.models.architectures import SD15_UNET
 from tests.duolora.pico import pico_sd15_pipeline
@@ -86,7 +86,7 @@ def test_pictures_become_two_loras_a_merge_and_pictures(
     config = lean_config("pico SD 1.5")
     before = {name: parameter.clone() for name, parameter in sd15_base.unet.named_parameters()}
 
-    loras = {side: train_side(sd15_base, side, pictures[side], config) for side in pictures}
+    loras = {side: train_sides(sd15_base, {side: pictures[side]}, config)[side] for side in pictures}
     merged = merge_sides(sd15_base, loras, pictures, config)
     drawn = generate(sd15_base, ["a sbu disc in szn style"], config.preview, merged.weights)
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from duolora.config import MergeConfig, PersonalizeConfig, Prompts, TargetLayers
 from duolora.errors import Fault
 from duolora.recipes import resolve
-from tests.duolora.pico import draw_pictures, pico_base
+from tests.duolora.pico import draw_pictures
 from worker.wire import (
     Cancel,
     Checkpointed,
@@ -104,37 +105,34 @@ class Engine:
             self.process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def location(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("pico") / "base"
-    pico_base().pipeline.save_pretrained(folder)
-    return str(folder)
+@contextmanager
+def ready_engine(ends_with: int | None = None) -> Iterator[Engine]:
+    """An engine process that is ready; it is closed afterwards, and then has this status if one is given."""
+    engine = Engine()
+    engine.until(lambda event: isinstance(event, Ready))
+    yield engine
+    status = engine.close()
+    assert ends_with in {None, status}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     """The one engine process of this module, for tests that leave it alive."""
-    engine = Engine()
-    engine.until(lambda event: isinstance(event, Ready))
-    yield engine
-    assert engine.close() == 0
+    with ready_engine(ends_with=0) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
 def second_engine() -> Iterator[Engine]:
     """Another one, to go on in."""
-    engine = Engine()
-    engine.until(lambda event: isinstance(event, Ready))
-    yield engine
-    assert engine.close() == 0
+    with ready_engine(ends_with=0) as engine:
+        yield engine
 
 
 @pytest.fixture
 def own_engine() -> Iterator[Engine]:
-    engine = Engine()
-    engine.until(lambda event: isinstance(event, Ready))
-    yield engine
-    engine.close()
+    with ready_engine() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, 
 from duolora.events import Silent
 from duolora.lora.read import read_lora
 from duolora.recipes import resolve
-from tests.duolora.pico import draw_pictures, pico_base, share_the_cores
+from tests.duolora.pico import draw_pictures, share_the_cores
 from tests.duolora.watch import Watcher
 from worker.engine.protocol import Output, StageRequest
 from worker.engine.stages import BaseModels, run_stage
@@ -49,13 +49,6 @@ IN_ONE_PASS = {"loras": APART["content_lora"] | APART["style_lora"]} | {
 @pytest.fixture(scope="module", autouse=True)
 def one_thread_per_process() -> None:
     share_the_cores()
-
-
-@pytest.fixture(scope="module")
-def location(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("pico") / "base"
-    pico_base().pipeline.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
