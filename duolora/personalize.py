@@ -49,13 +49,12 @@ def train_side(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> LoraWeights:
     """Train the content LoRA or the style LoRA by itself, so without company, as its file then says.
 
     Takes and raises what `train_loras` does.
     """
-    return _train(base, {side: pictures}, _without_company(config), observer, keeper=keeper, thrifty=thrifty)[side]
+    return _train(base, {side: pictures}, _without_company(config), observer, keeper=keeper)[side]
 
 
 def train_pair(
@@ -65,13 +64,12 @@ def train_pair(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train each side as `train_side` does, both in one pass: their files differ by rounding only.
 
     Takes and raises what `train_loras` does.
     """
-    return _train(base, pictures, _without_company(config), observer, keeper=keeper, thrifty=thrifty)
+    return _train(base, pictures, _without_company(config), observer, keeper=keeper)
 
 
 def train_both(
@@ -81,13 +79,12 @@ def train_both(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train the content LoRA and the style LoRA in one pass, in as much company as the configuration says.
 
     Takes and raises what `train_loras` does.
     """
-    return _train(base, pictures, config, observer, keeper=keeper, thrifty=thrifty)
+    return _train(base, pictures, config, observer, keeper=keeper)
 
 
 def _train(
@@ -97,7 +94,6 @@ def _train(
     observer: Observer | None,
     *,
     keeper: Keeper | None,
-    thrifty: bool,
 ) -> dict[str, LoraWeights]:
     """Train the sides whose pictures are given, in one pass, with the class pictures that they are to preserve."""
     tasks = all_with_class_pictures(
@@ -106,9 +102,8 @@ def _train(
         config,
         observer,
         keeper=keeper,
-        thrifty=thrifty,
     )
-    trained = train_loras(base, tasks, observer, keeper=keeper, thrifty=thrifty)
+    trained = train_loras(base, tasks, observer, keeper=keeper)
     return {side: _signed(weights, side, config) for side, weights in trained.items()}
 
 
@@ -146,7 +141,6 @@ def merge_sides(
     *,
     strengths: Mapping[str, float] | None = None,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> MergeResult:
     """Merge the two LoRAs of a job, or more.
 
@@ -158,7 +152,6 @@ def merge_sides(
         observer: receives progress.
         strengths: side -> factor of that side in the result; 1 where not given.
         keeper: keeps checkpoints of a merge that takes steps.
-        thrifty: spare memory at the cost of time.
 
     Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
@@ -171,9 +164,7 @@ def merge_sides(
         sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
     if config.merge.method is MergeMethod.RELEASE:
         case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
-        released = duolora_release.merge_as_job(
-            base, case, steps=config.merge.steps, observer=observer, keeper=keeper, thrifty=thrifty
-        )
+        released = duolora_release.merge_as_job(base, case, steps=config.merge.steps, observer=observer, keeper=keeper)
         carried = with_carried(released.weights, {side: sides[side] for side in SIDES})  # the release's own order
         result = MergeResult(carried, released.report)
     else:
@@ -185,7 +176,6 @@ def merge_sides(
             resolution_px=resolution_px,
             observer=observer,
             keeper=keeper,
-            thrifty=thrifty,
         )
     title = "content and style, merged by DuoLoRA"
     signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
@@ -234,7 +224,6 @@ def draw_preview(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> Image.Image:
     """Draw the labelled grid of a job.
 
@@ -245,7 +234,6 @@ def draw_preview(
         config: the job's configuration.
         observer: receives progress over all samplings.
         keeper: keeps the pictures of every finished sampling, so that they are not drawn again.
-        thrifty: spare memory at the cost of time.
 
     Raises what `generate` raises, and CheckpointUnusable.
     """
@@ -269,7 +257,7 @@ def draw_preview(
             note=f"drawing with the {title[0].lower()}{title[1:]}",
         )
         if name not in drawn:
-            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part, thrifty=thrifty))
+            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part))
             if keeper is not None and index + 1 < len(samplings):
                 keeper.keep(Saved((index + 1) * steps, len(samplings) * steps, {_PREVIEW: Part(drawn)}))
         rows.append(PreviewRow(title, f'"{prompt}"', pictures_of_bytes(drawn[name])))
