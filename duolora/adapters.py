@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from duolora.errors import InvalidLora, LayerGroupEmpty
 from duolora.grouped import GroupedFactors, GroupedLayer, side_span
+from duolora.joined import JoinedFactors
 from duolora.lora.weights import LoraLayer, LoraWeights
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ class RoleRows:
     """The role of every sample in the next pass, shared by all layers of one adapter.
 
     Equal rows are always the same tensor, so that a recorded pass finds its own in place whatever came between. `span`
-    is the sides that the samples stand for, where they stand in order (see `grouped.side_span`).
+    is the sides that the samples stand for, where they stand in order (see `grouped.side_span`), `first` the role of
+    the first.
     """
 
     tenants: int
     sides: int
     rows_B: Tensor | None = None
     span: slice | None = None
+    first: int | None = None
     known: dict[tuple[int, ...], tuple[Tensor, slice | None]] = field(default_factory=dict)
 
     def assign(self, rows_B: Tensor, device: torch.device) -> None:
@@ -48,6 +51,7 @@ class RoleRows:
         if rows not in self.known:
             self.known[rows] = (rows_B.to(device), side_span(rows, self.tenants, self.sides))
         self.rows_B, self.span = self.known[rows]
+        self.first = rows[0] if rows else None
 
 
 class RankSpaceLinear(nn.Module):
@@ -68,6 +72,7 @@ class RankSpaceLinear(nn.Module):
         self.learned_JR: Tensor | None = None
         self.grouped: GroupedLayer | None = None
         self._roles = roles
+        self._joined: JoinedFactors | None = None
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Return the base's output plus the change that each sample's role selects, (B, T, O)."""
@@ -76,20 +81,17 @@ class RankSpaceLinear(nn.Module):
             raise RuntimeError("assign a role to every sample before running the model")
         if self.grouped is not None and self._roles.span is not None and torch.is_grad_enabled():
             return self.grouped(x_BTI, self.base, self._roles.span, anchor=next(iter(self.downs.values())))
-        output: Tensor = self.base(x_BTI)
-        hidden_BTR = self._through(x_BTI, self._joined(self.downs, 1, x_BTI.dtype))
-        if self._is_masked:
-            masks_BR = self._masks(rows_B).to(x_BTI.dtype)
-            # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
-            hidden_BTR = hidden_BTR * masks_BR.view(-1, *(1,) * (x_BTI.ndim - 2), masks_BR.shape[1])
-        return output + self._through(hidden_BTR, self._joined(self.ups, 2, x_BTI.dtype))
+        # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
+        masks_BR = self._masks(rows_B).to(x_BTI.dtype) if self._is_masked else None
+        return self._joined_factors(x_BTI.dtype)(x_BTI, self.base, masks_BR)
 
-    def _through(self, x_BTI: Tensor, weight_JOI: Tensor) -> Tensor:
-        """Send every tenant's samples through its own matrix, (B, T, O)."""
-        if self.tenants == 1:
-            return functional.linear(x_BTI, weight_JOI[0])
-        rows_JXI = x_BTI.reshape(self.tenants, -1, x_BTI.shape[-1])
-        return torch.bmm(rows_JXI, weight_JOI.mT).view(*x_BTI.shape[:-1], weight_JOI.shape[1])
+    def _joined_factors(self, dtype: torch.dtype) -> JoinedFactors:
+        """Join the factors of all sides along the rank axis; once for all passes while none of them learns."""
+        if any(factor.requires_grad for factors in (self.downs, self.ups) for factor in factors.values()):
+            return JoinedFactors.of(self.downs.values(), self.ups.values(), dtype, learns=True)
+        if self._joined is None or self._joined.down_JRI.dtype != dtype:
+            self._joined = JoinedFactors.of(self.downs.values(), self.ups.values(), dtype, learns=False)
+        return self._joined
 
     def _masks(self, rows_B: Tensor) -> Tensor:
         """Return the mask of every sample, (B, R): its role's row, of its own tenant where masks are learned."""
@@ -105,17 +107,6 @@ class RankSpaceLinear(nn.Module):
     def _is_masked(self) -> bool:
         """False when one side is alone in the whole adapter, so that its mask is all ones for every sample."""
         return self.learned_JR is not None or self.fixed_NR.shape[0] > 1
-
-    @staticmethod
-    def _joined(factors: nn.ParameterDict, dim: int, dtype: torch.dtype) -> Tensor:
-        """Join the factors of all sides along the rank axis; one side alone needs no copy."""
-        parts = list(factors.values())
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)).to(dtype)
-
-
-def _by_side(factors: nn.ParameterDict) -> dict[str, nn.Parameter]:
-    """Return factors by side."""
-    return dict(factors.items())
 
 
 def _frozen(factor: Tensor, device: torch.device) -> nn.Parameter:
@@ -203,9 +194,15 @@ class RankSpaceAdapter:
             raise RuntimeError("no roles have been assigned")
         return self._roles.rows_B
 
-    def assign_all(self, role: int, batch: int, device: torch.device) -> None:
+    def present_role(self) -> int:
+        """Return the role of the first sample, without waiting for the device."""
+        if self._roles.first is None:
+            raise RuntimeError("no roles have been assigned")
+        return self._roles.first
+
+    def assign_all(self, role: int, batch: int) -> None:
         """Give all samples of the next passes one role."""
-        self.assign(torch.full((batch,), role, dtype=torch.int64, device=device))
+        self.assign(torch.full((batch,), role, dtype=torch.int64))
 
     def train_factors(self, side: str) -> list[nn.Parameter]:
         """Let the factors of one side learn and return them; the roles' masks stay as they are."""
@@ -219,19 +216,15 @@ class RankSpaceAdapter:
 
         None, and nothing changes, where a layer lacks a side or its sides differ in rank.
         """
-        if any(
-            len(layer.ranks) < len(self.sides) or len(set(layer.ranks.values())) > 1 for layer in self.layers.values()
-        ):
+        layers = list(self.layers.values())
+        if any(len(layer.ranks) < len(self.sides) or len(set(layer.ranks.values())) > 1 for layer in layers):
             return None
-        for layer in self.layers.values():
-            layer.grouped = GroupedLayer.of(_by_side(layer.downs), _by_side(layer.ups), dtype)
-        return GroupedFactors(
-            [
-                (layer.grouped, _by_side(layer.downs), _by_side(layer.ups))
-                for layer in self.layers.values()
-                if layer.grouped
-            ]
-        )
+        members = []
+        for layer in layers:
+            downs, ups = dict(layer.downs.items()), dict(layer.ups.items())
+            layer.grouped = GroupedLayer.of(downs, ups, dtype)
+            members.append((layer.grouped, downs, ups))
+        return GroupedFactors(members)
 
     def takes_groups(self) -> bool:
         """Say whether a pass of the roles assigned last takes the short way, and leaves its gradients there."""

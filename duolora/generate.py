@@ -155,7 +155,7 @@ class _Fixed:
                 adapter = RankSpaceAdapter(*({"lora": lora} for lora in present))
                 stack.enter_context(adapter.inject(self._base.unet))
                 # The one role there is; without masks its rows are not looked at, so any number of samples will do.
-                adapter.assign_all(0, 1, self._base.runtime.device)
+                adapter.assign_all(0, 1)
             self._inside = stack.pop_all()
         return self
 

@@ -90,7 +90,7 @@ class _Through(torch.autograd.Function):
         hidden_GMR = torch.bmm(x_GMI, groups.down_GRI.mT)
         output_BTO.view(count, -1, output_BTO.shape[-1]).baddbmm_(hidden_GMR, groups.up_GOR.mT)
         ctx.save_for_backward(x_GMI, hidden_GMR)
-        ctx.weight_OI, ctx.groups, ctx.shape = base.weight, groups, x_BTI.shape
+        ctx.base, ctx.groups, ctx.shape = base, groups, x_BTI.shape
         return output_BTO
 
     @staticmethod
@@ -103,7 +103,7 @@ class _Through(torch.autograd.Function):
         torch.bmm(hidden_grad_GMR.mT, x_GMI, out=groups.down_grad_GRI)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        x_grad_GMI = torch.matmul(grad_GMO, ctx.weight_OI).baddbmm_(hidden_grad_GMR, groups.down_GRI)
+        x_grad_GMI = torch.matmul(grad_GMO, ctx.base.weight).baddbmm_(hidden_grad_GMR, groups.down_GRI)
         return x_grad_GMI.view(ctx.shape), None, None, None
 
 

@@ -10,23 +10,19 @@ exactly equal to the masked model. Two LoRAs are the ordinary case; more, of eit
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from duolora.adapters import RankSpaceAdapter
-from duolora.checkpoints import learner_tensors, restore_learner, set_random_state
 from duolora.config import LayerPrior, MaskStart, MergeMethod, TargetLayers
-from duolora.errors import InvalidConfig, InvalidLora, TrainingDiverged
-from duolora.events import Observer, Progress, Silent, advance
+from duolora.errors import InvalidConfig, InvalidLora
+from duolora.events import Observer, Silent
 from duolora.images import load_pictures
-from duolora.keeping import Keeper, Part, proceed, resumed
 from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
+from duolora.merge_course import MergeCourse, optimise
 from duolora.method.merge_case import EncodedSide, MergeCase
 from duolora.method.merge_objective import BANK_CHUNK, Cycles, MergeObjective, teacher_bank
 from duolora.method.merge_start import MomentRecorder, starting_masks
@@ -43,14 +39,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.config import MergeConfig
+    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
     from duolora.method.merge_start import Masks
     from duolora.method.priors import Role
     from duolora.models.base import DiffusionBase
-
-
-_MASKS = "masks"
-"""The one part of a merge's checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +141,7 @@ def merge_cases(
         raise InvalidConfig(
             f"this merges by rank masks; for {config.method.value!r} use duolora.personalize.merge_sides"
         )
-    course = _Course(observer or Silent(), keeper if config.steps > 0 else None, config.steps)
+    course = MergeCourse(observer or Silent(), keeper if config.steps > 0 else None, config.steps, records=not thrifty)
     started = time.monotonic()
     course.tell("preparing the merge")
     canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]
@@ -190,29 +183,6 @@ def merge_cases(
     ]
 
 
-class _Course:
-    """The way of one merge through its steps: who is told, who keeps checkpoints, where it begins."""
-
-    def __init__(self, observer: Observer, keeper: Keeper | None, total: int) -> None:
-        self.observer = observer
-        self.keeper = keeper
-        self.total = total
-        self.saved = resumed(keeper)
-        self.first = 0 if self.saved is None else min(self.saved.step, total)
-
-    def tell(self, note: str) -> None:
-        """Say what is done before the next step."""
-        self.observer.on_progress(Progress(step=self.first, total=self.total, note=note))
-
-    def pause(self, note: str) -> None:
-        """Say what is done before the next step, and honour a request to stop.
-
-        Raises:
-            Cancelled: the observer asks for it.
-        """
-        advance(self.observer, Progress(step=self.first, total=self.total, note=note))
-
-
 def _learn(
     base: DiffusionBase,
     adapter: RankSpaceAdapter,
@@ -222,7 +192,7 @@ def _learn(
     start: Masks,
     layer_roles: Mapping[str, Role],
     side_roles: Mapping[str, Role],
-    course: _Course,
+    course: MergeCourse,
     thrifty: bool,
 ) -> tuple[Masks, list[dict[str, list[float]]]]:
     """Let the masks of an attached adapter learn; return them with the terms of every step, a number per tenant each.
@@ -250,49 +220,12 @@ def _learn(
         cycles=Cycles(base, adapter, cases),
         layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
         side_roles=side_roles,
-        thrifty=thrifty,
     )
     leaves = adapter.learn_masks(start if solved is None else solved.solve(config.ridge))
     named = dict(zip(adapter.layers, leaves, strict=True))
     with recomputed_activations(base, adapter) if thrifty else nullcontext():
-        losses = _optimise(objective, named, config, generators, course)
+        losses = optimise(objective, named, config, generators, course)
     return adapter.learned_masks(), losses
-
-
-def _optimise(
-    objective: MergeObjective,
-    masks: Mapping[str, Tensor],
-    config: MergeConfig,
-    generators: Sequence[torch.Generator],
-    course: _Course,
-) -> list[dict[str, list[float]]]:
-    """Take all steps, masks by layer; return the terms of every step, a number per tenant each."""
-    optimizer = torch.optim.Adam(list(masks.values()), lr=config.learning_rate)
-    losses: list[dict[str, list[float]]] = []
-
-    def parts() -> dict[str, Part]:
-        states = {f"random/{tenant}": generator.get_state() for tenant, generator in enumerate(generators)}
-        return {_MASKS: Part(learner_tensors(masks, optimizer) | states, {"losses": losses})}
-
-    if course.saved is not None:
-        part = course.saved.part(_MASKS)
-        restore_learner(masks, optimizer, part)
-        losses += part.value("losses")
-        for tenant, generator in enumerate(generators):
-            set_random_state(generator, part.tensor(f"random/{tenant}"))
-    for step in range(course.first, config.steps):
-        terms = objective.evaluate(step, generators)
-        optimizer.zero_grad(set_to_none=True)
-        terms["total"].sum().backward()
-        optimizer.step()
-        losses.append({name: values_J.tolist() for name, values_J in terms.items()})
-        total = sum(losses[-1]["total"]) / len(generators)
-        if not math.isfinite(total):
-            raise TrainingDiverged(f"the merge's loss is {total} at step {step + 1}")
-        progress = Progress(step=step + 1, total=config.steps, loss=total, note="merging")
-        if not proceed(course.observer, course.keeper, progress, parts):
-            break
-    return losses
 
 
 def _require_alike(canonical: Sequence[Mapping[str, LoraWeights]]) -> None:

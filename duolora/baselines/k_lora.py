@@ -109,7 +109,7 @@ class KLora:
         """Give every sample of a pass the chosen masks, however many there are."""
         batch = inputs[0].shape[0]
         if batch != self._batch:
-            self._adapter.assign_all(self._adapter.merged, batch, self._base.runtime.device)
+            self._adapter.assign_all(self._adapter.merged, batch)
             self._batch = batch
 
     @torch.no_grad()

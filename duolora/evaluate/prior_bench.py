@@ -60,7 +60,7 @@ class MaskedLoras:
         """Write masks where the recorded passes read them, for passes of so many samples, all tenants together."""
         for leaf_JR, mask_JR in zip(self.leaves, joined, strict=True):
             leaf_JR.copy_(mask_JR)
-        self._adapter.assign_all(self._adapter.merged, samples, self._device)
+        self._adapter.assign_all(self._adapter.merged, samples)
 
     def __enter__(self) -> Self:
         """Stay attached."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.adapters import role_rows
-from duolora.capture import CapturedPredictor
 from duolora.losses import squared_error
 from duolora.method.constyle import CycleNoise, cycle_loss
 from duolora.method.priors import Role, prior_loss
@@ -99,7 +98,7 @@ def teacher_bank(
     for role in range(sides):
         for rows_n in torch.arange(role * count, (role + 1) * count, device=device).split(chunk):
             tell(f"recording what each LoRA does alone, sample {int(rows_n[0]) + 1} of {sides * count}")
-            adapter.assign_all(role, len(cases) * len(rows_n), device)
+            adapter.assign_all(role, len(cases) * len(rows_n))
             predicted_BCHW = base.predict_noise(*bank.samples(rows_n.expand(len(cases), -1)))
             teachers.append(predicted_BCHW.unflatten(0, (len(cases), -1)))
     return TeacherBank(noisy_JNCHW, timesteps_JN, torch.cat(teachers, dim=1), prompts, count)
@@ -123,6 +122,33 @@ def _noised(
     return torch.cat(noisy), timesteps_N, PromptEmbeddings.join(prompts)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CycleDraw:
+    """What the cycles of one step are evaluated on: a picture of each side and tenant with its noise and own prompt."""
+
+    latents_BCHW: Tensor
+    noise: CycleNoise
+    own: PromptEmbeddings
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, as `of` takes them."""
+        noise = self.noise
+        return (
+            self.latents_BCHW,
+            noise.timesteps_B,
+            noise.add_BCHW,
+            noise.remove_BCHW,
+            self.own.hidden_BTD,
+            self.own.pooled_BP,
+        )
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> CycleDraw:
+        """Put tensors in their places."""
+        latents, timesteps, add, remove, hidden, pooled = tensors
+        return cls(latents, CycleNoise(timesteps, add, remove), PromptEmbeddings(hidden, pooled))
+
+
 class Cycles:
     """The Constyle cycles of all sides and tenants in one pass: content and style pictures side by side."""
 
@@ -133,9 +159,9 @@ class Cycles:
         self._sides = cases[0].sides
         self._joint = PromptEmbeddings.join([case.joint for case in cases for _ in self._sides])
 
-    def loss(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Evaluate L_constyle on one picture of each side; (J,)."""
-        device, tenants = self._base.runtime.device, len(self._cases)
+    def draw(self, generators: Sequence[torch.Generator]) -> CycleDraw:
+        """Draw one picture of each side of every tenant, a timestep and the noise of both legs."""
+        device = self._base.runtime.device
         latents, own, timesteps, noises = [], [], [], []
         for case, generator in zip(self._cases, generators, strict=True):
             rows = {
@@ -149,9 +175,13 @@ class Cycles:
             noises.append(torch.cat([torch.randn(shape[1:], generator=generator)[None] for _ in range(shape[0])]))
         add_BCHW, remove_BCHW = torch.cat(noises, dim=1).to(device)
         noise = CycleNoise(torch.cat(timesteps).to(device), add_BCHW, remove_BCHW)
-        own_prompts = PromptEmbeddings.join(own)
-        merged_rows = role_rows([(self._adapter.merged, len(self._sides) * tenants)], device)
-        own_rows = role_rows([(role, 1) for role in range(len(self._sides))], device).repeat(tenants)
+        return CycleDraw(torch.cat(latents), noise, PromptEmbeddings.join(own))
+
+    def loss(self, drawn: CycleDraw) -> Tensor:
+        """Evaluate L_constyle on what was drawn; (J,)."""
+        tenants, cpu = len(self._cases), torch.device("cpu")
+        merged_rows = role_rows([(self._adapter.merged, len(self._sides) * tenants)], cpu)
+        own_rows = role_rows([(role, 1) for role in range(len(self._sides))], cpu).repeat(tenants)
 
         def add(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
             self._adapter.assign(merged_rows)
@@ -159,10 +189,39 @@ class Cycles:
 
         def remove(noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
             self._adapter.assign(own_rows)
-            return self._base.predict_noise(noisy_BCHW, timesteps_B, own_prompts)
+            return self._base.predict_noise(noisy_BCHW, timesteps_B, drawn.own)
 
-        loss_B = cycle_loss(torch.cat(latents), noise, add=add, remove=remove, schedule=self._base.schedule)
+        loss_B = cycle_loss(drawn.latents_BCHW, drawn.noise, add=add, remove=remove, schedule=self._base.schedule)
         return loss_B.view(tenants, -1).mean(dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepDraw:
+    """What one step is evaluated on: noised samples with their teachers, per tenant equally many, and the cycles'."""
+
+    noisy_BCHW: Tensor
+    timesteps_B: Tensor
+    prompts: PromptEmbeddings
+    teachers_BCHW: Tensor
+    cycle: CycleDraw | None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, as `of` takes them."""
+        own = (
+            self.noisy_BCHW,
+            self.timesteps_B,
+            self.prompts.hidden_BTD,
+            self.prompts.pooled_BP,
+            self.teachers_BCHW,
+        )
+        return own if self.cycle is None else (*own, *self.cycle.tensors())
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> StepDraw:
+        """Put tensors in their places."""
+        noisy, timesteps, hidden, pooled, teachers, *of_cycle = tensors
+        cycle = CycleDraw.of(of_cycle) if of_cycle else None
+        return cls(noisy, timesteps, PromptEmbeddings(hidden, pooled), teachers, cycle)
 
 
 class MergeObjective:
@@ -178,9 +237,8 @@ class MergeObjective:
         cycles: Cycles,
         layer_roles: Mapping[str, Role],
         side_roles: Mapping[str, Role],
-        thrifty: bool = False,
     ) -> None:
-        """If `thrifty`, passes are not recorded, so that blocks can be computed again instead of kept."""
+        """`layer_roles` may be empty: then no prior is evaluated."""
         self._base = base
         self._adapter = adapter
         self._config = config
@@ -188,27 +246,36 @@ class MergeObjective:
         self._cycles = cycles
         self._layer_roles = layer_roles
         self._side_roles = side_roles
-        self._predict = base.predict_noise if thrifty else CapturedPredictor(base)
 
-    def evaluate(self, step: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Return the terms of one step by name and their weighted sum `total`, (J,) each."""
+    def draw(self, step: int, generators: Sequence[torch.Generator]) -> StepDraw:
+        """Draw what a step is evaluated on."""
         config = self._config
-        terms = {"distillation": self._distillation(generators)}
+        rows_Jn = self._bank.draw(config.batch_size, generators)
+        cycles = config.constyle_weight > 0 and step % config.constyle_every == 0
+        return StepDraw(
+            *self._bank.samples(rows_Jn),
+            self._bank.teachers(rows_Jn),
+            self._cycles.draw(generators) if cycles else None,
+        )
+
+    def evaluate(self, drawn: StepDraw) -> dict[str, Tensor]:
+        """Return the terms of one step by name and their weighted sum `total`, (J,) each; reads nothing but tensors."""
+        config = self._config
+        terms = {"distillation": self._distillation(drawn)}
         total_J = terms["distillation"]
         if self._layer_roles and config.prior_weight > 0:
             terms["prior"] = self._prior()
             total_J = total_J + config.prior_weight * terms["prior"]
-        if config.constyle_weight > 0 and step % config.constyle_every == 0:
-            terms["constyle"] = self._cycles.loss(generators)
+        if drawn.cycle is not None:
+            terms["constyle"] = self._cycles.loss(drawn.cycle)
             total_J = total_J + config.constyle_weight * terms["constyle"]
         return terms | {"total": total_J}
 
-    def _distillation(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def _distillation(self, drawn: StepDraw) -> Tensor:
         """Distance of the merged model from each side's own LoRA on that side's pictures (ZipLoRA, equation 3)."""
-        rows_Jn = self._bank.draw(self._config.batch_size, generators)
-        self._adapter.assign_all(self._adapter.merged, rows_Jn.numel(), self._base.runtime.device)
-        student_BCHW = self._predict(*self._bank.samples(rows_Jn))
-        return squared_error(student_BCHW, self._bank.teachers(rows_Jn)).view(rows_Jn.shape).mean(dim=1)
+        self._adapter.assign_all(self._adapter.merged, len(drawn.noisy_BCHW))
+        student_BCHW = self._base.predict_noise(drawn.noisy_BCHW, drawn.timesteps_B, drawn.prompts)
+        return squared_error(student_BCHW, drawn.teachers_BCHW).view(self._adapter.tenants, -1).mean(dim=1)
 
     def _prior(self) -> Tensor:
         """Mean of L_prior over the layers that both roles change; 0 when they share none."""

@@ -89,7 +89,7 @@ class MomentRecorder:
         layer = self._adapter.layers[name]
 
         def listen(_module: object, inputs: tuple[Tensor, ...]) -> None:
-            side = self._adapter.sides[int(self._adapter.present_rows()[0])]
+            side = self._adapter.sides[self._adapter.present_role()]
             down_JRI = torch.cat(list(layer.downs.values()), dim=1)
             rows_JXI = inputs[0].detach().reshape(layer.tenants, -1, inputs[0].shape[-1]).to(down_JRI.dtype)
             hidden_JXR = torch.bmm(rows_JXI, down_JRI.mT)

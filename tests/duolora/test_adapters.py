@@ -104,7 +104,7 @@ def test_leaving_restores_the_very_same_modules_and_outputs(base: DiffusionBase,
 
     try:
         with RankSpaceAdapter({"lora": random_lora(base)}).inject(base.unet) as adapter, torch.no_grad():
-            adapter.assign_all(0, 2, CPU)
+            adapter.assign_all(0, 2)
             changed = base.predict_noise(noisy, timesteps, prompts)
             if fails:
                 stop_here()
@@ -149,7 +149,7 @@ def test_roles_of_one_batch_equal_separate_passes(base: DiffusionBase) -> None:
     for index, name in enumerate(("style", "merged", "content")):
         row = torch.tensor([index])
         with RankSpaceAdapter({"lora": alone[name]}).inject(base.unet) as adapter, torch.no_grad():
-            adapter.assign_all(0, 1, CPU)
+            adapter.assign_all(0, 1)
             separate = base.predict_noise(noisy[row], timesteps[row], prompts[row])
         torch.testing.assert_close(together[row], separate, rtol=1e-4, atol=1e-4)
 
@@ -158,7 +158,7 @@ def test_one_side_alone_equals_adding_its_delta_to_the_weights(base: DiffusionBa
     lora = random_lora(base, alpha=1.0)
     noisy, timesteps, prompts = inputs(base, 2)
     with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
-        adapter.assign_all(0, 2, CPU)
+        adapter.assign_all(0, 2)
         adapted = base.predict_noise(noisy, timesteps, prompts)
 
     weights = {name: base.unet.get_submodule(name.removeprefix("unet.")).weight for name in lora.layers}
@@ -203,7 +203,7 @@ def test_roles_hold_for_inputs_of_any_number_of_dimensions(shape: tuple[int, ...
 def test_gradient_of_a_content_sample_reaches_content_factors_only(base: DiffusionBase) -> None:
     with RankSpaceAdapter(two_sides(base)).inject(base.unet) as adapter:
         content, style = adapter.train_factors("content"), adapter.train_factors("style")
-        adapter.assign_all(CONTENT, 1, CPU)
+        adapter.assign_all(CONTENT, 1)
         base.predict_noise(*inputs(base, 1)).square().sum().backward()
 
         assert all(factor.grad is not None and factor.grad.abs().max() > 0 for factor in content)
@@ -219,7 +219,7 @@ def test_masks_learn_alone(base: DiffusionBase) -> None:
             for side, weights in sides.items()
         }
         masks = adapter.learn_masks(ones)
-        adapter.assign_all(adapter.merged, 1, CPU)
+        adapter.assign_all(adapter.merged, 1)
         base.predict_noise(*inputs(base, 1)).square().sum().backward()
 
         learning = [parameter for parameter in base.unet.parameters() if parameter.requires_grad]

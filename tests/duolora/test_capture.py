@@ -101,7 +101,7 @@ def test_gradients_on_a_cpu_are_those_of_an_ordinary_pass(base: DiffusionBase) -
     with RankSpaceAdapter(sides).inject(base.unet) as adapter:
         for predict in (CapturedPredictor(base), base.predict_noise):
             masks = adapter.learn_masks(half_masks(sides))
-            adapter.assign_all(adapter.merged, 2, base.runtime.device)
+            adapter.assign_all(adapter.merged, 2)
             gradients.append(torch.autograd.grad(predict(*given).square().mean(), masks))
 
     assert all(mask.abs().max() > 0 for mask in gradients[0])
@@ -204,7 +204,7 @@ def mask_gradients(base: DiffusionBase, predict: Callable[..., Tensor], steps: i
         masks = adapter.learn_masks(half_masks(sides))
         optimizer = torch.optim.SGD(masks, lr=0.1)
         for step in range(steps):
-            adapter.assign_all(adapter.merged, 2, base.runtime.device)
+            adapter.assign_all(adapter.merged, 2)
             optimizer.zero_grad(set_to_none=True)
             predict(*draw_inputs(base, 2, seed=step)).square().mean().backward()
             gradients.append(torch.cat([mask.grad.flatten() for mask in masks]))
@@ -255,7 +255,7 @@ def test_recorded_passes_give_latents_and_masks_the_gradients_of_ordinary_ones(g
     found: list[list[Tensor]] = []
     with RankSpaceAdapter(sides).inject(gpu_base.unet) as adapter:
         masks = adapter.learn_masks(half_masks(sides))
-        adapter.assign_all(adapter.merged, 2, gpu_base.runtime.device)
+        adapter.assign_all(adapter.merged, 2)
         for predict in (CapturedPredictor(gpu_base), gpu_base.predict_noise):
             found.append([])
             for seed in range(3):

@@ -48,7 +48,7 @@ def masked_pass(seed: int, layers: Sequence[LoraLayer], masks: Sequence[Tensor])
     sides = {side: LoraWeights({"unet.layer": layer}) for side, layer in zip(SIDES, layers, strict=True)}
     with RankSpaceAdapter(sides).inject(model) as adapter, torch.no_grad():
         adapter.learn_masks({side: {"unet.layer": mask_R} for side, mask_R in zip(SIDES, masks, strict=True)})
-        adapter.assign_all(adapter.merged, 2, CPU)
+        adapter.assign_all(adapter.merged, 2)
         return x_BTI, Found(model["layer"](x_BTI), linear)
 
 
@@ -94,7 +94,7 @@ def test_zero_masks_leave_a_whole_model_as_it_is(base: DiffusionBase) -> None:
         expected = base.predict_noise(*given_inputs)
         with RankSpaceAdapter(sides).inject(base.unet) as adapter:
             adapter.learn_masks(zeros)
-            adapter.assign_all(adapter.merged, 2, CPU)
+            adapter.assign_all(adapter.merged, 2)
             masked = base.predict_noise(*given_inputs)
 
     assert torch.equal(masked, expected)
@@ -111,10 +111,10 @@ def test_masking_all_but_the_leading_ranks_is_truncating_the_factors(base: Diffu
     with torch.no_grad():
         with RankSpaceAdapter({"content": lora}).inject(base.unet) as adapter:
             adapter.learn_masks({"content": leading})
-            adapter.assign_all(adapter.merged, 2, CPU)
+            adapter.assign_all(adapter.merged, 2)
             masked = base.predict_noise(*given_inputs)
         with RankSpaceAdapter({"content": truncated}).inject(base.unet) as adapter:
-            adapter.assign_all(0, 2, CPU)
+            adapter.assign_all(0, 2)
             cut = base.predict_noise(*given_inputs)
 
     torch.testing.assert_close(masked, cut, rtol=1e-4, atol=1e-5)

@@ -119,13 +119,13 @@ def test_distillation_loss_falls(base: DiffusionBase, sides: dict[str, MergeSide
 
         def fixed_loss() -> float:
             with torch.no_grad():
-                return goal.evaluate(0, [torch.Generator().manual_seed(7)])["distillation"].item()
+                return goal.evaluate(goal.draw(0, [torch.Generator().manual_seed(7)]))["distillation"].item()
 
         before = fixed_loss()
         generator = torch.Generator().manual_seed(1)
         for step in range(settings.steps):
             optimizer.zero_grad()
-            goal.evaluate(step, [generator])["total"].sum().backward()
+            goal.evaluate(goal.draw(step, [generator]))["total"].sum().backward()
             optimizer.step()
         after = fixed_loss()
 
@@ -161,7 +161,7 @@ def test_teacher_of_a_side_is_that_sides_own_lora(base: DiffusionBase, sides: di
             bank = goal._bank
             for index, side in enumerate(SIDES):
                 rows = torch.arange(bank.per_side)[None] + index * bank.per_side
-                adapter.assign_all(adapter.merged, bank.per_side, base.runtime.device)
+                adapter.assign_all(adapter.merged, bank.per_side)
                 error = (base.predict_noise(*bank.samples(rows)) - bank.teachers(rows)).abs().max().item()
                 assert (error < 1e-4) is (side == kept), f"{kept} kept, {side} samples: {error:.1e}"
 
@@ -176,7 +176,7 @@ def test_cycle_moves_the_masks(base: DiffusionBase, sides: dict[str, MergeSide])
                 for side, weights in loras.items()
             }
         )
-        goal._cycles.loss([torch.Generator().manual_seed(0)]).sum().backward()
+        goal._cycles.loss(goal._cycles.draw([torch.Generator().manual_seed(0)])).sum().backward()
 
         assert all(mask.grad is not None and mask.grad.abs().max() > 0 for mask in masks)
 
@@ -201,7 +201,7 @@ def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_e
             return predict(noisy, timesteps, prompts)
 
         monkeypatch.setattr(base, "predict_noise", watched)
-        goal._cycles.loss([torch.Generator().manual_seed(0)])
+        goal._cycles.loss(goal._cycles.draw([torch.Generator().manual_seed(0)]))
 
     joint = base.encode_prompts([JOINT, JOINT]).pooled_BP
     own = base.encode_prompts([sides[side].captions[0] for side in SIDES]).pooled_BP
@@ -277,7 +277,7 @@ def test_merged_file_predicts_what_the_adapters_merged_role_predicts(
 
     def predict_and_leave(adapter: RankSpaceAdapter, *error: Any) -> None:
         with torch.no_grad():
-            adapter.assign_all(adapter.merged, 1, base.runtime.device)
+            adapter.assign_all(adapter.merged, 1)
             seen.append(base.predict_noise(noisy, timesteps, prompt))
         leave(adapter, *error)
 
@@ -286,7 +286,7 @@ def test_merged_file_predicts_what_the_adapters_merged_role_predicts(
         merged = merge(base, sides, steps=2, learning_rate=0.1, prune_below=0).weights
 
     with RankSpaceAdapter({"lora": merged}).inject(base.unet) as adapter, torch.no_grad():
-        adapter.assign_all(0, 1, base.runtime.device)
+        adapter.assign_all(0, 1)
         torch.testing.assert_close(base.predict_noise(noisy, timesteps, prompt), seen[0], rtol=1e-4, atol=1e-4)
 
 

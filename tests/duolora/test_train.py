@@ -117,7 +117,7 @@ def denoising_error(base: DiffusionBase, pictures: list[Path], lora: LoraWeights
     """Error on noise, timesteps and latents that no training drew."""
     unseen = Batch.gather(base, [CachedTask(base, task(pictures, batch_size=16, seed=999))])
     with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
-        adapter.assign_all(0, 16, base.runtime.device)
+        adapter.assign_all(0, 16)
         prediction = base.predict_noise(unseen.noisy_BCHW, unseen.timesteps_B, unseen.prompts)
     return (prediction - unseen.noise_BCHW).square().mean().item()
 
@@ -242,7 +242,7 @@ def test_a_preserved_class_is_drawn_as_before(
 
     def error(lora: LoraWeights) -> float:
         with RankSpaceAdapter({"lora": lora}).inject(base.unet) as adapter, torch.no_grad():
-            adapter.assign_all(0, 16, base.runtime.device)
+            adapter.assign_all(0, 16)
             prediction = base.predict_noise(unseen.noisy_BCHW, unseen.timesteps_B, unseen.prompts)
         return (prediction - unseen.noise_BCHW).square().mean().item()
 

@@ -144,7 +144,7 @@ def alone(
 ) -> torch.Tensor:
     """Prediction with one LoRA attached."""
     with RankSpaceAdapter({"only": lora}).inject(base.unet) as adapter:
-        adapter.assign_all(0, len(noisy), base.runtime.device)
+        adapter.assign_all(0, len(noisy))
         return base.predict_noise(noisy, timesteps, prompts)
 
 

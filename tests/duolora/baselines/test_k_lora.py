@@ -83,7 +83,7 @@ def test_pass_equals_one_with_the_chosen_parts_alone(base: DiffusionBase, make_c
             for j, case in enumerate(cases):
                 lora = pieced(case, densely_chosen(case, step, 10, balance=True))
                 with RankSpaceAdapter({"only": lora}).inject(base.unet) as one:
-                    one.assign_all(0, 2, base.runtime.device)
+                    one.assign_all(0, 2)
                     expected = NoisedCases.draw(base, [case], 1).predict(base.predict_noise)
                 torch.testing.assert_close(found[j : j + 1], expected, rtol=0, atol=1e-4)
     assert (before[0] - before[1]).abs().max() > 1e-2

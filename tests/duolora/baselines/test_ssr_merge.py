@@ -26,7 +26,7 @@ def inputs_of(base: DiffusionBase, case: MergeCase, samples: int) -> dict[str, d
     read: dict[str, dict[str, torch.Tensor]] = {side: {} for side in SIDES}
     for index, side in enumerate(SIDES):
         with RankSpaceAdapter({side: case.loras[side]}).inject(base.unet) as adapter:
-            adapter.assign_all(0, samples, base.runtime.device)
+            adapter.assign_all(0, samples)
             hooks = [
                 base.unet.get_submodule(name.removeprefix("unet.")).register_forward_pre_hook(
                     lambda _module, inputs, name=name, side=side: read[side].__setitem__(

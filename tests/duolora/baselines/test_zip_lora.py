@@ -104,7 +104,7 @@ def test_training_brings_the_merge_nearer_to_both_teachers(base: DiffusionBase, 
 
     def distance(lora: LoraWeights) -> float:
         with RankSpaceAdapter({"merged": lora}).inject(base.unet) as adapter, torch.no_grad():
-            adapter.assign_all(0, 12, base.runtime.device)
+            adapter.assign_all(0, 12)
             return float(distillation(CapturedPredictor(base), unseen, teacher))
 
     before, after = (distance(merge(base, [case], steps=s, learning_rate=0.05)[0]) for s in (0, 15))
@@ -117,7 +117,7 @@ def test_teachers_own_lora_has_no_distance_from_its_teacher(base: DiffusionBase,
     with RankSpaceAdapter({side: case.loras[side] for side in SIDES}).inject(base.unet) as adapter, torch.no_grad():
         teacher = predict_as(base, adapter, samples, range(2))
         for role, (own, other) in enumerate(((0, 1), (1, 0))):
-            adapter.assign_all(role, 4, base.runtime.device)
+            adapter.assign_all(role, 4)
             errors = (samples.predict(base.predict_noise) - teacher).abs().amax(dim=(0, 2, 3, 4, 5))
             assert errors[own] < 1e-4
             assert errors[other] > 1e-2

@@ -42,7 +42,7 @@ class Sampled:
             self.masks.append(layer.learned_JR)
         self.base = base
         self.sampler = EulerSampler(base, PROMPTS, config(guidance), self.predict)
-        adapter.assign_all(adapter.merged, len(PROMPTS) * self.sampler.copies, base.runtime.device)
+        adapter.assign_all(adapter.merged, len(PROMPTS) * self.sampler.copies)
         shape = (2, 4, 8, 8)
         self.noise = torch.randn(shape, generator=generator, dtype=torch.float64)
         self._wanted = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -162,7 +162,7 @@ def test_passes_that_give_their_gradients_in_the_same_memory_add_up():
 def test_it_samples_what_the_product_samples(base, guidance):
     loras = [{"lora": tenant["style"]} for tenant in two_tenants(base)]
     with RankSpaceAdapter(*loras).inject(base.unet) as adapter, torch.no_grad():
-        adapter.assign_all(0, 1, base.runtime.device)
+        adapter.assign_all(0, 1)
         sampler = EulerSampler(base, PROMPTS, config(guidance), base.predict_noise)
         latents_BCHW = sampler.first(torch.cat([starting_noise(base, config(guidance), seed) for seed in (4, 5)]))
         for step in range(sampler.steps):

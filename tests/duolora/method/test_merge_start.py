@@ -81,7 +81,7 @@ def test_closed_form_comes_near_both_loras_on_their_own_inputs(base: DiffusionBa
         ]
         with MomentRecorder(adapter) as recorder:
             for role in range(2):
-                adapter.assign_all(role, 2, torch.device("cpu"))
+                adapter.assign_all(role, 2)
                 generator = torch.Generator().manual_seed(role)
                 noisy = torch.randn(2, 4, 8, 8, generator=generator)
                 base.predict_noise(noisy, torch.tensor([300, 600]), base.encode_prompts(["a disc", "a ball"]))
