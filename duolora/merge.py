@@ -141,7 +141,12 @@ def merge_cases(
         raise InvalidConfig(
             f"this merges by rank masks; for {config.method.value!r} use duolora.personalize.merge_sides"
         )
-    course = MergeCourse(observer or Silent(), keeper if config.steps > 0 else None, config.steps, records=not thrifty)
+    course = MergeCourse(
+        observer or Silent(),
+        keeper if config.steps > 0 else None,
+        config.steps,
+        records=base.memory.records and not base.memory.recomputes_merge,
+    )
     started = time.monotonic()
     course.tell("preparing the merge")
     canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]

@@ -65,6 +65,9 @@ class Parking:
     def _take(self, part: Part) -> None:
         self._move(part, WAITING_ROOM)
         self._present.discard(part)
+        if self._card.type == "cuda":
+            # What comes next must find whole stretches of memory, not what the last work cut it into.
+            torch.cuda.empty_cache()
 
     def _move(self, part: Part, device: torch.device) -> None:
         for module in self._parts[part]:
