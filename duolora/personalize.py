@@ -269,6 +269,7 @@ def job_report(base: DiffusionBase, merge_report: Mapping[str, Any], config: Per
     return {
         "version": version("duolora"),
         "device": str(base.runtime.device),
+        "memory_profile": base.memory.name,
         "config": config.model_dump(mode="json"),
         "merge": dict(merge_report),
     }
