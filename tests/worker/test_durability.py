@@ -249,7 +249,7 @@ class TestPairs:
 
     def test_an_engine_whose_memory_makes_pairs_slow_gets_none(self, bench: Bench):
         job = submit(bench)
-        with bench.worker({"pairs": False}, **PAIRS):
+        with bench.worker({"pairs": False, "always": ["train:5"]}, **PAIRS):
             bench.wait_for(job.id, "succeeded")
         assert [result(bench, job.id, name)["alone"] for name in ("content_lora", "style_lora")] == [True, True]
 

@@ -293,7 +293,7 @@ def test_memory_profile_comes_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert models.get(location, spares_memory=True).memory.name == "8gb"
 
     monkeypatch.setenv("DUOLORA_MEMORY", "huge")
-    with pytest.raises(InvalidConfig, match="DUOLORA_MEMORY is 'huge'.*12gb"):
+    with pytest.raises(InvalidConfig, match=r"DUOLORA_MEMORY is 'huge'.*12gb"):
         BaseModels()
 
 
