@@ -1,24 +1,25 @@
 """Memory profiles: what the engine does with the memory of a card, one decision a field.
 
-A profile is named for the card that a whole SDXL job at 1024 px and rank 64 is to fit on. GiB that such a job takes:
-counted from the shapes where a line says so, else estimated from the passes of method section 8 (one sample that
-learns: 7.5 measured in diffusers' loop, 10 here with the adapters; with every block computed again .5 kept per sample
-and .4 while a block is at work; the VAE in float32: five pictures of 256 channels and a convolution's work space).
+A profile is named for the card that a whole SDXL job at 1024 px and rank 64 is to fit on. GiB of tensors that such a
+job takes, counted: passes of SDXL's U-Net and VAE with the engine's adapters ran on tensors without storage, an
+attention that keeps no scores in place of PyTorch's. Work space of convolutions, what the allocator cannot use between
+tensors, and the driver's half GiB come on top; nothing of it has been measured on a card yet.
 
 | what lies on the card                                       | 80gb | 24gb | 16gb | 12gb |  8gb |
 | ----------------------------------------------------------- | ---- | ---- | ---- | ---- | ---- |
 | U-Net: 2,567 M numbers in bf16; 8gb: 2,208 M of them in int8 | 4.78 | 4.78 | 4.78 | 4.78 | 2.73 |
 | text encoders in bf16 (818 M), VAE in float32 (84 M)        | 1.83 |  (0) |  (0) |  (0) |  (0) |
-| a side that learns: 92.9 M numbers, gradients, Adam's two    | 1.38 | 1.38 | 1.38 | 1.38 | 1.38 |
-| its copies in the base's dtype                              |  .35 |  .35 |  .35 |  .35 |  .35 |
-| training, one side: all that and one pass                   | 18.3 | 16.5 |  7.4 |  7.4 |  5.4 |
-| training, both sides in one pass or in parts                | 30.1 | 18.2 |  9.7 |  9.1 |  7.1 |
-| merge with cycles, 6 samples kept; both LoRAs .69           | 67.3 |  8.9 |  8.9 |  8.9 |  6.8 |
-| sampling 4 pictures with guidance, .4 a sample              | 10.5 |  8.7 |  8.7 |  7.1 |  4.2 |
-| VAE at work; 12gb and 8gb: the U-Net waits elsewhere        | 29.3 | 11.3 | 11.3 |  5.8 |  5.8 |
-| text encoders at work                                       |  7.3 |  7.0 |  7.0 |  7.0 |  5.0 |
+| a side that learns: 92.9 M numbers, gradients, Adam's two   | 1.38 | 1.38 | 1.38 | 1.38 | 1.38 |
+| its copies in bf16 for whole steps, and their gradients     |  .35 |  .35 |    - |    - |    - |
+| a pass that learns: 5.7 a sample; recomputed .43, and .12   |  5.7 |  5.7 |  .55 |  .55 |  .55 |
+| training, one side: all that                                | 14.0 | 12.2 |  6.7 |  6.7 |  4.7 |
+| training, both sides in one pass or in parts                | 21.5 | 13.2 |  9.6 |  8.4 |  6.4 |
+| merge with cycles, 6 samples kept; both LoRAs .69           | 37.8 |  8.7 |  8.7 |  8.7 |  6.7 |
+| sampling 4 pictures with guidance, the merged LoRA          |  8.9 |  7.1 |  7.1 |  7.1 |  5.0 |
+| VAE at work, 3.0 a picture; the U-Net gives way in the last | 19.3 |  8.8 |  8.8 |  3.3 |  3.3 |
+| text encoders at work, a LoRA in place                      |  8.9 |  7.0 |  7.0 |  7.0 |  5.0 |
 
-Without 8-bit weights a card of 8 GiB would have to hold 9.1 in training and 8.9 in the merge: only 8gb has them.
+Without 8-bit weights a card of 8 GiB would have to hold 8.4 in training and 8.7 in the merge: only 8gb has them.
 The recording of a whole step is what makes training fast: 24gb keeps it (a side by itself, a sample a step), which the
 smaller ones cannot, as recomputed blocks are not recorded.
 """
@@ -46,7 +47,7 @@ class MemoryProfile:
 
     name: str
     needs_gib: float
-    """Free memory from which on the profile is chosen by itself: its largest sum above, and some for fragments."""
+    """Free memory from which on the profile is chosen by itself: its largest sum, and some for what sums leave out."""
     parks_encoders: bool = False
     """The VAE and the text encoders wait on the CPU and are on the card only while they work."""
     unet_gives_way: bool = False
@@ -77,12 +78,12 @@ class MemoryProfile:
         return self.learns_at_once is None and self.predicts_at_once is None and not self.recomputes_training
 
 
-UNLIMITED = MemoryProfile(name="80gb", needs_gib=68)
+UNLIMITED = MemoryProfile(name="80gb", needs_gib=44)
 """Everything stays where it is, every pass as large as it comes; also what a CPU has."""
 _LIMITED = (
     MemoryProfile(
         name="24gb",
-        needs_gib=20,
+        needs_gib=17,
         parks_encoders=True,
         recomputes_merge=True,
         learns_at_once=1,
@@ -92,7 +93,7 @@ _LIMITED = (
     ),
     MemoryProfile(
         name="16gb",
-        needs_gib=13,
+        needs_gib=12,
         parks_encoders=True,
         recomputes_training=True,
         recomputes_merge=True,
@@ -108,7 +109,7 @@ _LIMITED = (
         recomputes_training=True,
         recomputes_merge=True,
         learns_at_once=1,
-        predicts_at_once=4,
+        predicts_at_once=8,
         pictures_at_once=1,
         pairs=False,
     ),
@@ -120,7 +121,7 @@ _LIMITED = (
         recomputes_training=True,
         recomputes_merge=True,
         learns_at_once=1,
-        predicts_at_once=2,
+        predicts_at_once=8,
         pictures_at_once=1,
         pairs=False,
         eight_bit_unet=True,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pictures"]
 
-SKETCH = GenerateConfig(steps=2, images=3, resolution_px=64, seed=1)
+SKETCH = GenerateConfig(steps=2, images=5, resolution_px=64, seed=1)
 SPARING_NAMES = [name for name in PROFILES if name != "80gb"]
 
 
@@ -161,4 +161,4 @@ def test_several_tenants_cannot_share_sparing_passes(sparing: DiffusionBase, con
     with pytest.raises(InvalidConfig, match=f"{name} only one tenant is trained"):
         train_tenants(sparing, [[task(content_pictures)]] * 2)
     with pytest.raises(InvalidConfig, match=f"{name} only one tenant is sampled"):
-        sample_tenants(sparing, None, [["a disc"] * 3] * 2, SKETCH, [0, 1])
+        sample_tenants(sparing, None, [["a disc"] * SKETCH.images] * 2, SKETCH, [0, 1])
