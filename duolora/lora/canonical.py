@@ -6,6 +6,8 @@ Masks on ranks mean something only there: the best approximation of given rank k
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +16,12 @@ from duolora.lora.parts import PARTS_KEY
 from duolora.lora.weights import LoraWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from duolora.lora.weights import LoraLayer
+
+MOST_AT_ONCE = 8
+"""Layers that are decomposed at once, where the engine may use so many threads."""
 
 
 def canonical_layer(layer: LoraLayer) -> LoraLayer:
@@ -43,4 +50,18 @@ def canonicalise(weights: LoraWeights) -> LoraWeights:
     The ranks of a merged LoRA's sides are mixed by it, so the result no longer says its parts.
     """
     words = {key: value for key, value in weights.metadata.items() if key != PARTS_KEY}
-    return LoraWeights({name: canonical_layer(layer) for name, layer in weights.layers.items()}, words)
+    at_once = min(MOST_AT_ONCE, torch.get_num_threads())
+    with _one_thread_each(), ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        layers = pool.map(canonical_layer, weights.layers.values())
+        return LoraWeights(dict(zip(weights.layers, layers, strict=True)), words)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let matrix routines use one thread: on factors so thin more of them mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

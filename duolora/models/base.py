@@ -21,6 +21,7 @@ from duolora.families.index import FAMILIES
 from duolora.models.eight_bit import hold_in_eight_bits
 from duolora.models.fused import fuse
 from duolora.models.layers import TEXT_LEVEL, layers_of
+from duolora.models.lean import simplify_attention
 from duolora.models.loading import load_pipeline
 from duolora.models.parking import Parking, Part
 from duolora.noise_schedule import NoiseSchedule
@@ -96,6 +97,7 @@ class DiffusionBase:
         self.pipeline = pipeline
         self.family: Family = _family_of(pipeline, location)
         self.unet: nn.Module = pipeline.unet.to(runtime.dtype)
+        simplify_attention(self.unet)
         self.memory = runtime.profile_for(sum(parameter.numel() for parameter in self.unet.parameters()))
         if self.memory.eight_bit_unet:
             hold_in_eight_bits(self.unet, runtime.device)
@@ -111,6 +113,7 @@ class DiffusionBase:
         if scheduler.config.prediction_type != "epsilon":
             raise InvalidBase(f"{location} predicts {scheduler.config.prediction_type!r}; only epsilon is supported")
         self.schedule = NoiseSchedule(scheduler.alphas_cumprod.to(runtime.device))
+        self._sides_at: dict[int, dict[str, int]] = {}
         self._latent_scale: float = pipeline.vae.config.scaling_factor
         self._pixels_per_latent: int = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
@@ -280,12 +283,16 @@ class DiffusionBase:
     def layer_resolutions(self, layer_names: Sequence[str], resolution_px: int) -> dict[str, int]:
         """Measure at which latent resolution each layer runs.
 
-        A copy of the U-Net without storage is run once, so the cost does not depend on the model's size.
+        A copy of the U-Net without storage is run once for each resolution, so the cost does not depend on the model's
+        size.
 
         Raises:
             LayerGroupEmpty: a layer is in no transformer block, so it has no such resolution.
         """
-        sides = _transformer_sides(self.pipeline.unet.config, self.family, self.latent_size(resolution_px))
+        size = self.latent_size(resolution_px)
+        if size not in self._sides_at:
+            self._sides_at[size] = _transformer_sides(self.pipeline.unet.config, self.family, size)
+        sides = self._sides_at[size]
         resolutions: dict[str, int] = {}
         for name in layer_names:
             path = name.removeprefix("unet.")

@@ -1,4 +1,8 @@
-"""Lets a U-Net on a CUDA device use the project's kernels in place of PyTorch's element-wise ones."""
+"""Lets a U-Net on a CUDA device use the project's kernels in place of PyTorch's element-wise ones.
+
+Weights stay where they are; convolutions get theirs in channels-last order, as the GPU's fast ones read them. What
+comes out differs from PyTorch's by rounding: once, to the base's dtype, instead of after every element-wise step.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,66 @@ import importlib.util
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+from torch.nn import functional
+
+from duolora.models.lean import keep_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def fuse(unet: nn.Module, device: torch.device) -> None:
-    """Replace the passes of gated linear units. Weights stay as they are; nothing changes elsewhere than on CUDA.
-
-    What comes out differs from PyTorch's by rounding: it is rounded once, to the base's dtype, instead of twice.
-    """
+    """Replace gated units, and group normalisations with the SiLU behind them; on CUDA with Triton only."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return
-    from duolora.kernels import geglu  # noqa: PLC0415 - needs Triton
+    from duolora.kernels.geglu import geglu  # noqa: PLC0415 - needs Triton
 
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep_order(unet)
     for module in unet.modules():
         if isinstance(module, GEGLU):
             module.forward = partial(_gated, module, geglu)
+        elif isinstance(module, Transformer2DModel):
+            _fuse_norm(module.norm, silu=False)
+        elif isinstance(module, ResnetBlock2D) and isinstance(module.nonlinearity, nn.SiLU):
+            _fuse_norm(module.norm1, silu=True)
+            _fuse_norm(module.norm2, silu=True)
+            module.nonlinearity = _SiluOfTheEmbedding()
+    last, activation = getattr(unet, "conv_norm_out", None), getattr(unet, "conv_act", None)
+    if isinstance(last, nn.GroupNorm) and isinstance(activation, nn.SiLU):
+        _fuse_norm(last, silu=True)
+        unet.conv_act = nn.Identity()
+
+
+class _SiluOfTheEmbedding(nn.Module):
+    """SiLU of a time embedding; pictures come here from a normalisation that has applied it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return SiLU of (B, D), pictures (B, C, H, W) as they are."""
+        return functional.silu(x) if x.ndim == 2 else x
 
 
 def _gated(module: nn.Module, geglu: Callable[[Tensor], Tensor], hidden_states: Tensor) -> Tensor:
     """Do what diffusers' `GEGLU.forward` does; its projection may be an adapted one by now."""
     projected: Tensor = module.proj(hidden_states)  # type: ignore[operator]
     return geglu(projected)
+
+
+def _fuse_norm(norm: nn.GroupNorm, *, silu: bool) -> None:
+    """Let a normalisation use the kernel."""
+    norm.forward = partial(_normed, norm, silu=silu)  # type: ignore[method-assign]
+
+
+def _normed(norm: nn.GroupNorm, x_NCHW: Tensor, *, silu: bool) -> Tensor:
+    """Do what the normalisation does, and SiLU if asked; a picture in another order is put in order first."""
+    from duolora.kernels.group_norm import group_norm  # noqa: PLC0415 - needs Triton
+
+    ordered_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
+    return group_norm(ordered_NCHW, norm.weight, norm.bias, groups=norm.num_groups, eps=norm.eps, silu=silu)
