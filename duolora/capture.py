@@ -1,8 +1,8 @@
 """Passes of the U-Net recorded as CUDA graphs: a small model is bound by thousands of launches, a replay is one.
 
 A pass is recorded when its shapes come for the first time and replayed afterwards. What the pass reads besides its
-inputs (adapter factors, masks, role rows) must stay in place in memory and may only change there. On a CPU every pass
-is an ordinary one.
+inputs (adapter factors, masks, role rows) must stay in place in memory and may only change there. On a CPU, and
+with a memory profile that moves the weights (`MemoryProfile.records`), every pass is an ordinary one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CapturedPredictor:
 
     def __call__(self, noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
         """Predict the noise in noised latents, (B, C, H, W) float32."""
-        if self._base.runtime.device.type != "cuda":
+        if self._base.runtime.device.type != "cuda" or not self._base.memory.records:
             return self._base.predict_noise(noisy_BCHW, timesteps_B, prompts)
         inputs = (noisy_BCHW, timesteps_B, prompts.hidden_BTD, prompts.pooled_BP)
         learning = torch.is_grad_enabled()

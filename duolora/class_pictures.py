@@ -41,7 +41,6 @@ def all_with_class_pictures(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> list[LoraTask]:
     """Let the base draw what tasks are to preserve; a task that preserves nothing comes back as it is.
 
@@ -53,7 +52,6 @@ def all_with_class_pictures(
         config: the job's configuration: the words of the class, and how pictures are sampled.
         observer: is told before every batch, at step 0 of the training; may stop the work.
         keeper: keeps the pictures at step 0 once all are drawn, or when the work is stopped for a while before.
-        thrifty: draw one picture at a time.
 
     Raises:
         Cancelled: the observer asked to stop.
@@ -63,7 +61,7 @@ def all_with_class_pictures(
     tasks, observer = list(tasks), observer or Silent()
     saved = resumed(keeper)
     steps = max(task.config.steps for task in tasks)
-    gallery = _Gallery(base, config, observer, keeper, thrifty=thrifty)
+    gallery = _Gallery(base, config, observer, keeper)
     has_drawn = False
 
     def state() -> Saved | None:
@@ -94,15 +92,12 @@ class _Gallery:
         config: PersonalizeConfig,
         observer: Observer,
         keeper: Keeper | None,
-        *,
-        thrifty: bool,
     ) -> None:
         self.drawn: dict[str, ClassPictures] = {}
         self._base = base
         self._config = config
         self._observer = observer
         self._keeper = keeper
-        self._thrifty = thrifty
 
     def hang(self, task: LoraTask, part: Part) -> None:
         """Take over what a checkpoint kept for a side."""
@@ -132,10 +127,9 @@ class _Gallery:
             sampling,
             [task.seed(f"class pictures from {first}")],
             observer=Quiet(self._observer),
-            thrifty=self._thrifty,
         )
         with memory_errors():
-            moments = self._base.encode_pictures(rgb_N3HW.clamp(-1, 1), one_by_one=self._thrifty)
+            moments = self._base.encode_pictures(rgb_N3HW.clamp(-1, 1))
         parts = [self.drawn[task.side].moments] if task.side in self.drawn else []
         parts.append(LatentMoments(moments.mean_BCHW.cpu(), moments.std_BCHW.cpu()))
         joined = LatentMoments(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from duolora.config import Prompts
+from duolora.device_options import device_options, device_runtime
 from duolora.recipes import RECIPES, resolve
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def shared_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rank", type=int)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--device", default="auto")
+    device_options(parser)
 
 
 def checkpoints_option(parser: argparse.ArgumentParser) -> None:
@@ -126,10 +127,9 @@ def resolve_config(arguments: argparse.Namespace) -> PersonalizeConfig:
 def load(arguments: argparse.Namespace) -> DiffusionBase:
     """Load the base; torch is imported here, so that `duolora --help` answers at once."""
     from duolora.models.registry import load_base  # noqa: PLC0415
-    from duolora.runtime import choose_runtime  # noqa: PLC0415
 
     with console.status(f"loading {arguments.base}"):
-        return load_base(arguments.base, choose_runtime(getattr(arguments, "device", "auto")))
+        return load_base(arguments.base, device_runtime(arguments))
 
 
 def read_layers(arguments: argparse.Namespace) -> BaseLayers:

@@ -63,13 +63,10 @@ def generate(
     config: GenerateConfig,
     lora: LoraWeights | None = None,
     observer: Observer | None = None,
-    *,
-    thrifty: bool = False,
 ) -> list[Image]:
     """Sample `config.images` pictures; prompts are used in turn.
 
-    The result equals that of stock diffusers with `load_lora_weights` on the same noise (see `starting_noise`). If
-    `thrifty`, passes hold one sample each, which spares memory and takes longer.
+    The result equals that of stock diffusers with `load_lora_weights` on the same noise (see `starting_noise`).
 
     Raises:
         InvalidLora: the LoRA does not fit the base.
@@ -78,7 +75,7 @@ def generate(
     """
     attached = None if lora is None else _Fixed([lora], base)
     in_turn = [prompts[index % len(prompts)] for index in range(config.images)]
-    request = _Request([in_turn], [config.seed], config, thrifty)
+    request = _Request([in_turn], [config.seed], config, base.memory.predicts_at_once)
     return to_pictures(_sample(base, request, attached, observer or Silent()))
 
 
@@ -90,7 +87,6 @@ def sample_tenants(
     seeds: Sequence[int],
     *,
     observer: Observer | None = None,
-    thrifty: bool = False,
 ) -> Tensor:
     """Sample pictures of several tenants, each with its own LoRA, in the same passes of the U-Net.
 
@@ -101,32 +97,33 @@ def sample_tenants(
         config: steps, guidance and resolution; its seed is not used.
         seeds: one per tenant; decides the noise, as `generate` does for the same seed.
         observer: receives progress; may stop the work.
-        thrifty: one sample a pass, for one tenant.
 
     Returns:
         Pictures in [-1, 1], about: (J, n, 3, H, W) float32 on the base's device.
 
     Raises:
-        InvalidConfig: a tenant has another number of prompts than pictures, or many are to be thrifty.
+        InvalidConfig: a tenant has another number of prompts than pictures, or the memory profile is for one tenant.
         InvalidLora, Cancelled, OutOfMemory: as `generate`.
     """
     if any(len(of_tenant) != config.images for of_tenant in prompts):
         raise InvalidConfig(f"every tenant needs {config.images} prompts, one for each picture")
-    if thrifty and len(prompts) > 1:
-        raise InvalidConfig("thrifty sampling is one tenant's; sample several without, or one by one")
+    if not base.memory.shares_passes and len(prompts) > 1:
+        raise InvalidConfig(f"with the memory profile {base.memory.name} only one tenant is sampled at a time")
     attached = _Fixed(loras, base) if isinstance(loras, Sequence) else loras
-    rgb_B3HW = _sample(base, _Request(prompts, seeds, config, thrifty), attached, observer or Silent())
+    rgb_B3HW = _sample(
+        base, _Request(prompts, seeds, config, base.memory.predicts_at_once), attached, observer or Silent()
+    )
     return rgb_B3HW.view(len(prompts), config.images, *rgb_B3HW.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What to sample: every tenant's prompts and seed."""
+    """What to sample: every tenant's prompts and seed; and how many samples a pass may hold, None for all."""
 
     prompts: Sequence[Sequence[str]]
     seeds: Sequence[int]
     config: GenerateConfig
-    thrifty: bool = False
+    at_once: int | None = None
 
 
 def starting_noise(base: DiffusionBase, config: GenerateConfig, seed: int | None = None) -> Tensor:
@@ -174,19 +171,19 @@ def _sample(base: DiffusionBase, request: _Request, attached: Attached | None, o
     with memory_errors(), torch.no_grad(), nullcontext() if attached is None else attached:
         predict = attached.predict_noise if isinstance(attached, Predicting) else base.predict_noise
         before_step = (lambda *_: None) if attached is None else attached.before_step
-        if not request.thrifty:
-            return base.decode_latents(_denoise(base, request, predict, before_step, observer))
-        latents_BCHW = _denoise(base, request, _one_by_one(predict), before_step, observer)
-        return torch.cat([base.decode_latents(latents_1CHW) for latents_1CHW in latents_BCHW.split(1)])
+        in_lots = _in_lots(predict, request.at_once)
+        return base.decode_latents(_denoise(base, request, in_lots, before_step, observer))
 
 
-def _one_by_one(
-    predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor],
+def _in_lots(
+    predict: Callable[[Tensor, Tensor, PromptEmbeddings], Tensor], at_once: int | None
 ) -> Callable[[Tensor, Tensor, PromptEmbeddings], Tensor]:
-    """Return a prediction that runs every sample in a pass of its own."""
+    """Return a prediction that runs so many samples a pass at most; None: all of them."""
+    if at_once is None:
+        return predict
 
     def predicted(noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
-        spans = [slice(row, row + 1) for row in range(len(noisy_BCHW))]
+        spans = [slice(row, row + at_once) for row in range(0, len(noisy_BCHW), at_once)]
         return torch.cat(
             [
                 predict(

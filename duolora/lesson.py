@@ -36,20 +36,20 @@ class Lesson:
     On a GPU a step is recorded whole, and the next one is drawn while the device is at work.
     """
 
-    def __init__(
-        self, base: DiffusionBase, adapter: WholeAdapter, tenants: Sequence[Sequence[CachedTask]], *, thrifty: bool
-    ) -> None:
-        """`thrifty` learns sample by sample, for one tenant."""
+    def __init__(self, base: DiffusionBase, adapter: WholeAdapter, tenants: Sequence[Sequence[CachedTask]]) -> None:
+        """Take the tasks of every tenant; one only where the base's memory profile says so."""
         self._base = base
         self._adapter = adapter
         self._tenants = tenants
         self._device = base.runtime.device
         self._encodes = any(task.config.text_encoder for task in tenants[0])
-        self._thrifty = thrifty
+        self._part_size = _part_size(base, tenants[0])
         self._together = adapter.switch_all_on() if any(task.config.company > 0 for task in tenants[0]) else 0
         self._optimizer = self._make_optimizer()
-        # Alone in a layer a side needs no masks, nor do sides in company, who are mixed.
-        self._grouped = None if thrifty or self._together else adapter.group_factors(base.runtime.dtype)
+        # Samples that meet all sides at once are mixed among the others. The short way keeps the
+        # gradients of one pass only.
+        takes_short_way = not self._together and self._part_size is None
+        self._grouped = adapter.group_factors(base.runtime.dtype) if takes_short_way else None
         self._steps = RecordedSteps(self._device)
         self._ahead: tuple[Sequence[int], Draws] | None = None
 
@@ -62,25 +62,12 @@ class Lesson:
         active = self._active(step)
         self._set_rates(step)
         draws = self._drawn(active)
-        if self._thrifty:
-            summed = self._learn_sample_by_sample(active, draws)
+        if self._part_size is not None:
+            summed = self._learn_in_parts(active, draws, self._part_size)
         elif self._encodes:
             summed = self._learn(active, self._batch(active, draws))
         else:
-            batch = self._batch(active, draws)
-            summed = self._steps.run(
-                tuple(active),
-                lambda noisy, noise, timesteps, hidden, pooled: self._learn(
-                    active, Batch(noisy, noise, timesteps, PromptEmbeddings(hidden, pooled), ())
-                ),
-                (
-                    batch.noisy_BCHW,
-                    batch.noise_BCHW,
-                    batch.timesteps_B,
-                    batch.prompts.hidden_BTD,
-                    batch.prompts.pooled_BP,
-                ),
-            )
+            summed = self._learn_recorded(active, self._batch(active, draws))
         following = self._active(step + 1)
         self._ahead = (following, Draws.of(self._tasks(following))) if following else None
         value = summed.item() / (len(active) * len(self._tenants))
@@ -197,25 +184,35 @@ class Lesson:
         ]
         return torch.stack(losses).sum()
 
-    def _learn_sample_by_sample(self, active: Sequence[int], draws: Draws) -> Tensor:
-        """Take the same step by gradients gathered from passes of one sample each; return the sum of losses."""
+    def _learn_in_parts(self, active: Sequence[int], draws: Draws, part_size: int) -> Tensor:
+        """Take the same step by gradients gathered from passes of a few samples each; return the sum of losses."""
         self._optimizer.zero_grad(set_to_none=True)
-        lots = [lot for role in active for lot in _lots(self._tenants[0][role].config) for _ in range(lot.count)]
         rows_B = role_rows([share for role in active for share in self._roles(role)], torch.device("cpu"))
         batch = Batch.of(self._base, draws)
-        snr_B = self._base.schedule.snr(batch.timesteps_B)
+        weights_B = self._weights(active, batch)
         summed = torch.zeros((), device=self._device)
-        for row, lot in enumerate(lots):
-            one = batch.sample(row)
-            self._adapter.assign(rows_B[row : row + 1])
-            prompts = self._base.embed_prompts(one.captions) if self._encodes else one.prompts
-            predicted_1CHW = self._base.predict_noise(one.noisy_BCHW, one.timesteps_B, prompts)
-            weight_1 = min_snr_weight(snr_B[row : row + 1], lot.snr_gamma) * (lot.weight / lot.count)
-            loss = (weight_1 * squared_error(predicted_1CHW, one.noise_BCHW)).sum()
+        for first in range(0, len(rows_B), part_size):
+            some = slice(first, first + part_size)
+            part = batch.samples(some)
+            self._adapter.assign(rows_B[some])
+            prompts = self._base.embed_prompts(part.captions) if self._encodes else part.prompts
+            predicted_nCHW = self._base.predict_noise(part.noisy_BCHW, part.timesteps_B, prompts)
+            loss = (weights_B[some] * squared_error(predicted_nCHW, part.noise_BCHW)).sum()
             loss.backward()
             summed += loss.detach()
         self._move(active)
         return summed
+
+    def _weights(self, active: Sequence[int], batch: Batch) -> Tensor:
+        """Return the weight of every sample of one tenant in the sum of losses, (B,)."""
+        lots = [lot for role in active for lot in _lots(self._tenants[0][role].config)]
+        snrs = self._base.schedule.snr(batch.timesteps_B).split([lot.count for lot in lots])
+        return torch.cat(
+            [
+                min_snr_weight(snr_n, lot.snr_gamma) * (lot.weight / lot.count)
+                for lot, snr_n in zip(lots, snrs, strict=True)
+            ]
+        )
 
     def _part(self, role: int) -> Part:
         """Return what one side needs to go on: its factors, what the optimiser knows, where its draws were."""
@@ -244,6 +241,16 @@ class _Lot:
     count: int
     weight: float
     snr_gamma: float | None
+
+
+def _part_size(base: DiffusionBase, tasks: Sequence[CachedTask]) -> int | None:
+    """Return the largest number of samples of a pass where steps are taken in parts; None where they are whole.
+
+    What computes blocks again is not recorded, so that it goes in parts too, if only in one.
+    """
+    largest = sum(lot.count for task in tasks for lot in _lots(task.config))
+    limit = min(base.memory.learns_at_once or largest, largest)
+    return limit if base.memory.recomputes_training or limit < largest else None
 
 
 def _lots(config: LoraTrainConfig) -> list[_Lot]:

@@ -133,7 +133,7 @@ class CachedTask:
         InvalidConfig: it is to preserve a class, but has no pictures of it.
     """
 
-    def __init__(self, base: DiffusionBase, task: LoraTask, *, thrifty: bool = False) -> None:
+    def __init__(self, base: DiffusionBase, task: LoraTask) -> None:
         self.side = task.side
         self.config = task.config
         self.preserved = task.preserved
@@ -142,7 +142,7 @@ class CachedTask:
         if task.config.flip:
             rgb_NCHW = torch.cat([rgb_NCHW, rgb_NCHW.flip(-1)])
             captions *= 2
-        moments = base.encode_pictures(rgb_NCHW, one_by_one=thrifty)
+        moments = base.encode_pictures(rgb_NCHW)
         self.pools = [Pool(base, moments, captions, task.seed("pictures"))]
         if task.config.preservation.weight > 0:
             if task.preserved is None:
@@ -201,8 +201,7 @@ class Batch:
         noisy_BCHW = base.schedule.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         return cls(noisy_BCHW, noise_BCHW, timesteps_B, prompts, captions)
 
-    def sample(self, row: int) -> Batch:
-        """Return one sample as a batch of its own."""
-        one = slice(row, row + 1)
-        prompts = PromptEmbeddings(self.prompts.hidden_BTD[one], self.prompts.pooled_BP[one])
-        return Batch(self.noisy_BCHW[one], self.noise_BCHW[one], self.timesteps_B[one], prompts, self.captions[one])
+    def samples(self, rows: slice) -> Batch:
+        """Return some samples as a batch of their own."""
+        prompts = PromptEmbeddings(self.prompts.hidden_BTD[rows], self.prompts.pooled_BP[rows])
+        return Batch(self.noisy_BCHW[rows], self.noise_BCHW[rows], self.timesteps_B[rows], prompts, self.captions[rows])

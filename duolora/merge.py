@@ -76,7 +76,6 @@ def merge_loras(
     resolution_px: int,
     observer: Observer | None = None,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> MergeResult:
     """Merge LoRAs of one base.
 
@@ -89,7 +88,6 @@ def merge_loras(
         observer: receives progress.
         keeper: keeps checkpoints; a merge that goes on from one gives, on a CPU, the bits that it would have given
             without the interruption. A merge of no steps has none.
-        thrifty: spare memory at the cost of time: activations are computed twice. The losses are the same.
 
     Raises:
         InvalidLora: a LoRA does not fit the base.
@@ -98,9 +96,7 @@ def merge_loras(
         TrainingDiverged, Cancelled, CheckpointUnusable, OutOfMemory: as in training.
     """
     case = merge_case(base, sides, joint_prompt, config, resolution_px=resolution_px)
-    result = merge_cases(
-        base, [case], config, resolution_px=resolution_px, observer=observer, keeper=keeper, thrifty=thrifty
-    )[0]
+    result = merge_cases(base, [case], config, resolution_px=resolution_px, observer=observer, keeper=keeper)[0]
     return MergeResult(with_carried(result.weights, sides), result.report)
 
 
@@ -135,7 +131,6 @@ def merge_cases(
     resolution_px: int,
     observer: Observer | None = None,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> list[MergeResult]:
     """Merge the LoRAs of several cases in the same passes of the U-Net; each gets what it would get alone.
 
@@ -146,7 +141,12 @@ def merge_cases(
         raise InvalidConfig(
             f"this merges by rank masks; for {config.method.value!r} use duolora.personalize.merge_sides"
         )
-    course = MergeCourse(observer or Silent(), keeper if config.steps > 0 else None, config.steps, records=not thrifty)
+    course = MergeCourse(
+        observer or Silent(),
+        keeper if config.steps > 0 else None,
+        config.steps,
+        records=base.memory.records and not base.memory.recomputes_merge,
+    )
     started = time.monotonic()
     course.tell("preparing the merge")
     canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]
@@ -166,7 +166,7 @@ def merge_cases(
                 layer_roles=layer_roles,
                 side_roles=side_roles,
                 course=course,
-                thrifty=thrifty,
+                thrifty=base.memory.recomputes_merge,
             )
     learned = _of_each_tenant(masks, len(cases))
     seconds = (time.monotonic() - started) / len(cases)
@@ -209,7 +209,13 @@ def _learn(
     solved = MomentRecorder(adapter) if solves else None
     with nullcontext() if solved is None else solved:
         bank = teacher_bank(
-            base, adapter, cases, config.bank_size, generators, tell=course.pause, chunk=1 if thrifty else BANK_CHUNK
+            base,
+            adapter,
+            cases,
+            config.bank_size,
+            generators,
+            tell=course.pause,
+            chunk=base.memory.predicts_at_once or BANK_CHUNK,
         )
     objective = MergeObjective(
         base,

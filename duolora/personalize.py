@@ -48,7 +48,6 @@ def train_sides(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train the LoRAs of the sides whose pictures are given, in one pass, with the class pictures they are to preserve.
 
@@ -63,9 +62,8 @@ def train_sides(
         config,
         observer,
         keeper=keeper,
-        thrifty=thrifty,
     )
-    trained = train_loras(base, tasks, observer, keeper=keeper, thrifty=thrifty)
+    trained = train_loras(base, tasks, observer, keeper=keeper)
     return {side: _signed(weights, side, config) for side, weights in trained.items()}
 
 
@@ -106,7 +104,6 @@ def merge_sides(
     *,
     strengths: Mapping[str, float] | None = None,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> MergeResult:
     """Merge the two LoRAs of a job, or more.
 
@@ -118,7 +115,6 @@ def merge_sides(
         observer: receives progress.
         strengths: side -> factor of that side in the result; 1 where not given.
         keeper: keeps checkpoints of a merge that takes steps.
-        thrifty: spare memory at the cost of time.
 
     Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
@@ -131,9 +127,7 @@ def merge_sides(
         sides[side] = MergeSide(weights, own, words, (strengths or {}).get(side, 1.0))
     if config.merge.method is MergeMethod.RELEASE:
         case = merge_case(base, sides, prompts.joint, config.merge, resolution_px=resolution_px)
-        released = duolora_release.merge_as_job(
-            base, case, steps=config.merge.steps, observer=observer, keeper=keeper, thrifty=thrifty
-        )
+        released = duolora_release.merge_as_job(base, case, steps=config.merge.steps, observer=observer, keeper=keeper)
         carried = with_carried(released.weights, {side: sides[side] for side in SIDES})  # the release's own order
         result = MergeResult(carried, released.report)
     else:
@@ -145,7 +139,6 @@ def merge_sides(
             resolution_px=resolution_px,
             observer=observer,
             keeper=keeper,
-            thrifty=thrifty,
         )
     title = "content and style, merged by DuoLoRA"
     signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
@@ -194,7 +187,6 @@ def draw_preview(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> Image.Image:
     """Draw the labelled grid of a job.
 
@@ -205,7 +197,6 @@ def draw_preview(
         config: the job's configuration.
         observer: receives progress over all samplings.
         keeper: keeps the pictures of every finished sampling, so that they are not drawn again.
-        thrifty: spare memory at the cost of time.
 
     Raises what `generate` raises, and CheckpointUnusable.
     """
@@ -229,7 +220,7 @@ def draw_preview(
             note=f"drawing with the {title[0].lower()}{title[1:]}",
         )
         if name not in drawn:
-            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part, thrifty=thrifty))
+            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part))
             if keeper is not None and index + 1 < len(samplings):
                 keeper.keep(Saved((index + 1) * steps, len(samplings) * steps, {_PREVIEW: Part(drawn)}))
         rows.append(PreviewRow(title, f'"{prompt}"', pictures_of_bytes(drawn[name])))
@@ -241,6 +232,7 @@ def job_report(base: DiffusionBase, merge_report: Mapping[str, Any], config: Per
     return {
         "version": version("duolora"),
         "device": str(base.runtime.device),
+        "memory_profile": base.memory.name,
         "config": config.model_dump(mode="json"),
         "merge": dict(merge_report),
     }

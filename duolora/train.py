@@ -15,6 +15,7 @@ from duolora.keeping import Keeper, proceed, resumed
 from duolora.lesson import Lesson
 from duolora.lora.weights import LoraLayer, LoraWeights
 from duolora.lora_task import CachedTask, LoraTask
+from duolora.models.parking import Part
 from duolora.runtime import memory_errors
 from duolora.thrift import recomputed_activations
 from duolora.whole_adapter import WholeAdapter
@@ -32,9 +33,11 @@ def train_loras(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> dict[str, LoraWeights]:
     """Train one LoRA per task; tasks share every pass of the U-Net, their gradients stay apart by their masks.
+
+    The base's memory profile may split passes and compute activations again. The sum of the losses is the same but for
+    the order of rounding: 1e-2 of each change's norm, as Adam makes much of little.
 
     Args:
         base: the frozen base model.
@@ -42,8 +45,6 @@ def train_loras(
         observer: receives progress; steps are those of the longest task.
         keeper: keeps checkpoints, a part per side; a training that goes on from one gives, on a CPU, the bits that it
             would have given without the interruption.
-        thrifty: spare memory at the cost of time: sample by sample, activations computed twice. The sum of the losses
-            is the same but for the order of rounding: 1e-2 of each change's norm, as Adam makes much of little.
 
     Returns:
         Side -> trained LoRA in float32.
@@ -56,7 +57,7 @@ def train_loras(
         CheckpointUnusable: what the keeper found is not of this training.
         OutOfMemory: the device is too small.
     """
-    return train_tenants(base, [tasks], observer, keeper=keeper, thrifty=thrifty)[0]
+    return train_tenants(base, [tasks], observer, keeper=keeper)[0]
 
 
 def train_tenants(
@@ -65,7 +66,6 @@ def train_tenants(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> list[dict[str, LoraWeights]]:
     """Train the LoRAs of several tenants in the same passes of the U-Net; each gets what it would get alone.
 
@@ -75,33 +75,33 @@ def train_tenants(
             of the first tenant's.
         observer: receives progress.
         keeper: keeps checkpoints.
-        thrifty: spare memory, for one tenant.
 
     Returns:
         For every tenant, side -> trained LoRA in float32.
 
     Raises:
-        InvalidConfig: the tasks of two tenants differ in more than pictures, captions and seed; or many are to be
-            thrifty.
+        InvalidConfig: the tasks of two tenants differ in more than pictures, captions and seed; or the base's memory
+            profile is for one tenant.
         InvalidImage, LayerGroupEmpty, TrainingDiverged, Cancelled, CheckpointUnusable, OutOfMemory: as `train_loras`.
     """
     observer = observer or Silent()
     _require_alike(tenants)
-    if thrifty and len(tenants) > 1:
-        raise InvalidConfig("a thrifty training is one tenant's; train several without, or one by one")
+    if not base.memory.shares_passes and len(tenants) > 1:
+        raise InvalidConfig(f"with the memory profile {base.memory.name} only one tenant is trained at a time")
     tasks = tenants[0]
     saved = resumed(keeper)
     total = max(task.config.steps for task in tasks)
     first = 0 if saved is None else min(saved.step, total)
     observer.on_progress(Progress(step=first, total=total, note="encoding pictures"))
     with memory_errors():
-        cached = [[CachedTask(base, task, thrifty=thrifty) for task in of_tenant] for of_tenant in tenants]
+        cached = [[CachedTask(base, task) for task in of_tenant] for of_tenant in tenants]
         untrained = [{task.side: _untrained(base, task) for task in of_tenant} for of_tenant in tenants]
         with (
+            base.on_card(Part.TEXT) if any(task.config.text_encoder for task in tasks) else nullcontext(),
             WholeAdapter(base, untrained) as adapter,
-            recomputed_activations(base, adapter) if thrifty else nullcontext(),
+            recomputed_activations(base, adapter) if base.memory.recomputes_training else nullcontext(),
         ):
-            lesson = Lesson(base, adapter, cached, thrifty=thrifty)
+            lesson = Lesson(base, adapter, cached)
             if saved is not None:
                 lesson.restore(saved)
                 saved = None  # it is as large as the training's state

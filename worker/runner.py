@@ -77,7 +77,10 @@ class StageRunner:
         settings = self._settings
         with self._presence.claiming(), transaction(self._sessions) as session:
             stage = repository.claim_stage(
-                session, worker_id=settings.worker_id, lease=settings.lease, pairs=settings.worker_pairs
+                session,
+                worker_id=settings.worker_id,
+                lease=settings.lease,
+                pairs=settings.worker_pairs and self._engine.pairs,
             )
             if stage is not None:
                 self._presence.claimed(session)

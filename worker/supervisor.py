@@ -94,6 +94,7 @@ class EngineSupervisor:
         self._loaded_base: str | None = None
         self._ready: Ready | None = None
         self._revisions: dict[str, str | None] = {}
+        self._pairs = True
         self._memory = EngineMemory(slack_bytes=settings.memory_slack_bytes)
 
     @property
@@ -110,6 +111,11 @@ class EngineSupervisor:
     def version(self) -> str | None:
         """Version of the engine, None before one said so."""
         return None if self._ready is None else self._ready.engine_version
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it trains two LoRAs in one pass with advantage, as far as the last base loaded said."""
+        return self._pairs
 
     def is_alive(self) -> bool:
         """Say whether an engine process runs and has not closed its output."""
@@ -253,6 +259,7 @@ class EngineSupervisor:
         self._revisions[warmed.base] = None if warmed.error is not None else warmed.revision
         if warmed.error is None:
             self._loaded_base = warmed.base
+            self._pairs = warmed.pairs
             self._memory.see(warmed.base, warmed.held_bytes)
 
     def _spawn(self) -> None:

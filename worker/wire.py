@@ -109,6 +109,8 @@ class Warmed(_Message):
     """Changes whenever the base's files do; None if nobody can tell."""
     held_bytes: int | None = None
     """Memory that the process holds with nothing but the base loaded; compare it with that of `done`."""
+    pairs: bool = True
+    """Whether the engine trains two LoRAs in one pass with advantage: its memory profile decides."""
 
 
 class ProgressReport(_Message):

@@ -82,7 +82,6 @@ class Settings(TypedDict, total=False):
     prior_blocks: Mapping[str, Sequence[str]]
     observer: Observer | None
     keeper: Keeper | None
-    thrifty: bool
 
 
 def merge(base: DiffusionBase, cases: Sequence[MergeCase], **settings: Unpack[Settings]) -> list[LoraWeights]:
@@ -133,7 +132,6 @@ def learn_masks(
     prior_blocks: Mapping[str, Sequence[str]] = PRIOR_BLOCKS,
     observer: Observer | None = None,
     keeper: Keeper | None = None,
-    thrifty: bool = False,
 ) -> LearnedMasks:
     """Learn the masks of all cases as the release would, one U-Net pass with gradient a step.
 
@@ -148,7 +146,6 @@ def learn_masks(
         prior_blocks: dominant side -> names of blocks.
         observer: receives progress; asked after every step whether to stop.
         keeper: keeps checkpoints, as in `duolora.merge.merge_loras`.
-        thrifty: spare memory at the cost of time.
 
     Raises:
         InvalidLora: a LoRA does not fit the base, or its ranks differ inside one attention module.
@@ -167,9 +164,9 @@ def learn_masks(
             joint = PromptEmbeddings.join([case.joint for case in cases])
             target_JSNCHW = distillation_target(base, adapter, noised, joint, constyle_weight)
             learner = _Learner(SharedMasks.over(adapter, prior_blocks), learning_rate, len(cases), saved)
-            predict = base.predict_noise if thrifty else CapturedPredictor(base)
+            predict = base.predict_noise if base.memory.recomputes_merge else CapturedPredictor(base)
             assign_sides(adapter, noised.span(slice(0, batch_size)), [adapter.merged] * len(SIDES))
-            with recomputed_activations(base, adapter) if thrifty else nullcontext():
+            with recomputed_activations(base, adapter) if base.memory.recomputes_merge else nullcontext():
                 for step in range(first, steps):
                     samples = slice(step * batch_size, (step + 1) * batch_size)
                     error = partial(distillation, predict, noised.span(samples), target_JSNCHW[:, :, samples])

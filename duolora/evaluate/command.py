@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from duolora.device_options import device_options, device_runtime
 from duolora.errors import InvalidConfig
 from duolora.recipes import COMPARED, EMBEDDED
 
@@ -75,7 +76,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--recipe", help="named settings of the trainings (default: for tiny 250 steps a side, else by the base)"
     )
     parser.add_argument("--lora-steps", type=int, help="steps of each LoRA's training (default: the recipe's)")
-    parser.add_argument("--device", default="auto")
+    device_options(parser)
     folders = parser.add_argument_group("networks that folders are judged by: a folder, or an id on the model hub")
     folders.add_argument("--dino", default="facebook/dino-vits16", help="likeness of subjects (default: %(default)s)")
     folders.add_argument("--clip", default="openai/clip-vit-base-patch32", help="CLIP-I, CLIP-T (default: %(default)s)")
@@ -167,10 +168,9 @@ def _run_folders(arguments: argparse.Namespace) -> int:
     from duolora.evaluate.provenance import folders_identity, identity  # noqa: PLC0415
     from duolora.evaluate.report import forgotten  # noqa: PLC0415
     from duolora.evaluate.score_book import open_book  # noqa: PLC0415
-    from duolora.runtime import choose_runtime  # noqa: PLC0415
 
     methods, suite = chosen_methods(arguments.methods, whole_grid=arguments.sweep), read_suite(arguments.path)
-    device = choose_runtime(arguments.device).device
+    device = device_runtime(arguments).device
     judges = Judges(Dino(arguments.dino, device), Clip(arguments.clip, device), Csd(arguments.csd, device))
     base = _load(arguments)
     plan = FolderPlan(suite=suite, pictures=arguments.pictures, **_how(arguments, base, methods))
@@ -258,6 +258,5 @@ def wide_console() -> Console:
 def _load(arguments: argparse.Namespace) -> DiffusionBase:
     """Load the base."""
     from duolora.models.registry import load_base  # noqa: PLC0415 - imports torch
-    from duolora.runtime import choose_runtime  # noqa: PLC0415
 
-    return load_base(arguments.base, choose_runtime(arguments.device))
+    return load_base(arguments.base, device_runtime(arguments))

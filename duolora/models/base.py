@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from duolora.config import TargetLayers
 from duolora.errors import InvalidBase, LayerGroupEmpty
 from duolora.families.index import FAMILIES
+from duolora.models.eight_bit import hold_in_eight_bits
 from duolora.models.fused import fuse
 from duolora.models.layers import TEXT_LEVEL, layers_of
 from duolora.models.lean import simplify_attention
 from duolora.models.loading import load_pipeline
+from duolora.models.parking import Parking, Part
 from duolora.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from diffusers import DiffusionPipeline
 
@@ -82,7 +85,7 @@ class DiffusionBase:
     Args:
         pipeline: a text-to-image pipeline of diffusers; its class decides the family.
         location: where it came from, for errors.
-        runtime: device and dtype to hold it in.
+        runtime: device and dtype to hold it in, and how to use the device's memory.
 
     Raises:
         InvalidBase: the pipeline is of no known family, lacks a part, or does not predict noise.
@@ -93,13 +96,19 @@ class DiffusionBase:
         self.runtime = runtime
         self.pipeline = pipeline
         self.family: Family = _family_of(pipeline, location)
-        self.unet: nn.Module = pipeline.unet.to(runtime.device, runtime.dtype)
+        self.unet: nn.Module = pipeline.unet.to(runtime.dtype)
         simplify_attention(self.unet)
+        self.memory = runtime.profile_for(sum(parameter.numel() for parameter in self.unet.parameters()))
+        if self.memory.eight_bit_unet:
+            hold_in_eight_bits(self.unet, runtime.device)
         fuse(self.unet, runtime.device)
         # SDXL's VAE overflows in half precision; in float32 no VAE is wrong, and it runs once a job.
-        self.vae: nn.Module = pipeline.vae.to(runtime.device, torch.float32)
-        for part in (*(self.component(name) for name in self.family.components), self.vae):
-            part.to(runtime.device).eval().requires_grad_(False)
+        self.vae: nn.Module = pipeline.vae.to(torch.float32)
+        encoders = [self.component(name) for name in self.family.components[1:]]
+        for part in (self.unet, self.vae, *encoders):
+            part.eval().requires_grad_(False)
+        parts = {Part.UNET: [self.unet], Part.VAE: [self.vae], Part.TEXT: encoders}
+        self._parking = Parking(parts, runtime.device, self.memory)
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         if scheduler.config.prediction_type != "epsilon":
             raise InvalidBase(f"{location} predicts {scheduler.config.prediction_type!r}; only epsilon is supported")
@@ -139,6 +148,10 @@ class DiffusionBase:
             return component
         return nn.ModuleDict({TEXT_LEVEL.rstrip("."): component})
 
+    def on_card(self, part: Part) -> AbstractContextManager[None]:
+        """Let a part be on the device inside the `with`; what the base does by itself it brings its parts for."""
+        return self._parking.on_card(part)
+
     def latent_size(self, resolution_px: int) -> int:
         """Side of the latents of a square picture."""
         return resolution_px // self._pixels_per_latent
@@ -155,18 +168,23 @@ class DiffusionBase:
         return self.embed_prompts(prompts)
 
     def embed_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Encode prompts as `encode_prompts` does, so that gradients reach LoRAs attached to the text encoders."""
-        encoded = self.pipeline.encode_prompt(
-            list(prompts), device=self.runtime.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        """Encode prompts as `encode_prompts` does, so that gradients reach LoRAs attached to the text encoders.
+
+        Whoever wants gradients keeps the text encoders on the device until they are taken (`on_card`).
+        """
+        with self.on_card(Part.TEXT):
+            encoded = self.pipeline.encode_prompt(
+                list(prompts), device=self.runtime.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         return self._embeddings(*encoded[::2])
 
     @torch.no_grad()
     def encode_unconditional(self) -> PromptEmbeddings:
         """Return the embedding that guidance pushes away from, as the model's own pipeline chooses it; one row."""
-        encoded = self.pipeline.encode_prompt(
-            "", device=self.runtime.device, num_images_per_prompt=1, do_classifier_free_guidance=True
-        )
+        with self.on_card(Part.TEXT):
+            encoded = self.pipeline.encode_prompt(
+                "", device=self.runtime.device, num_images_per_prompt=1, do_classifier_free_guidance=True
+            )
         return self._embeddings(*encoded[1::2])
 
     def _embeddings(self, hidden_BTD: Tensor, pooled_BP: Tensor | None = None) -> PromptEmbeddings:
@@ -176,20 +194,33 @@ class DiffusionBase:
         return PromptEmbeddings(hidden_BTD.to(self.runtime.dtype), pooled_BP.to(self.runtime.dtype))
 
     @torch.no_grad()
-    def encode_pictures(self, rgb_BCHW: Tensor, *, one_by_one: bool = False) -> LatentMoments:
-        """Encode pictures in [-1, 1] to the moments of their scaled latents, float32; `one_by_one` spares memory."""
-        if one_by_one:
-            parts = [self.encode_pictures(rgb_1CHW) for rgb_1CHW in rgb_BCHW.split(1)]
-            return LatentMoments(
-                torch.cat([part.mean_BCHW for part in parts]), torch.cat([part.std_BCHW for part in parts])
-            )
-        posterior = self.pipeline.vae.encode(rgb_BCHW.to(self.runtime.device, torch.float32)).latent_dist
-        return LatentMoments(posterior.mean * self._latent_scale, posterior.std * self._latent_scale)
+    def encode_pictures(self, rgb_BCHW: Tensor) -> LatentMoments:
+        """Encode pictures in [-1, 1] to the moments of their scaled latents, float32 on the device."""
+        with self.on_card(Part.VAE):
+            posteriors = [
+                self.pipeline.vae.encode(rgb_nCHW.to(self.runtime.device, torch.float32)).latent_dist
+                for rgb_nCHW in self._lots(rgb_BCHW)
+            ]
+        means = [posterior.mean * self._latent_scale for posterior in posteriors]
+        deviations = [posterior.std * self._latent_scale for posterior in posteriors]
+        return LatentMoments(torch.cat(means), torch.cat(deviations))
 
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Decode scaled latents to pictures in about [-1, 1], float32; latents that ask for a gradient get one."""
-        rgb_BCHW: Tensor = self.pipeline.vae.decode(latents_BCHW.float() / self._latent_scale).sample
-        return rgb_BCHW
+        """Decode scaled latents to pictures in about [-1, 1], float32; latents that ask for a gradient get one.
+
+        Whoever wants it keeps the VAE on the device until it is taken (`on_card`).
+        """
+        with self.on_card(Part.VAE):
+            rgb = [
+                self.pipeline.vae.decode(latents_nCHW.float() / self._latent_scale).sample
+                for latents_nCHW in self._lots(latents_BCHW)
+            ]
+        return torch.cat(rgb)
+
+    def _lots(self, pictures_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Split pictures or latents into what the VAE takes at once."""
+        lots: tuple[Tensor, ...] = pictures_BCHW.split(self.memory.pictures_at_once or max(1, len(pictures_BCHW)))
+        return lots
 
     def predict_noise(self, noisy_BCHW: Tensor, timesteps_B: Tensor, prompts: PromptEmbeddings) -> Tensor:
         """Predict the noise in noised latents, (B, C, H, W) float32; runs in the base's own dtype."""

@@ -94,17 +94,17 @@ def test_a_wrong_gradient_and_another_curve_do_not_pass() -> None:
 def test_a_profile_runs_the_short_job_in_a_process_of_its_own(bench: Workbench) -> None:
     findings = profiles.measure(bench)
     assert [row["result"] for row in findings.rows] == ["ok"]
-    assert findings.rows[0]["thrifty"]
+    assert findings.rows[0]["memory"] == "8gb"
     assert findings.rows[0]["merge_s_per_step"] > 0
     assert findings.figures == {"peak_gib_by_profile": {8: 0.0}}
 
 
 def test_a_profile_that_is_too_small_says_where(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_much(_bench: Workbench, _settings: object) -> dict[str, float]:
+    def too_much(_bench: Workbench) -> dict[str, float]:
         raise OutOfMemory("the GPU ran out of memory")
 
     monkeypatch.setattr(profiles, "STAGES", {"base": lambda *_: {}, "train": too_much, "merge": lambda *_: {}})
-    row = profiles.short_job(bench, {})
+    row = profiles.short_job(bench)
     assert (row["result"], row["out_of_memory_in"]) == ("out of memory", "train")
     assert "merge_peak_gib" not in row
 

@@ -7,6 +7,7 @@ VAE of factor 8, two levels that both attend, one residual block a level, text e
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,8 @@ from duolora.tiny.base import base_path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from duolora.memory import MemoryProfile
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 RESOLUTION_PX = 64
@@ -132,8 +135,8 @@ def pico_sd15_base(seed: int = 7) -> DiffusionBase:
     return DiffusionBase(pico_sd15_pipeline(seed), "pico SD 1.5", CPU)
 
 
-def pico_base(seed: int = 7) -> DiffusionBase:
-    return DiffusionBase(pico_pipeline(seed), "pico", CPU)
+def pico_base(seed: int = 7, memory: MemoryProfile | None = None) -> DiffusionBase:
+    return DiffusionBase(pico_pipeline(seed), "pico", replace(CPU, memory=memory))
 
 
 def _vae() -> AutoencoderKL:

@@ -11,10 +11,11 @@ import torch
 from duolora.checkpoints import FolderKeeper
 from duolora.config import GenerateConfig, MergeConfig, Prompts
 from duolora.errors import Cancelled, CheckpointUnusable
+from duolora.memory import SPARING
 from duolora.merge import MergeSide, merge_cases
 from duolora.personalize import draw_preview, merge_sides
 from duolora.recipes import resolve
-from tests.duolora.pico import random_lora
+from tests.duolora.pico import pico_base, random_lora
 from tests.duolora.test_merge import merge_case
 from tests.duolora.watch import Watcher
 
@@ -160,14 +161,14 @@ def test_pictures_of_a_preview_are_drawn_once(
     assert [report.step for report in watcher.reports] == list(range(finished + 1, 7))
 
 
-def test_a_thrifty_merge_learns_the_same(
+def test_a_merge_that_spares_memory_learns_the_same(
     base: DiffusionBase, pictures: dict[str, list[Path]], loras: dict[str, LoraWeights]
 ) -> None:
     """Blocks are computed again in the roles that they had: the cycles change roles before any gradient is wanted."""
     for way in ("paper", "release"):
-        plain, thrifty = (
-            merge_sides(base, loras, pictures, job(WAYS[way]), thrifty=thrifty).report["losses"]
-            for thrifty in (False, True)
+        plain, sparing = (
+            merge_sides(each, loras, pictures, job(WAYS[way])).report["losses"]
+            for each in (base, pico_base(memory=SPARING))
         )
-        for one, other in zip(thrifty, plain, strict=True):
+        for one, other in zip(sparing, plain, strict=True):
             assert one == pytest.approx(other, rel=1e-4)

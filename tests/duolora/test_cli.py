@@ -96,6 +96,18 @@ def test_train_merge_generate_and_inspect_work_together(
     assert said["metadata"]["modelspec.trigger_phrase"] == prompt
 
 
+def test_a_command_spares_memory_as_it_is_told(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "drawn"
+    command = ["generate", "a disc", "--images", 1, "--out", drawn, *shared(base_folder)]
+    assert duolora(*command, "--memory", "12gb") == 0
+    assert list(drawn.iterdir())
+
+    assert duolora(*command, "--memory", "13gb") == 1
+    assert "--memory is '13gb'" in capsys.readouterr().err
+
+
 def test_both_sides_are_trained_in_one_pass_into_a_folder(
     base: DiffusionBase, base_folder: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:

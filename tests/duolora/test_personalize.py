@@ -81,6 +81,7 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
     assert set(read_lora(tmp_path / "merged.safetensors").layers) == set(merged.weights.layers)
     report = json.loads(json.dumps(job_report(model, merged.report, config)))
     assert PersonalizeConfig.model_validate(report["config"]) == config
+    assert report["memory_profile"] == "80gb"
     assert report["merge"]["trainable"] == 2 * 3 * len(layers)
 
 

@@ -23,6 +23,9 @@ class BaseModels:
         if base == "pointer":
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "as a library fails")
 
+    def pairs(self, _base: str) -> bool:
+        return True
+
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
     recipe = request.config.recipe

@@ -214,7 +214,8 @@ def main() -> None:
         command = commands.get()
         if command["op"] == "warm":
             revision = behaviours.get("revision")
-            say("warmed", base=command["base"], error=None, revision=revision, held_bytes=held["bytes"])
+            told = {"revision": revision, "held_bytes": held["bytes"], "pairs": behaviours.get("pairs", True)}
+            say("warmed", base=command["base"], error=None, **told)
         else:
             do(command)
 

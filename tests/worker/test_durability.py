@@ -247,6 +247,12 @@ class TestPairs:
             if artifact.name in names:
                 assert f"/{artifact.name}/1/" in artifact.key
 
+    def test_an_engine_whose_memory_makes_pairs_slow_gets_none(self, bench: Bench):
+        job = submit(bench)
+        with bench.worker({"pairs": False, "always": ["train:5"]}, **PAIRS):
+            bench.wait_for(job.id, "succeeded")
+        assert [result(bench, job.id, name)["alone"] for name in ("content_lora", "style_lora")] == [True, True]
+
     def test_a_pair_that_dies_goes_on_as_a_pair_from_one_step(self, bench: Bench):
         job = submit(bench)
         with bench.worker({"content_lora": ["train:40:25", "train:40"]}, **PAIRS):

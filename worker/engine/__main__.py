@@ -68,7 +68,7 @@ def _warm(models: BaseModels, base: str) -> Warmed:
     except Exception as error:
         log.exception("loading base %s failed for a reason nobody foresaw", base)
         return Warmed(base=base, error=f"internal_error: an unexpected {type(error).__name__}; see the logs")
-    return Warmed(base=base, revision=base_revision(base), held_bytes=held_bytes())
+    return Warmed(base=base, revision=base_revision(base), held_bytes=held_bytes(), pairs=models.pairs(base))
 
 
 def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
@@ -137,7 +137,7 @@ def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
         outputs_dir=Path(command.outputs_dir),
         partner=None if command.partner is None else command.partner.stage,
         keeper=keeper,
-        thrifty=command.memory_profile == "small",
+        spares_memory=command.memory_profile == "small",
     )
 
 

@@ -18,7 +18,8 @@ class StageRequest:
 
     `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
     `outputs_dir` is empty. `partner` is the second stage, whose files go to the same folder. `keeper` keeps
-    checkpoints, and knows the one to go on from. If `thrifty`, the stage spares memory at the cost of time.
+    checkpoints, and knows the one to go on from. If `spares_memory`, an attempt of the
+    stage ran out of memory before.
     """
 
     stage: str
@@ -28,7 +29,7 @@ class StageRequest:
     outputs_dir: Path
     partner: str | None = None
     keeper: Keeper | None = None
-    thrifty: bool = False
+    spares_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-from duolora.errors import InvalidConfig
+from duolora.errors import InvalidConfig, OutOfMemory
 from duolora.images import list_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
+from duolora.memory import SDXL_UNET_NUMBERS, after_out_of_memory
 from duolora.models.registry import load_base
 from duolora.personalize import draw_preview, job_report, merge_sides, train_sides, without_company
-from duolora.runtime import choose_runtime
+from duolora.runtime import choose_runtime, memory_errors
 from worker.engine.keeping import SIDE_STAGES
 from worker.engine.protocol import Output, StageRequest
 
@@ -23,30 +26,42 @@ if TYPE_CHECKING:
 
     from duolora.events import Observer
     from duolora.families.family import Family
-    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
+    from duolora.memory import MemoryProfile
     from duolora.models.base import DiffusionBase
+    from duolora.runtime import Runtime
 
 SAFETENSORS = "application/octet-stream"
 MERGE_REPORT = "merge_report.json"
 
+MEMORY_VARIABLE = "DUOLORA_MEMORY"
+"""Names the memory profile of the engine process; `auto` or unset, the card decides."""
 
-class _How(TypedDict):
-    """What every step of the engine takes beside its work."""
-
-    keeper: Keeper | None
-    thrifty: bool
+log = logging.getLogger("worker.engine")
 
 
 class BaseModels:
-    """Keeps the base of the last stage loaded, so that the next one starts at once."""
+    """Keeps the base of the last stage loaded, so that the next one starts at once.
+
+    A base is loaded into a memory profile: that of the environment, or the largest that fits the device by then; for
+    work that ran out of memory before, a smaller one.
+    """
 
     def __init__(self) -> None:
+        """Read the environment.
+
+        Raises:
+            InvalidConfig: a variable names no device, dtype or memory profile.
+        """
         self._runtime = choose_runtime(
-            os.environ.get("DUOLORA_DEVICE", "auto"), os.environ.get("DUOLORA_DTYPE", "auto")
+            os.environ.get("DUOLORA_DEVICE", "auto"),
+            os.environ.get("DUOLORA_DTYPE", "auto"),
+            os.environ.get(MEMORY_VARIABLE, "auto"),
+            memory_source=MEMORY_VARIABLE,
         )
         self._loaded: DiffusionBase | None = None
-        self._location: str | None = None
+        self._key: tuple[str, bool] | None = None
+        self._profiles: dict[str, MemoryProfile] = {}
 
     @property
     def device(self) -> str:
@@ -57,17 +72,39 @@ class BaseModels:
         """Load a base ahead of its first stage."""
         self.get(location)
 
-    def get(self, location: str) -> DiffusionBase:
+    def pairs(self, location: str) -> bool:
+        """Say whether two sides are trained in one pass with advantage, once the base has been loaded."""
+        return location not in self._profiles or self._profiles[location].pairs
+
+    def get(self, location: str, *, spares_memory: bool = False) -> DiffusionBase:
         """Return a loaded base; another one loaded before is dropped first, two may not fit.
+
+        If `spares_memory`, it is in the profile for work that ran out of memory in the one it was in before.
 
         Raises:
             InvalidBase: it cannot be loaded.
+            OutOfMemory: the device is too small for it.
         """
-        if self._loaded is None or self._location != location:
-            self._loaded = None
-            self._loaded = load_base(location, self._runtime)
-            self._location = location
+        key = (location, spares_memory)
+        if self._loaded is None or self._key != key:
+            self.drop()
+            with memory_errors():
+                self._loaded = load_base(location, self._sparing(location) if spares_memory else self._runtime)
+            self._key = key
+            if not spares_memory:
+                self._profiles[location] = self._loaded.memory
+            log.info("base loaded", extra={"base": location, "memory_profile": self._loaded.memory.name})
         return self._loaded
+
+    def drop(self) -> None:
+        """Give back the memory of the base that is loaded."""
+        self._loaded = None
+        gc.collect()  # its modules know each other in circles
+
+    def _sparing(self, location: str) -> Runtime:
+        """Return the runtime for work that ran out of memory; who used what is known of this process only."""
+        used = self._profiles.get(location) or self._runtime.profile_for(SDXL_UNET_NUMBERS)
+        return replace(self._runtime, memory=after_out_of_memory(used))
 
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
@@ -88,15 +125,19 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
     pair = {request.stage, request.partner}
     if request.partner is not None and pair != set(SIDE_STAGES):
         raise InvalidConfig(f"the stages {request.stage} and {request.partner} cannot be run in one pass")
-    return stages[request.stage](request, models.get(request.base), observer)
+    base = models.get(request.base, spares_memory=request.spares_memory)
+    try:
+        return stages[request.stage](request, base, observer)
+    except OutOfMemory:
+        models.drop()  # a part of it may be on its way to the card or back
+        raise
 
 
 def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train the LoRA of the stage's side, and of its partner's in the same passes; write both key formats of each."""
-    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
     stages = [request.stage] if request.partner is None else [request.stage, request.partner]
     pictures = {SIDE_STAGES[stage]: list_pictures(request.inputs_dir / SIDE_STAGES[stage]) for stage in stages}
-    loras = train_sides(base, pictures, without_company(request.config), observer, **how)
+    loras = train_sides(base, pictures, without_company(request.config), observer, keeper=request.keeper)
     return [
         replace(output, stage=None if stage == request.stage else stage)
         for stage in stages
@@ -106,8 +147,7 @@ def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
 
 def _train_both(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train both LoRAs in one pass and write the files that the two stages of their own write."""
-    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
-    loras = train_sides(base, _pictures(request), request.config, observer, **how)
+    loras = train_sides(base, _pictures(request), request.config, observer, keeper=request.keeper)
     return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
 
 
@@ -118,8 +158,9 @@ def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: Di
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
-    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
-    result = merge_sides(base, _side_loras(request, base), _pictures(request), request.config, observer, **how)
+    result = merge_sides(
+        base, _side_loras(request, base), _pictures(request), request.config, observer, keeper=request.keeper
+    )
     (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
     outputs = _write_both(
         result.weights, request.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
@@ -130,9 +171,8 @@ def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
     merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
-    how: _How = {"keeper": request.keeper, "thrifty": request.thrifty}
     loras = {**_side_loras(request, base), "merged": merged}
-    preview = draw_preview(base, loras, _pictures(request), request.config, observer, **how)
+    preview = draw_preview(base, loras, _pictures(request), request.config, observer, keeper=request.keeper)
     preview.save(request.outputs_dir / "preview.png")
     merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
     report = job_report(base, merge_report, request.config)

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from duolora.config import PersonalizeConfig, Prompts, TargetLayers
-from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, InvalidLora
+from duolora.errors import Cancelled, InvalidBase, InvalidConfig, InvalidImage, InvalidLora, OutOfMemory
 from duolora.events import Silent
 from duolora.lora.read import read_lora
+from duolora.memory import SPARING
 from duolora.recipes import resolve
 from tests.duolora.pico import draw_pictures, share_the_cores
 from tests.duolora.watch import Watcher
+from worker.engine import stages
 from worker.engine.protocol import Output, StageRequest
 from worker.engine.stages import BaseModels, run_stage
 
@@ -248,6 +250,44 @@ def test_base_stays_loaded_until_another_is_asked_for(models: BaseModels, locati
     assert models.get(location) is first
     assert models.get("tiny") is not first
     assert models.get(location) is not first
+
+
+def test_work_that_ran_out_of_memory_gets_the_base_in_a_smaller_profile(models: BaseModels, location: str) -> None:
+    usual = models.get(location)
+    sparing = models.get(location, spares_memory=True)
+
+    assert usual.memory.name == "80gb"  # a CPU has no limits
+    assert sparing.memory is SPARING
+    assert models.get(location, spares_memory=True) is sparing
+    assert models.get(location).memory is usual.memory
+
+
+def test_a_base_is_loaded_anew_after_running_out_of_memory(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of it may have been on its way to the card."""
+
+    def too_much(*_: object, **_how: object) -> None:
+        raise OutOfMemory("the GPU ran out of memory")
+
+    before = models.get(config.base_model)
+    monkeypatch.setattr(stages, "train_sides", too_much)
+    with pytest.raises(OutOfMemory):
+        run("content_lora", inputs, config, models)
+    assert models.get(config.base_model) is not before
+
+
+def test_memory_profile_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
+    monkeypatch.setenv("DUOLORA_DEVICE", "cpu")
+    monkeypatch.setenv("DUOLORA_MEMORY", "12gb")
+    models = BaseModels()
+    assert models.get(location).memory.name == "12gb"
+    assert not models.pairs(location)
+    assert models.get(location, spares_memory=True).memory.name == "8gb"
+
+    monkeypatch.setenv("DUOLORA_MEMORY", "huge")
+    with pytest.raises(InvalidConfig, match=r"DUOLORA_MEMORY is 'huge'.*12gb"):
+        BaseModels()
 
 
 def test_warming_a_base_that_is_not_there_is_refused(models: BaseModels, tmp_path: Path) -> None:
