@@ -76,14 +76,18 @@ class Proxy:
         self._abort()
 
     def set(self, mode: Mode, *, delay_s: float = 0.0) -> None:
-        """Behave differently from now on; safe from any thread."""
+        """Behave differently from now on, also on connections from before; from any thread but the loop's."""
         self.mode, self.delay_s = mode, delay_s
         if mode in {Mode.CUT, Mode.FULL}:  # a connection kept from before would escape it
             self.drop()
 
     def drop(self) -> None:
-        """Reset all connections."""
-        self._loop.call_soon_threadsafe(self._abort)
+        """Reset all connections; when this returns, they are. From any thread but the loop's."""
+        asyncio.run_coroutine_threadsafe(self._drop(), self._loop).result(10)
+
+    async def _drop(self) -> None:
+        self._abort()
+        await asyncio.sleep(0)  # a transport closes its socket in the loop's next round
 
     def _abort(self) -> None:
         for writer in list(self._writers):
