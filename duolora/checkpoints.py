@@ -25,7 +25,7 @@ from duolora.errors import CheckpointUnusable
 from duolora.keeping import Part, Saved
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -150,6 +150,33 @@ def learner_tensors(named: Mapping[str, Tensor], optimizer: torch.optim.Optimize
         if parameter in optimizer.state:
             tensors |= {f"{key}/{name}": optimizer.state[parameter][key] for key in _MOMENTS}
     return tensors
+
+
+def tenant_tensors(named: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, tenant: int) -> dict[str, Tensor]:
+    """Return what `learner_tensors` would return of one tenant alone, where tenants lie along the first dimension."""
+    # Steps are counted once for all tenants.
+    return {
+        name: tensor[tenant : tenant + 1] if tensor.dim() else tensor
+        for name, tensor in learner_tensors(named, optimizer).items()
+    }
+
+
+def joined_tenants(parts: Sequence[Part]) -> Part:
+    """Return the learners' tensors of several tenants as one part for `restore_learner`: `tenant_tensors` undone.
+
+    Raises:
+        CheckpointUnusable: the tenants' tensors do not fit each other.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    learned = [name for name in parts[0].tensors if name.partition("/")[0] in {_VALUE, *_MOMENTS}]
+    joined = {}
+    for name in learned:
+        tensors = [part.tensor(name) for part in parts]
+        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
+            raise CheckpointUnusable(f"{name} has not the same shape in the checkpoints of all tenants")
+        joined[name] = torch.cat(tensors) if tensors[0].dim() else tensors[0]
+    return Part(joined)
 
 
 @torch.no_grad()

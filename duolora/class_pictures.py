@@ -13,14 +13,14 @@ import torch
 
 from duolora.events import Observer, Progress, Quiet, Silent, advance
 from duolora.generate import sample_tenants
-from duolora.keeping import Keeper, Part, Saved, kept_when_stopped, resumed
+from duolora.keeping import Keeper, Part, Saved, kept_when_stopped, part_name, resumed
 from duolora.lora_task import ClassPictures, LoraTask
 from duolora.method.merge_case import CONTENT
 from duolora.models.base import LatentMoments
 from duolora.runtime import memory_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from duolora.config import PersonalizeConfig
     from duolora.models.base import DiffusionBase
@@ -30,26 +30,25 @@ def with_class_pictures(
     base: DiffusionBase, task: LoraTask, config: PersonalizeConfig, observer: Observer | None = None
 ) -> LoraTask:
     """Let the base draw what one task is to preserve. Takes and raises what `all_with_class_pictures` does."""
-    [complete] = all_with_class_pictures(base, [task], config, observer)
+    [[complete]] = all_with_class_pictures(base, [([task], config)], observer)
     return complete
 
 
 def all_with_class_pictures(
     base: DiffusionBase,
-    tasks: Iterable[LoraTask],
-    config: PersonalizeConfig,
+    tenants: Sequence[tuple[Sequence[LoraTask], PersonalizeConfig]],
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
-) -> list[LoraTask]:
+) -> list[list[LoraTask]]:
     """Let the base draw what tasks are to preserve; a task that preserves nothing comes back as it is.
 
     Pictures are drawn as previews are, as many at once as a preview has. The task's own seed decides them.
 
     Args:
         base: the frozen base model.
-        tasks: the training of every side.
-        config: the job's configuration: the words of the class, and how pictures are sampled.
+        tenants: the training of every side of every tenant, with the configuration of its job: the words of the class,
+            and how pictures are sampled.
         observer: is told before every batch, at step 0 of the training; may stop the work.
         keeper: keeps the pictures at step 0 once all are drawn, or when the work is stopped for a while before.
 
@@ -58,29 +57,38 @@ def all_with_class_pictures(
         CheckpointUnusable: what the keeper found cannot be used.
         OutOfMemory: the device is too small.
     """
-    tasks, observer = list(tasks), observer or Silent()
+    observer = observer or Silent()
     saved = resumed(keeper)
-    steps = max(task.config.steps for task in tasks)
-    gallery = _Gallery(base, config, observer, keeper)
-    has_drawn = False
+    steps = max(task.config.steps for tasks, _ in tenants for task in tasks)
+    galleries = [_Gallery(base, config, observer, keeper) for _, config in tenants]
+    preserving = [
+        (part_name(task.side, tenant), galleries[tenant], task)
+        for tenant, (tasks, _) in enumerate(tenants)
+        for task in tasks
+        if task.config.preservation.weight > 0
+    ]
+    draws = saved is None or saved.step == 0  # a training that has begun goes on with the pictures that it had
 
     def state() -> Saved | None:
-        drawn = {side: Part(pictures.tensors()) for side, pictures in gallery.drawn.items()}
-        return Saved(0, steps, drawn) if drawn and has_drawn else None
+        drawn = {
+            name: Part(gallery.drawn[task.side].tensors())
+            for name, gallery, task in preserving
+            if task.side in gallery.drawn
+        }
+        return Saved(0, steps, drawn) if drawn and draws else None
 
     with kept_when_stopped(keeper, state):
-        for task in tasks:
-            if task.config.preservation.weight == 0:
-                continue
-            kept = None if saved is None or task.side not in saved.parts else saved.parts[task.side]
-            if kept is not None:
-                gallery.hang(task, kept)
-            if saved is None or saved.step == 0:  # a training that has begun goes on with the pictures that it had
-                has_drawn = True
+        for name, gallery, task in preserving:
+            if saved is not None and name in saved.parts:
+                gallery.hang(task, saved.parts[name])
+            if draws:
                 gallery.complete(task)
-    if keeper is not None and has_drawn and keeper.is_due() and (complete := state()) is not None:
+    if keeper is not None and keeper.is_due() and (complete := state()) is not None:
         keeper.keep(complete)
-    return [replace(task, preserved=gallery.drawn[task.side]) if task.side in gallery.drawn else task for task in tasks]
+    return [
+        [replace(task, preserved=gallery.drawn[task.side]) if task.side in gallery.drawn else task for task in tasks]
+        for gallery, (tasks, _) in zip(galleries, tenants, strict=True)
+    ]
 
 
 class _Gallery:

@@ -13,13 +13,15 @@ class Progress:
     """One report of a running stage.
 
     `step` counts finished steps, from 0 to `total`; `loss` is the last training loss where there is one; `note` says
-    in a few words what the stage is doing ("caching latents", "sampling merged").
+    in a few words what the stage is doing ("caching latents", "sampling merged"). Where several tenants are trained
+    together, `losses` are each one's own, and `loss` is their mean.
     """
 
     step: int
     total: int
     loss: float | None = None
     note: str = ""
+    losses: tuple[float, ...] = ()
 
 
 class Observer(Protocol):

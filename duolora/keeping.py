@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from duolora.errors import Cancelled, CheckpointUnusable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -61,6 +61,34 @@ class Saved:
         if name not in self.parts:
             raise CheckpointUnusable(f"the checkpoint has no part {name!r}, only {', '.join(self.parts)}")
         return self.parts[name]
+
+
+def part_name(side: str, tenant: int = 0) -> str:
+    """Return the name of the part of one side of one of several tenants trained together; the first's is the side's.
+
+    A tenant's part is what it would be were it trained alone, so that it can go on alone, or in other company.
+    """
+    return side if tenant == 0 else f"{side}.{tenant}"
+
+
+def of_tenant(saved: Saved, tenant: int) -> Saved:
+    """Return what of a state is one tenant's, its parts named as if it were alone."""
+    parts = {part_name(side): part for (side, owner), part in _owned(saved) if owner == tenant}
+    return Saved(saved.step, saved.total, parts)
+
+
+def of_tenants(states: Sequence[tuple[int, Saved]]) -> Saved:
+    """Return the state of several tenants together, given parts of each's state alone; all of one step."""
+    parts = {part_name(side, tenant): part for tenant, saved in states for side, part in saved.parts.items()}
+    _, first = states[0]
+    return Saved(first.step, first.total, parts)
+
+
+def _owned(saved: Saved) -> Iterator[tuple[tuple[str, int], Part]]:
+    """Yield every part with its side and its tenant: `part_name` undone."""
+    for name, part in saved.parts.items():
+        side, _, tenant = name.rpartition(".")
+        yield ((side, int(tenant)) if side else (name, 0)), part
 
 
 class Keeper(Protocol):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from duolora.adapters import role_rows
-from duolora.checkpoints import learner_tensors, restore_learner
+from duolora.checkpoints import joined_tenants, restore_learner, tenant_tensors
 from duolora.errors import TrainingDiverged
-from duolora.keeping import Part, Saved
+from duolora.keeping import Part, Saved, part_name
 from duolora.lora_task import Batch, CachedTask, Draws
 from duolora.losses import min_snr_weight, squared_error
 from duolora.models.base import PromptEmbeddings
@@ -53,8 +53,8 @@ class Lesson:
         self._steps = RecordedSteps(self._device)
         self._ahead: tuple[Sequence[int], Draws] | None = None
 
-    def step(self, step: int) -> float:
-        """Take one optimiser step for every task that is not finished; return the mean loss.
+    def step(self, step: int) -> list[float]:
+        """Take one optimiser step for every task that is not finished; return the mean loss of every tenant.
 
         Raises:
             TrainingDiverged: the loss is not finite.
@@ -63,21 +63,26 @@ class Lesson:
         self._set_rates(step)
         draws = self._drawn(active)
         if self._part_size is not None:
-            summed = self._learn_in_parts(active, draws, self._part_size)
+            summed_J = self._learn_in_parts(active, draws, self._part_size)
         elif self._encodes:
-            summed = self._learn(active, self._batch(active, draws))
+            summed_J = self._learn(active, self._batch(active, draws))
         else:
-            summed = self._learn_recorded(active, self._batch(active, draws))
+            summed_J = self._learn_recorded(active, self._batch(active, draws))
         following = self._active(step + 1)
         self._ahead = (following, Draws.of(self._tasks(following))) if following else None
-        value = summed.item() / (len(active) * len(self._tenants))
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss is {value} at step {step + 1}; try a lower learning rate")
-        return value
+        losses = [summed / len(active) for summed in summed_J.tolist()]
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise TrainingDiverged(f"the loss is {loss} at step {step + 1}; try a lower learning rate")
+        return losses
 
     def parts(self) -> dict[str, Part]:
-        """Return what every side needs to go on after the last step."""
-        return {task.side: self._part(role) for role, task in enumerate(self._tenants[0])}
+        """Return what every side of every tenant needs to go on after the last step, by `part_name`."""
+        return {
+            part_name(task.side, tenant): self._part(role, tenant)
+            for tenant, tasks in enumerate(self._tenants)
+            for role, task in enumerate(tasks)
+        }
 
     def restore(self, saved: Saved) -> None:
         """Go on from a checkpoint; one from before the first step holds no more than class pictures.
@@ -88,11 +93,11 @@ class Lesson:
         if saved.step == 0:
             return
         for role, task in enumerate(self._tenants[0]):
-            part = saved.part(task.side)
-            restore_learner(self._adapter.factors(task.side), self._optimizer, part)
-            for tenant, tasks in enumerate(self._tenants):
+            parts = [saved.part(part_name(task.side, tenant)) for tenant in range(len(self._tenants))]
+            restore_learner(self._adapter.factors(task.side), self._optimizer, joined_tenants(parts))
+            for tasks, part in zip(self._tenants, parts, strict=True):
                 for index, pool in enumerate(tasks[role].pools):
-                    pool.set_random_state(part.tensor(f"random/{tenant}/{index}"))
+                    pool.set_random_state(part.tensor(_random(index)))
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over all sides' factors; on a GPU in one kernel, its rates where a recording can read them."""
@@ -138,18 +143,18 @@ class Lesson:
         return Batch.of(self._base, draws, encodes=self._encodes)
 
     def _learn(self, active: Sequence[int], batch: Batch) -> Tensor:
-        """Take one optimiser step on a batch of the active roles; return the sum of losses, detached."""
+        """Take one optimiser step on a batch of the active roles; return every tenant's sum of losses, detached."""
         grouped = self._grouped if self._adapter.takes_groups() else None
         if grouped is not None:
             grouped.refresh()
         else:
             self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(active, batch)
-        loss.backward()
+        loss_J = self._loss(active, batch)
+        loss_J.sum().backward()
         if grouped is not None:
             grouped.hand_over([self._tenants[0][role].side for role in active])
         self._move(active)
-        return loss.detach()
+        return loss_J.detach()
 
     def _learn_recorded(self, active: Sequence[int], batch: Batch) -> Tensor:
         """Take the same step as `_learn`, as a recording where there is a GPU."""
@@ -170,22 +175,22 @@ class Lesson:
         self._optimizer.step()
 
     def _loss(self, active: Sequence[int], batch: Batch) -> Tensor:
-        """Sum each task's own mean loss: under Adam no task feels the others."""
+        """Sum each task's own mean loss, tenant by tenant (J,): under Adam no task feels the others."""
         lots = [lot for role in active for lot in _lots(self._tenants[0][role].config)]
         predicted_BCHW = self._base.predict_noise(batch.noisy_BCHW, batch.timesteps_B, batch.prompts)
         snr_Jn = self._base.schedule.snr(batch.timesteps_B).view(len(self._tenants), -1)
         errors_Jn = squared_error(predicted_BCHW, batch.noise_BCHW).view(len(self._tenants), -1)
         counts = [lot.count for lot in lots]
         losses = [
-            lot.weight * (min_snr_weight(snr_JB, lot.snr_gamma) * error_JB).mean(dim=1).sum()
+            lot.weight * (min_snr_weight(snr_JB, lot.snr_gamma) * error_JB).mean(dim=1)
             for lot, snr_JB, error_JB in zip(
                 lots, snr_Jn.split(counts, dim=1), errors_Jn.split(counts, dim=1), strict=True
             )
         ]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum(dim=0)
 
     def _learn_in_parts(self, active: Sequence[int], draws: Draws, part_size: int) -> Tensor:
-        """Take the same step by gradients gathered from passes of a few samples each; return the sum of losses."""
+        """Take the same step by gradients gathered from passes of a few samples; return the sum of losses, (1,)."""
         self._optimizer.zero_grad(set_to_none=True)
         rows_B = role_rows([share for role in active for share in self._roles(role)], torch.device("cpu"))
         batch = Batch.of(self._base, draws)
@@ -201,7 +206,7 @@ class Lesson:
             loss.backward()
             summed += loss.detach()
         self._move(active)
-        return summed
+        return summed.view(1)
 
     def _weights(self, active: Sequence[int], batch: Batch) -> Tensor:
         """Return the weight of every sample of one tenant in the sum of losses, (B,)."""
@@ -214,16 +219,15 @@ class Lesson:
             ]
         )
 
-    def _part(self, role: int) -> Part:
-        """Return what one side needs to go on: its factors, what the optimiser knows, where its draws were."""
-        tensors = learner_tensors(self._adapter.factors(self._tenants[0][role].side), self._optimizer)
+    def _part(self, role: int, tenant: int) -> Part:
+        """Return what one side of a tenant needs to go on: factors, what the optimiser knows, where its draws were."""
+        task = self._tenants[tenant][role]
+        tensors = tenant_tensors(self._adapter.factors(task.side), self._optimizer, tenant)
         ahead = {} if self._ahead is None else self._ahead[1].states_before
-        for tenant, tasks in enumerate(self._tenants):
-            for index, pool in enumerate(tasks[role].pools):
-                tensors[f"random/{tenant}/{index}"] = ahead.get(pool, pool.random_state())
-            preserved = tasks[role].preserved
-            if preserved is not None:
-                tensors |= preserved.tensors(tenant)
+        for index, pool in enumerate(task.pools):
+            tensors[_random(index)] = ahead.get(pool, pool.random_state())
+        if task.preserved is not None:
+            tensors |= task.preserved.tensors()
         return Part(tensors)
 
     def _roles(self, role: int) -> list[tuple[int, int]]:
@@ -241,6 +245,11 @@ class _Lot:
     count: int
     weight: float
     snr_gamma: float | None
+
+
+def _random(pool: int) -> str:
+    """Return the name under which a checkpoint keeps where the draws of a task's pool were."""
+    return f"random/0/{pool}"
 
 
 def _part_size(base: DiffusionBase, tasks: Sequence[CachedTask]) -> int | None:

@@ -33,16 +33,16 @@ class ClassPictures:
     caption: str
     moments: LatentMoments
 
-    def tensors(self, tenant: int = 0) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps of them."""
-        return {f"class/{tenant}/mean": self.moments.mean_BCHW, f"class/{tenant}/std": self.moments.std_BCHW}
+        return {"class/0/mean": self.moments.mean_BCHW, "class/0/std": self.moments.std_BCHW}
 
     @classmethod
-    def kept(cls, caption: str, part: Part, tenant: int = 0) -> ClassPictures | None:
+    def kept(cls, caption: str, part: Part) -> ClassPictures | None:
         """Return the pictures that a checkpoint kept, None where it has none."""
-        if f"class/{tenant}/mean" not in part.tensors:
+        if "class/0/mean" not in part.tensors:
             return None
-        moments = (part.tensor(f"class/{tenant}/{name}") for name in ("mean", "std"))
+        moments = (part.tensor(f"class/0/{name}") for name in ("mean", "std"))
         return cls(caption, LatentMoments(*moments))
 
 

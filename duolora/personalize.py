@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from duolora.lora_task import LoraTask
 from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
 from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
 from duolora.preview import PreviewRow, preview_grid
-from duolora.train import train_loras
+from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -52,19 +53,41 @@ def train_sides(
     """Train the LoRAs of the sides whose pictures are given, in one pass, with the class pictures they are to preserve.
 
     Both sides are trained in as much company as the configuration says; one alone has none, as its file then says.
-    Takes and raises what `train_loras` does.
+    Takes and raises what `duolora.train.train_loras` does.
     """
-    if len(pictures) == 1:
-        config = without_company(config)
-    tasks = all_with_class_pictures(
-        base,
-        [_task(side, pictures[side], config) for side in SIDES if side in pictures],
-        config,
-        observer,
-        keeper=keeper,
-    )
-    trained = train_loras(base, tasks, observer, keeper=keeper)
-    return {side: _signed(weights, side, config) for side, weights in trained.items()}
+    return train_jobs(base, [TrainingJob(pictures, config)], observer, keeper=keeper)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One job's part of a training: pictures of the sides to train, and its configuration."""
+
+    pictures: Mapping[str, Sequence[Path]]
+    config: PersonalizeConfig
+
+
+def train_jobs(
+    base: DiffusionBase,
+    jobs: Sequence[TrainingJob],
+    observer: Observer | None = None,
+    *,
+    keeper: Keeper | None = None,
+) -> list[dict[str, LoraWeights]]:
+    """Train the LoRAs of several jobs in the same passes, each as `train_sides` trains one job's.
+
+    Takes and raises what `duolora.train.train_tenants` does; a job is a tenant.
+    """
+    configs = [job.config if len(job.pictures) > 1 else without_company(job.config) for job in jobs]
+    tenants = [
+        ([_task(side, job.pictures[side], config) for side in SIDES if side in job.pictures], config)
+        for job, config in zip(jobs, configs, strict=True)
+    ]
+    tasks = all_with_class_pictures(base, tenants, observer, keeper=keeper)
+    trained = train_tenants(base, tasks, observer, keeper=keeper)
+    return [
+        {side: _signed(weights, side, config) for side, weights in loras.items()}
+        for loras, config in zip(trained, configs, strict=True)
+    ]
 
 
 def without_company(config: PersonalizeConfig) -> PersonalizeConfig:

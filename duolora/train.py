@@ -74,7 +74,9 @@ def train_tenants(
         tenants: the tasks of every tenant; task by task, all have the side and the configuration (but for the seed)
             of the first tenant's.
         observer: receives progress.
-        keeper: keeps checkpoints.
+        keeper: keeps checkpoints, a part per side and tenant (`duolora.keeping.part_name`). Each part is what that
+            tenant's training alone would keep, so that a tenant goes on from it alone or beside others; bit for bit,
+            on a CPU, beside as many others as before.
 
     Returns:
         For every tenant, side -> trained LoRA in float32.
@@ -106,8 +108,9 @@ def train_tenants(
                 lesson.restore(saved)
                 saved = None  # it is as large as the training's state
             for step in range(first, total):
-                loss = lesson.step(step)
-                progress = Progress(step=step + 1, total=total, loss=loss, note="training")
+                losses = lesson.step(step)
+                mean = sum(losses) / len(losses)
+                progress = Progress(step=step + 1, total=total, loss=mean, note="training", losses=tuple(losses))
                 if not proceed(observer, keeper, progress, lesson.parts):
                     break
             return [{task.side: adapter.export(task.side, tenant) for task in tasks} for tenant in range(len(tenants))]

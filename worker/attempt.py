@@ -1,4 +1,4 @@
-"""The work of one attempt, at one stage or at two in one pass: library, inputs, checkpoint, engine, outputs.
+"""The work of one attempt, at one stage or at several in one pass: library, inputs, checkpoint, engine, outputs.
 
 Ends with a `Finished` for each stage, or with whatever exception ended it; `worker.runner` records either.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,12 @@ from api.jobs import repository
 from api.storage import StoreError, artifact_key
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
-from worker.wire import Checkpointed, LogLine, Partner, ProgressReport, Run
+from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run
 from worker.workspace import BaseUnavailable, CheckpointUnusable
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sqlalchemy.orm import Session, sessionmaker
@@ -81,10 +82,10 @@ class Attempt:
         self._engine = engine
         self._mailbox = mailbox
         self._patience = patience
-        self._keys: dict[str, str | None] = {}
+        self._keys: dict[uuid.UUID, str | None] = {}
 
     def look_up(self) -> list[Finished]:
-        """Take from the library what it has; what is left to do stays in `stage`."""
+        """Take from the library what it has; what is left to do, if anything is, stays in `stage`."""
         base = self._base()
         stages = self.stage.all
         if not any(self._makes_a_lora(each) for each in stages):
@@ -93,13 +94,11 @@ class Attempt:
         found: list[Finished] = []
         for each in stages:
             key = repository.reuse_key(each.name, each.params, each.images, revision, self._engine.version)
-            self._keys[each.name] = key
+            self._keys[each.stage_id] = key
             taken = None if key is None or each.stop_requested else self._take(each, key)
             if taken is not None:
                 found.append(taken)
-        left = [each for each in stages if each.stage_id not in {done.stage.stage_id for done in found}]
-        if found and left:
-            self.stage = replace(left[0], partner=None)
+        self.stage = self.stage.without(done.stage for done in found) or self.stage
         return found
 
     def work(self, scratch: Scratch, reporter: StageReporter, uploader: CheckpointUploader) -> list[Finished]:
@@ -111,7 +110,8 @@ class Attempt:
         """
         started = perf_counter()
         with scratch.workspace(self.stage, self._store) as workspace, self._keeping_the_last(uploader):
-            self._patience.with_store(lambda: workspace.fetch(self._check))
+            for first, *_ in self.stage.by_job:
+                self._patience.with_store(partial(workspace.fetch, first, self._check))
             command = self._command(workspace, self._fetch_checkpoints(workspace))
             fetched = perf_counter()
 
@@ -126,7 +126,10 @@ class Attempt:
 
             done = self._engine.run(command, hear)
             ran = perf_counter()
-            stored = [(each, self._publish(workspace, each, done.outputs)) for each in self.stage.all]
+            stored = [
+                (each, self._publish(workspace, each, [output for output in done.outputs if output.member == place]))
+                for place, each in enumerate(self.stage.all)
+            ]
         timings = done.timings | {
             "fetch_s": round(fetched - started, 3),
             "engine_s": round(ran - fetched, 3),
@@ -137,7 +140,7 @@ class Attempt:
                 stage=each,
                 artifacts=artifacts,
                 timings=timings,
-                reuse_key=self._keys.get(each.name),
+                reuse_key=self._keys.get(each.stage_id),
                 stopped_early=done.finished_early,
             )
             for each, artifacts in stored
@@ -202,58 +205,58 @@ class Attempt:
             artifacts.append(replace(source, key=key))
         return artifacts
 
-    def _fetch_checkpoints(self, workspace: Workspace) -> dict[str, Path | None]:
-        """Bring what the stages go on from. If any of it is unusable, all of them start from the beginning."""
-        try:
-            return {each.name: self._fetch_checkpoint(workspace, each) for each in self.stage.all}
-        except CheckpointUnusable as error:
-            log.warning("a checkpoint is unusable, starting from the beginning", extra={"error": str(error)})
-            self._patience.with_database(self._drop_checkpoints)
-            return {}
+    def _fetch_checkpoints(self, workspace: Workspace) -> dict[uuid.UUID, Path | None]:
+        """Bring what the stages go on from. If any of a job's is unusable, the job starts from the beginning.
+
+        Raises:
+            StageInterrupted: it is one of several jobs, so the others go on without it.
+        """
+        found: dict[uuid.UUID, Path | None] = {}
+        for stages in self.stage.by_job:
+            try:
+                found |= {each.stage_id: self._fetch_checkpoint(workspace, each) for each in stages}
+            except CheckpointUnusable as error:
+                log.warning("a checkpoint is unusable, starting from the beginning", extra={"error": str(error)})
+                self._patience.with_database(partial(_drop_checkpoints, stages))
+                if len(self.stage.by_job) > 1:
+                    raise StageInterrupted(Interrupt.REGROUP) from error
+                return {}
+        return found
 
     def _fetch_checkpoint(self, workspace: Workspace, stage: ClaimedStage) -> Path | None:
         return self._patience.with_store(lambda: workspace.fetch_checkpoint(stage, self._check))
 
     def _publish(
-        self, workspace: Workspace, stage: ClaimedStage, outputs: tuple[OutputFile, ...]
+        self, workspace: Workspace, stage: ClaimedStage, outputs: Sequence[OutputFile]
     ) -> list[StoredArtifact]:
         return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
 
-    def _drop_checkpoints(self, session: Session) -> None:
-        """Forget where the stages could go on from."""
-        for each in self.stage.all:
-            if each.checkpoint is not None:
-                repository.drop_checkpoint(session, **each.proof)
-
-    def _command(self, workspace: Workspace, resume: dict[str, Path | None]) -> Run:
-        stage, partner = self.stage, self.stage.partner
-        folders = {name: str(folder) for name, folder in resume.items() if folder is not None}
+    def _command(self, workspace: Workspace, resume: dict[uuid.UUID, Path | None]) -> Run:
         return Run(
             id=self.run_id,
-            stage=stage.name,
-            job_id=str(stage.job_id),
-            attempt=stage.attempt,
+            members=tuple(self._member(workspace, each, resume.get(each.stage_id)) for each in self.stage.all),
             base=self._base(),
-            config=stage.params,
-            inputs_dir=str(workspace.inputs_dir),
-            outputs_dir=str(workspace.outputs_dir),
-            checkpoints_dir=str(workspace.checkpoints_dir(stage.name)),
-            resume_dir=folders.get(stage.name),
             checkpoint_every_s=self._settings.worker_checkpoint_s,
-            finish_early=stage.stop_requested,
-            memory_profile=stage.memory_profile.value,
-            partner=None
-            if partner is None
-            else Partner(
-                stage=partner.name,
-                checkpoints_dir=str(workspace.checkpoints_dir(partner.name)),
-                resume_dir=folders.get(partner.name),
-            ),
-            traceparent=stage.traceparent,
+            finish_early=self.stage.stop_requested,
+            memory_profile=self.stage.memory_profile.value,
+            traceparent=self.stage.traceparent,
+        )
+
+    @staticmethod
+    def _member(workspace: Workspace, stage: ClaimedStage, resume_dir: Path | None) -> Member:
+        return Member(
+            job_id=str(stage.job_id),
+            stage=stage.name,
+            attempt=stage.attempt,
+            config=stage.params,
+            inputs_dir=str(workspace.inputs_dir(stage)),
+            outputs_dir=str(workspace.outputs_dir(stage)),
+            checkpoints_dir=str(workspace.checkpoints_dir(stage)),
+            resume_dir=None if resume_dir is None else str(resume_dir),
         )
 
     def _check_done(self) -> None:
-        """Honour an interruption after the engine's work; a shutdown stops it no more, nor does a wish to finish."""
+        """Honour an interruption after the engine's work, unless it is one for which a run may end well."""
         self._check(done=True)
 
     def _check(self, *, done: bool = False) -> None:
@@ -268,7 +271,14 @@ class Attempt:
                 continue
             if message.reason is Interrupt.FINISH:
                 wishes.append(message)
-            elif message.reason is not Interrupt.SHUTDOWN or not done:
+            elif message.reason not in {Interrupt.SHUTDOWN, Interrupt.REGROUP} or not done:
                 raise StageInterrupted(message.reason)
         if wishes and not done:
             self._mailbox.post(wishes[0])  # for the engine, once it runs
+
+
+def _drop_checkpoints(stages: Sequence[ClaimedStage], session: Session) -> None:
+    """Forget where the stages of a job could go on from."""
+    for each in stages:
+        if each.checkpoint is not None:
+            repository.drop_checkpoint(session, **each.proof)

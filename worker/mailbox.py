@@ -26,6 +26,8 @@ class Interrupt(StrEnum):
     """The stage belongs to another worker, or to nobody, by now."""
     SHUTDOWN = "shutdown"
     """This worker was told to exit."""
+    REGROUP = "regroup"
+    """One of several jobs in the run must leave it: the others go on without it, from a checkpoint made now."""
     FINISH = "finish"
     """The caller wants what there is: the run ends early, and well."""
 

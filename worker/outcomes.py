@@ -7,9 +7,11 @@
     died, stuck, a bug               death          Retry with backoff
     stopped: job cancelled                          Cancel
     stopped: worker shuts down                      Release: runnable again, the attempt not counted
+    stopped: one of several jobs leaves             Release: those that are to be canceled are
     stopped: lease lost                             Abandon: somebody else decided already, write nothing
 
-How many failures of a class a stage may have is the database's to decide (`api.jobs.failures`). Anything this module
+How many failures of a class a stage may have is the database's to decide (`api.jobs.failures`), and also that none of
+several jobs in one pass is blamed for its failure (`api.jobs.endings.fail_stage`). Anything this module
 does not know is a bug of ours; it counts as a death, and its text stays in the logs.
 """
 

@@ -9,12 +9,18 @@ if TYPE_CHECKING:
     from worker.wire import ProgressReport
 
 
-def progress_fields(report: ProgressReport) -> dict[str, Any]:
-    """Return `step`, `total`, `loss` and `note`; steps lie within the total, a loss that is no number is None."""
+def progress_fields(report: ProgressReport, job: int = 0) -> dict[str, Any]:
+    """Return `step`, `total`, `loss` and `note`; steps lie within the total, a loss that is no number is None.
+
+    Args:
+        report: of a run.
+        job: whose loss, by its place among the jobs of the run.
+    """
     total = max(report.total, 0)
+    loss = report.losses[job] if job < len(report.losses) else report.loss
     return {
         "step": min(max(report.step, 0), total),
         "total": total,
-        "loss": report.loss if report.loss is not None and math.isfinite(report.loss) else None,
+        "loss": loss if loss is not None and math.isfinite(loss) else None,
         "note": report.note,
     }

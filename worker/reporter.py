@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, sessionmaker
 
-    from api.jobs.repository import ClaimedStage
+    from api.jobs.repository import ClaimedStage, Heartbeat
     from worker.mailbox import Mailbox
     from worker.settings import WorkerSettings
     from worker.wire import LogLine, ProgressReport
@@ -33,12 +34,31 @@ MOST_LINES = 2000
 """Lines of a log that wait for a database that is away; the oldest go first."""
 
 
+@dataclass
+class _JobNews:
+    """What is yet to be written of the stages of one job."""
+
+    stages: tuple[ClaimedStage, ...]
+    latest: dict[str, Any] | None = None
+    lines: list[LogEntry] = field(default_factory=list)
+    told_at: float = float("-inf")
+    lost: bool = False
+    leaves: bool = False
+    """Its owner asked for its end, or another has it."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything to write."""
+        return not self.lost and (self.latest is not None or bool(self.lines))
+
+
 class StageReporter:
     """Beats while it is entered; posts an interruption when the job is cancelled or stopped, or the lease is lost.
 
     A database that does not answer is no reason to stop: the token fences every write, so at worst the work is thrown
     away, and at best a restart of Postgres costs nothing. What runs as a pair beats in one transaction, so that both
-    leases end in the same moment.
+    leases end in the same moment; each of several jobs beats in its own. If one of several has to leave, the run is
+    regrouped.
     """
 
     def __init__(
@@ -50,14 +70,11 @@ class StageReporter:
         mailbox: Mailbox,
         settings: WorkerSettings,
     ) -> None:
-        self._stages = stage.all
+        self._jobs = [_JobNews(stages) for stages in stage.by_job]
         self._run_id = run_id
         self._sessions = sessions
         self._mailbox = mailbox
         self._settings = settings
-        self._latest: dict[str, Any] | None = None
-        self._lines: list[LogEntry] = []
-        self._told_at = float("-inf")
         self._lock = threading.Lock()
         self._beating = threading.Lock()
         self._stop = threading.Event()
@@ -77,20 +94,23 @@ class StageReporter:
 
     def report(self, report: ProgressReport) -> None:
         """Take a report of the engine; the newest one is written with the next beat."""
-        fields = progress_fields(report)
         with self._lock:
-            self._latest = fields
+            for place, job in enumerate(self._jobs):
+                job.latest = progress_fields(report, place)
 
     def write_line(self, line: LogLine) -> None:
         """Take a line of the log, to be written with the next beat."""
         with self._lock:
-            self._lines.append(LogEntry(datetime.now(UTC), line.level, line.message))
-            del self._lines[:-MOST_LINES]
+            for job in self._jobs:
+                job.lines.append(LogEntry(datetime.now(UTC), line.level, line.message))
+                del job.lines[:-MOST_LINES]
 
     def let_go(self, stage: ClaimedStage) -> None:
-        """Beat no more for one of two stages: its end is about to be written."""
-        with self._beating:
-            self._stages = tuple(other for other in self._stages if other.stage_id != stage.stage_id)
+        """Beat no more for one of several stages: its end is about to be written."""
+        with self._beating, self._lock:
+            for job in self._jobs:
+                job.stages = tuple(other for other in job.stages if other.stage_id != stage.stage_id)
+            self._jobs = [job for job in self._jobs if job.stages]
 
     def flush(self) -> None:
         """Write what there is before the end of the stage is written, if it is still ours and the database is there."""
@@ -118,37 +138,70 @@ class StageReporter:
 
     def _has_news(self) -> bool:
         with self._lock:
-            return self._latest is not None or bool(self._lines)
+            return any(job.waits for job in self._jobs)
 
     def _beat(self) -> None:
-        """Write everything there is in one transaction; what a failed one held is kept for the next."""
+        """Write everything there is, job by job; what could not be written is kept for the next beat.
+
+        Raises:
+            LeaseLost: no job is held any more.
+            DBAPIError: the database did not take all of it.
+        """
+        failure: DBAPIError | None = None
+        with self._beating:
+            for job in self._jobs:
+                try:
+                    self._beat_for(job)
+                except DBAPIError as error:
+                    failure = error
+                except LeaseLost:
+                    job.lost = job.leaves = True
+            if self._jobs and all(job.lost for job in self._jobs):
+                raise LeaseLost("none of the stages is held any more")
+            if len(self._jobs) > 1 and any(job.leaves for job in self._jobs):
+                self._interrupt(Interrupt.REGROUP)
+        if failure is not None:
+            raise failure
+
+    def _beat_for(self, job: _JobNews) -> None:
+        """Write everything there is of one job in one transaction."""
+        if job.lost:
+            return
         with self._lock:
-            fields, self._latest = self._latest, None
-            lines, self._lines = self._lines, []
+            fields, job.latest = job.latest, None
+            lines, job.lines = job.lines, []
         try:
-            with self._beating:
-                self._write(fields, lines)
+            self._hear(job, self._write(job, fields, lines))
         except DBAPIError:
             with self._lock:
-                self._latest = self._latest or fields
-                self._lines = (lines + self._lines)[-MOST_LINES:]
+                job.latest = job.latest or fields
+                job.lines = (lines + job.lines)[-MOST_LINES:]
             raise
 
-    def _write(self, fields: dict[str, Any] | None, lines: list[LogEntry]) -> None:
-        tells = fields is not None and monotonic() >= self._told_at + self._settings.worker_event_s
+    def _write(self, job: _JobNews, fields: dict[str, Any] | None, lines: list[LogEntry]) -> list[Heartbeat]:
+        tells = fields is not None and monotonic() >= job.told_at + self._settings.worker_event_s
         lease = self._settings.lease
         with transaction(self._sessions) as session:
             # Every lock on a stage before the first on the job.
-            beats = [heartbeat(session, **stage.proof, lease=lease) for stage in self._stages]
-            for stage in self._stages[:1]:
+            beats = [heartbeat(session, **stage.proof, lease=lease) for stage in job.stages]
+            for stage in job.stages[:1]:
                 record_logs(session, **stage.proof, lines=lines)
-            for stage in self._stages if fields is not None else ():
+            for stage in job.stages if fields is not None else ():
                 record_progress(session, **stage.proof, progress=fields or {}, tell=tells)
         if tells:
-            self._told_at = monotonic()
-        if any(beat.cancel_requested for beat in beats):
+            job.told_at = monotonic()
+        return beats
+
+    def _hear(self, job: _JobNews, beats: list[Heartbeat]) -> None:
+        """Act on what the owner of a job asked for."""
+        canceled = any(beat.cancel_requested for beat in beats)
+        stopped = any(beat.stop_requested for beat in beats)
+        job.leaves = canceled or stopped
+        if len(self._jobs) > 1:
+            return
+        if canceled:
             self._interrupt(Interrupt.CANCEL)
-        elif any(beat.stop_requested for beat in beats):
+        elif stopped:
             self._interrupt(Interrupt.FINISH)
 
     def _interrupt(self, reason: Interrupt) -> None:

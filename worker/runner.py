@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
@@ -78,16 +80,19 @@ class StageRunner:
         with self._presence.claiming(), transaction(self._sessions) as session:
             stage = repository.claim_stage(
                 session,
-                worker_id=settings.worker_id,
-                lease=settings.lease,
-                pairs=settings.worker_pairs and self._engine.pairs,
+                repository.Claimant(
+                    worker_id=settings.worker_id,
+                    lease=settings.lease,
+                    pairs=settings.worker_pairs and self._engine.pairs,
+                    jobs_at_once=settings.worker_jobs_at_once if self._engine.shares_passes else 1,
+                ),
             )
             if stage is not None:
                 self._presence.claimed(session)
         if stage is None:
             return False
         with logs.bound(job=str(stage.job_id), stage=stage.name, attempt=stage.attempt, traceparent=stage.traceparent):
-            log.info("stage claimed", extra={"partner": None if stage.partner is None else stage.partner.name})
+            log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
             self._held = stage
             try:
                 self._attempt(stage)
@@ -98,9 +103,9 @@ class StageRunner:
     def give_back(self) -> None:
         """Release what is held, from another thread, because the process is about to exit whatever it does."""
         stage = self._held
-        if stage is not None:
+        for stages in () if stage is None else stage.by_job:
             with suppress(LeaseLost, DBAPIError), transaction(self._sessions) as session:
-                self._on_all(stage, lambda each: repository.release_stage(session, **each.proof))
+                _on_all(stages, lambda each: repository.release_stage(session, **each.proof))
 
     def _attempt(self, stage: ClaimedStage) -> None:
         attempt = Attempt(
@@ -120,7 +125,7 @@ class StageRunner:
                 taken = attempt.look_up()
                 for finished in taken:
                     reporter.let_go(finished.stage)
-                self._finish(taken)
+                self._finish(taken, [])
             except Exception as error:  # noqa: BLE001 - a recorded boundary: it becomes the stage's outcome
                 self._settle(attempt, error)
                 return
@@ -131,39 +136,36 @@ class StageRunner:
     def _run(self, attempt: Attempt, reporter: StageReporter) -> None:
         """Work on what the library did not have."""
         uploader = CheckpointUploader(attempt.stage, sessions=self._sessions, store=self._store)
-        succeeded = False
+        succeeded: list[ClaimedStage] = []
         try:
             finished = attempt.work(self._scratch, reporter, uploader)
             reporter.flush()
-            self._finish(finished)
-            succeeded = True
+            self._finish(finished, succeeded)
         except Exception as error:  # noqa: BLE001 - a recorded boundary: it becomes the stage's outcome
             reporter.flush()
             self._settle(attempt, error)
         finally:
             uploader.close(forget=succeeded)
 
-    def _finish(self, finished: Sequence[Finished]) -> None:
-        """Write what succeeded, all of it in one transaction."""
-        if not finished:
-            return
-        ordered = sorted(finished, key=lambda each: each.stage.stage_id)
+    def _finish(self, finished: Sequence[Finished], succeeded: list[ClaimedStage]) -> None:
+        """Write what succeeded, all of a job in one transaction, and add it to `succeeded`.
 
-        def write(session: Session) -> None:
-            for each in ordered:
-                repository.finish_stage(
-                    session,
-                    **each.stage.proof,
-                    artifacts=each.artifacts,
-                    timings=each.timings,
-                    reuse_key=each.reuse_key,
-                    reused_job_id=each.reused_job_id,
-                    stopped_early=each.stopped_early,
-                )
-
-        self._patience.with_database(write)
-        for each in ordered:
-            log.info("stage succeeded", extra={"done": each.stage.name, **each.timings})
+        Raises:
+            LeaseLost, DBAPIError: it could not be written of some job; what could be is.
+        """
+        lost: LeaseLost | None = None
+        for of_job in _by_job(finished):
+            try:
+                self._patience.with_database(partial(_write_finished, of_job))
+            except LeaseLost as error:
+                lost = error
+                continue
+            succeeded += [each.stage for each in of_job]
+            for each in of_job:
+                done = {"done": each.stage.name, "done_job": str(each.stage.job_id)}
+                log.info("stage succeeded", extra={**done, **each.timings})
+        if lost is not None:
+            raise lost
 
     def _settle(self, attempt: Attempt, error: Exception) -> None:
         """Record how an attempt failed."""
@@ -177,63 +179,77 @@ class StageRunner:
             type(outcome).__name__.lower(),
             exc_info=None if expected else error,
         )
-        try:
-            self._patience.with_database(lambda session: self._record(session, attempt, outcome))
-        except LeaseLost:
-            log.info("the stage was decided elsewhere")
-        except DBAPIError:
-            log.warning("the outcome could not be recorded; the reaper will find the stage")
+        for stages in attempt.stage.by_job:
+            try:
+                self._patience.with_database(partial(_record, stages, outcome))
+            except LeaseLost:
+                log.info("the stage was decided elsewhere")
+            except DBAPIError:
+                log.warning("the outcome could not be recorded; the reaper will find the stage")
+                break
         if isinstance(outcome, Retry) and outcome.fresh_engine:
             self._engine.stop()
 
-    def _record(self, session: Session, attempt: Attempt, outcome: Outcome) -> None:
-        """Write an outcome on all that the attempt holds.
 
-        Raises:
-            LeaseLost: it holds nothing any more.
-        """
-        match outcome:
-            case Retry(error=error, after=after, kind=kind):
-                self._on_all(
-                    attempt.stage,
-                    lambda each: repository.fail_stage(
-                        session,
-                        **each.proof,
-                        error=error,
-                        retry_after=after,
-                        kind=kind,
-                        forget_checkpoint=outcome.fresh_start,
-                    ),
-                )
-            case Fail(error=error, kind=kind):
-                self._on_all(
-                    attempt.stage,
-                    lambda each: repository.fail_stage(session, **each.proof, error=error, retry_after=None, kind=kind),
-                )
-            case Cancel():
-                self._on_all(attempt.stage, lambda each: repository.settle_cancel(session, **each.proof))
-            case Release():
-                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **each.proof))
-            case Abandon():  # one lease of a pair may be lost and the other not; what is not held is passed over
-                self._on_all(attempt.stage, lambda each: repository.release_stage(session, **each.proof))
+def _record(stages: Sequence[ClaimedStage], outcome: Outcome, session: Session) -> None:
+    """Write an outcome on the stages of one job.
 
-    @staticmethod
-    def _on_all(stage: ClaimedStage, write: Callable[[ClaimedStage], object]) -> None:
-        """Write on a stage and its partner; the end of one may have taken the other along.
+    Raises:
+        LeaseLost: none of them is held any more.
+    """
+    write: Callable[..., object]
+    match outcome:
+        case Retry(error=error, after=after, kind=kind, fresh_start=fresh_start):
+            write = partial(
+                repository.fail_stage, error=error, retry_after=after, kind=kind, forget_checkpoint=fresh_start
+            )
+        case Fail(error=error, kind=kind):
+            write = partial(repository.fail_stage, error=error, retry_after=None, kind=kind)
+        case Cancel():
+            write = repository.settle_cancel
+        case (
+            Release() | Abandon()
+        ):  # one lease of a pair may be lost and the other not; what is not held is passed over
+            write = repository.release_stage
+    _on_all(stages, lambda each: write(session, **each.proof))
 
-        Raises:
-            LeaseLost: none of them is held any more.
-        """
-        lost = None
-        written = False
-        for each in stage.all:
-            try:
-                write(each)
-                written = True
-            except LeaseLost as error:
-                lost = error
-        if not written and lost is not None:
-            raise lost
+
+def _write_finished(finished: Sequence[Finished], session: Session) -> None:
+    """Write what succeeded of one job."""
+    for each in finished:
+        repository.finish_stage(
+            session,
+            **each.stage.proof,
+            artifacts=each.artifacts,
+            timings=each.timings,
+            reuse_key=each.reuse_key,
+            reused_job_id=each.reused_job_id,
+            stopped_early=each.stopped_early,
+        )
+
+
+def _by_job(finished: Sequence[Finished]) -> list[list[Finished]]:
+    """Return what succeeded, that of each job together, in the order of locks."""
+    ordered = sorted(finished, key=lambda each: (each.stage.job_id, each.stage.stage_id))
+    return [list(of_job) for _, of_job in groupby(ordered, key=lambda each: each.stage.job_id)]
+
+
+def _on_all(stages: Sequence[ClaimedStage], write: Callable[[ClaimedStage], object]) -> None:
+    """Write on all stages of a job; the end of one may have taken the other along.
+
+    Raises:
+        LeaseLost: none of them is held any more.
+    """
+    lost = None
+    written = False
+    for each in stages:
+        try:
+            write(each)
+            written = True
+        except LeaseLost as error:
+            lost = error
+    if not written and lost is not None:
+        raise lost
 
 
 def _was_ended(error: Exception) -> bool:

@@ -87,6 +87,9 @@ class WorkerSettings(ProcessSettings):
     """Time between two checkpoints of a stage: the most work that an accident costs."""
     worker_pairs: bool = True
     """Whether both LoRAs of a job may be trained in one pass when no other worker is free."""
+    worker_jobs_at_once: int = Field(1, ge=1, le=64)
+    """Most jobs whose trainings may share passes, when more alike ones wait than other workers are free for; where the
+    memory profile allows it. Every job takes memory for its samples and its LoRAs."""
     worker_grace_s: float = Field(25, gt=0)
     """From TERM to its exit: checkpointing, storing that, giving the stage back."""
     worker_poll_s: float = Field(5, gt=0)

@@ -95,6 +95,7 @@ class EngineSupervisor:
         self._ready: Ready | None = None
         self._revisions: dict[str, str | None] = {}
         self._pairs = True
+        self._shares_passes = False
         self._memory = EngineMemory(slack_bytes=settings.memory_slack_bytes)
 
     @property
@@ -116,6 +117,11 @@ class EngineSupervisor:
     def pairs(self) -> bool:
         """Whether it trains two LoRAs in one pass with advantage, as far as the last base loaded said."""
         return self._pairs
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether it trains LoRAs of several jobs in one pass, as far as the last base loaded said."""
+        return self._shares_passes
 
     def is_alive(self) -> bool:
         """Say whether an engine process runs and has not closed its output."""
@@ -165,7 +171,7 @@ class EngineSupervisor:
         return self._revisions.get(base)
 
     def run(self, command: Run, on_news: Callable[[News], None]) -> Done:
-        """Run one stage, or two, to the end and return the outputs.
+        """Run one stage, or several, to the end and return the outputs.
 
         Raises:
             StageFailed: the engine says that it cannot be done.
@@ -220,11 +226,13 @@ class EngineSupervisor:
     def _wind_down(self, run: Run, reason: Interrupt, on_news: Callable[[News], None]) -> Done:
         """Ask the engine to give up a run, and make it when it does not.
 
-        For a shutdown it may write a checkpoint first. A run that ends well all the same while the worker shuts down is
-        returned: the work is done.
+        Where others go on with the work, it may write a checkpoint first; one that ends well all the same is returned:
+        the work is done.
         """
-        pauses = reason is Interrupt.SHUTDOWN
-        grace_s = self._mailbox.grace_left_s(self._pause_s) if pauses else self._settings.cancel_grace_s
+        pauses = reason in {Interrupt.SHUTDOWN, Interrupt.REGROUP}
+        grace_s = self._settings.cancel_grace_s
+        if reason is Interrupt.SHUTDOWN:
+            grace_s = self._mailbox.grace_left_s(self._pause_s)
         deadline = monotonic() + grace_s
         try:
             self._send(Pause(id=run.id) if pauses else Cancel(id=run.id))
@@ -260,6 +268,7 @@ class EngineSupervisor:
         if warmed.error is None:
             self._loaded_base = warmed.base
             self._pairs = warmed.pairs
+            self._shares_passes = warmed.shares_passes
             self._memory.see(warmed.base, warmed.held_bytes)
 
     def _spawn(self) -> None:

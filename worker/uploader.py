@@ -1,7 +1,8 @@
 """Brings the checkpoints of a run into the object store, from a thread that holds up neither engine nor mailbox.
 
 Latest wins: a checkpoint that is superseded before its upload began is dropped. The pointer in the database is switched
-only after every file is up, for both stages of a pair in one transaction; what it pointed to is deleted after that.
+only after every file is up, for both stages of a pair in one transaction, and for each of several jobs in its own; what
+it pointed to is deleted after that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from api.storage import StoreError, artifact_key, checkpoint_key
 from worker.backoff import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import uuid
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
     from worker.wire import Checkpointed
 
-    Step = dict[str, Checkpointed]
-    """One checkpoint of each stage of a run, all of the same step."""
+    Step = dict[int, Checkpointed]
+    """One checkpoint of each member of a run, all of the same step."""
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +46,16 @@ class CheckpointUploader:
     """Takes checkpoints of one run until it is closed. Errors of the store are logged and tried again."""
 
     def __init__(self, stage: ClaimedStage, *, sessions: sessionmaker[Session], store: ObjectStore) -> None:
-        self._stages = stage.all
+        self._members = stage.all
+        self._jobs = stage.by_job
         self._sessions = sessions
         self._store = store
         self._gathering: Step = {}
         self._pending: Step | None = None
         self._busy = False
         self._closed = False
-        self._forgets = False
-        self._spent = _keys(each.checkpoint for each in stage.all)
+        self._spent = {each.stage_id: _keys([each.checkpoint]) for each in stage.all}
+        self._forgotten: Collection[ClaimedStage] = ()
         self._changed = threading.Condition()
         context = contextvars.copy_context()  # so that its log lines name the stage
         self._thread = threading.Thread(target=context.run, args=(self._serve,), name="uploader", daemon=True)
@@ -64,8 +67,8 @@ class CheckpointUploader:
             if any(other.step != checkpoint.step for other in self._gathering.values()):
                 self._drop(self._gathering)
                 self._gathering = {}
-            self._gathering[checkpoint.stage] = checkpoint
-            if len(self._gathering) < len(self._stages):
+            self._gathering[checkpoint.member] = checkpoint
+            if len(self._gathering) < len(self._members):
                 return
             if self._pending is not None:
                 self._drop(self._pending)
@@ -79,10 +82,10 @@ class CheckpointUploader:
                 lambda: self._closed or (self._pending is None and not self._busy), max(timeout_s, 0.0)
             )
 
-    def close(self, *, forget: bool) -> None:
-        """Take no more. With `forget` the stages have succeeded, and need nothing of their checkpoints any more."""
+    def close(self, *, forget: Collection[ClaimedStage]) -> None:
+        """Take no more. The stages to `forget` have succeeded, and need nothing of their checkpoints any more."""
         with self._changed:
-            self._closed, self._forgets = True, forget
+            self._closed, self._forgotten = True, forget
             self._changed.notify_all()
 
     def _serve(self) -> None:
@@ -101,8 +104,8 @@ class CheckpointUploader:
                 backoff.reset()
             else:
                 time.sleep(backoff.next_s())
-        if self._forgets:
-            self._delete(self._spent)
+        for stage in self._forgotten:
+            self._delete(stage, set(self._spent[stage.stage_id]))
 
     def _next(self) -> Step | None:
         """Wait for something to upload, None for the end."""
@@ -115,13 +118,20 @@ class CheckpointUploader:
             return step
 
     def _store_step(self, step: Step) -> bool:
-        """Upload one step and switch the pointers; False if another try can help."""
+        """Upload one step and switch the pointers, job by job; False if another try can help."""
+        of_stage = {stage.stage_id: step[number] for number, stage in enumerate(self._members)}
+        stored = [self._store_job(stages, of_stage) for stages in self._jobs]
+        return all(stored)
+
+    def _store_job(self, stages: Sequence[ClaimedStage], step: Mapping[uuid.UUID, Checkpointed]) -> bool:
+        """Do so for the stages of one job."""
         began_at = monotonic()
         try:
-            pointers = {stage.name: self._upload(stage, step[stage.name]) for stage in self._stages}
+            pointers = [self._upload(stage, step[stage.stage_id]) for stage in stages]
             with transaction(self._sessions) as session:
                 spent = [
-                    record_checkpoint(session, **stage.proof, checkpoint=pointers[stage.name]) for stage in self._stages
+                    record_checkpoint(session, **stage.proof, checkpoint=pointer)
+                    for stage, pointer in zip(stages, pointers, strict=True)
                 ]
         except (StoreError, DBAPIError) as error:
             log.warning("a checkpoint could not be stored", extra={"error": f"{type(error).__name__}: {error}"[:300]})
@@ -131,9 +141,10 @@ class CheckpointUploader:
             return True
         log.info(
             "checkpoint stored",
-            extra={"step": next(iter(step.values())).step, "seconds": round(monotonic() - began_at, 3)},
+            extra={"step": pointers[0]["step"], "seconds": round(monotonic() - began_at, 3)},
         )
-        self._delete(_keys(spent) - _keys(pointers.values()))
+        for stage, old, new in zip(stages, spent, pointers, strict=True):
+            self._delete(stage, _keys([old]) - _keys([new]))
         return True
 
     def _upload(self, stage: ClaimedStage, checkpoint: Checkpointed) -> dict[str, Any]:
@@ -143,7 +154,7 @@ class CheckpointUploader:
             key = checkpoint_key(
                 stage.account_id, stage.job_id, stage.name, stage.attempt, step=checkpoint.step, filename=file.name
             )
-            self._spent.add(key)
+            self._spent[stage.stage_id].add(key)
             self._store.put_file(key, Path(checkpoint.folder) / file.name, CONTENT_TYPE)
             files.append({"name": file.name, "key": key, "sha256": file.sha256, "bytes": file.bytes})
         return {
@@ -155,13 +166,11 @@ class CheckpointUploader:
             "files": files,
         }
 
-    def _delete(self, keys: set[str]) -> None:
-        """Delete objects of this job; those of the job that it tries again are that job's."""
-        own = tuple(
-            artifact_key(stage.account_id, stage.job_id, stage.name, 0, "").removesuffix("0/") for stage in self._stages
-        )
+    def _delete(self, stage: ClaimedStage, keys: set[str]) -> None:
+        """Delete objects of a stage; those of the job that its job tries again are that job's."""
+        own = artifact_key(stage.account_id, stage.job_id, stage.name, 0, "").removesuffix("0/")
         doomed = sorted(key for key in keys if key.startswith(own))
-        self._spent.difference_update(doomed)
+        self._spent[stage.stage_id].difference_update(doomed)
         try:
             self._store.delete(doomed)
         except StoreError as error:  # they go with the job

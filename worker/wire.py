@@ -28,37 +28,43 @@ class _Message(BaseModel):
         return self.model_dump_json().encode() + b"\n"
 
 
-class Partner(_Message):
-    """A second stage of the same job that shares every pass of the U-Net with a run; its outputs name it."""
+class Member(_Message):
+    """One stage of a run. Answers name it by its place among the members."""
 
-    stage: str
-    checkpoints_dir: str
-    resume_dir: str | None = None
-
-
-class Run(_Message):
-    """Run one stage, or two in one pass. `id` names the attempt in every answer."""
-
-    op: Literal["run"] = "run"
-    id: str
-    stage: str
     job_id: str
+    stage: str
     attempt: int
-    base: str
-    """Location of the base model: a folder, a hub id, a single file, or the name of an embedded one."""
     config: dict[str, Any]
     inputs_dir: str
+    """Of the job: its stages may have the same one."""
     outputs_dir: str
     checkpoints_dir: str
     """Empty folder for checkpoints, each in a folder of its own."""
     resume_dir: str | None = None
     """Folder with the files of the checkpoint to go on from, as they were written."""
+
+
+class Run(_Message):
+    """Run one stage, or several trainings that share every pass of the U-Net. `id` names the attempt in every answer.
+
+    The stages of one job stand next to each other.
+    """
+
+    op: Literal["run"] = "run"
+    id: str
+    members: tuple[Member, ...] = Field(min_length=1)
+    base: str
+    """Location of the base model: a folder, a hub id, a single file, or the name of an embedded one."""
     checkpoint_every_s: float = 20.0
     finish_early: bool = False
     """As if `finish` came with it: go on from the checkpoint to the next step, and end there."""
     memory_profile: Literal["full", "small"] = "full"
-    partner: Partner | None = None
     traceparent: str | None = None
+
+    @property
+    def jobs(self) -> list[str]:
+        """The ids of its jobs, in the order of the members."""
+        return list(dict.fromkeys(member.job_id for member in self.members))
 
 
 class Cancel(_Message):
@@ -111,6 +117,8 @@ class Warmed(_Message):
     """Memory that the process holds with nothing but the base loaded; compare it with that of `done`."""
     pairs: bool = True
     """Whether the engine trains two LoRAs in one pass with advantage: its memory profile decides."""
+    shares_passes: bool = False
+    """Whether it trains LoRAs of several jobs in one pass."""
 
 
 class ProgressReport(_Message):
@@ -122,6 +130,8 @@ class ProgressReport(_Message):
     total: int
     loss: float | None = None
     note: str = ""
+    losses: tuple[float, ...] = ()
+    """Of every job, in their order, where the run has several; `loss` is the mean."""
 
 
 class CheckpointFile(_Message):
@@ -137,12 +147,13 @@ class Checkpointed(_Message):
 
     event: Literal["checkpointed"] = "checkpointed"
     id: str
-    stage: str
+    member: int = 0
+    """Whose it is."""
     step: int
     total: int
     folder: str
     paired: bool = False
-    """Written in a pass that two stages shared; to go on bit for bit, they must share it again."""
+    """Written in a pass that two stages of a job shared; to go on bit for bit, they must share it again."""
     files: tuple[CheckpointFile, ...]
 
 
@@ -161,8 +172,8 @@ class OutputFile(_Message):
     name: str
     filename: str
     content_type: str
-    stage: str | None = None
-    """The partner's name, if the file is its; None for the run's own stage."""
+    member: int = 0
+    """Whose it is."""
 
 
 class Done(_Message):

@@ -21,7 +21,7 @@ from api.jobs.repository import StoredArtifact
 from api.storage import ObjectMissing, artifact_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from api.jobs.repository import ClaimedStage
     from api.storage import ObjectStore
@@ -55,37 +55,40 @@ class CheckpointUnusable(Exception):
 
 
 class Workspace:
-    """Folders of one attempt. `check` is called between files, and raises when the attempt must stop."""
+    """Folders of one attempt: one for every job, in it one for every stage.
 
-    def __init__(self, folder: Path, stage: ClaimedStage, store: ObjectStore) -> None:
+    `check` is called between files, and raises when the attempt must stop.
+    """
+
+    def __init__(self, folder: Path, store: ObjectStore) -> None:
         self._folder = folder
-        self.inputs_dir = folder / "inputs"
-        self.outputs_dir = folder / "outputs"
-        self.inputs_dir.mkdir()
-        self.outputs_dir.mkdir()
-        self._stage = stage
         self._store = store
 
-    def checkpoints_dir(self, stage: str) -> Path:
-        """Return the folder for a stage's checkpoints."""
-        folder = self._folder / "checkpoints" / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def inputs_dir(self, stage: ClaimedStage) -> Path:
+        """Return the folder for the inputs of a stage; all stages of a job that train have the same."""
+        return _made(self._folder / str(stage.job_id) / "inputs")
 
-    def fetch(self, check: Callable[[], None]) -> None:
+    def outputs_dir(self, stage: ClaimedStage) -> Path:
+        """Return the folder for a stage's outputs."""
+        return _made(self._of(stage) / "outputs")
+
+    def checkpoints_dir(self, stage: ClaimedStage) -> Path:
+        """Return the folder for a stage's checkpoints."""
+        return _made(self._of(stage) / "checkpoints")
+
+    def fetch(self, stage: ClaimedStage, check: Callable[[], None]) -> None:
         """Bring the pictures and the files of upstream stages into `inputs_dir`.
 
         Raises:
             ArtifactCorrupt: when a file's SHA-256 is not the recorded one.
         """
-        for image in self._stage.images:
+        inputs_dir = self.inputs_dir(stage)
+        for image in stage.images:
             check()
-            folder = self.inputs_dir / image.side
-            folder.mkdir(exist_ok=True)
-            self._fetch(image.key, folder / f"{image.ordinal:03d}.png", image.sha256)
-        for artifact in self._stage.upstream:
+            self._fetch(image.key, _made(inputs_dir / image.side) / f"{image.ordinal:03d}.png", image.sha256)
+        for artifact in stage.upstream:
             check()
-            self._fetch(artifact.key, self.inputs_dir / _plain(artifact.filename), artifact.sha256)
+            self._fetch(artifact.key, inputs_dir / _plain(artifact.filename), artifact.sha256)
 
     def fetch_checkpoint(self, stage: ClaimedStage, check: Callable[[], None]) -> Path | None:
         """Bring the files of the checkpoint that a stage goes on from; None if it has none.
@@ -95,7 +98,7 @@ class Workspace:
         """
         if stage.checkpoint is None:
             return None
-        folder = self._folder / "resume" / stage.name
+        folder = self._of(stage) / "resume"
         shutil.rmtree(folder, ignore_errors=True)  # of a try that the store did not see through
         folder.mkdir(parents=True)
         try:
@@ -107,7 +110,7 @@ class Workspace:
         return folder
 
     def publish(
-        self, stage: ClaimedStage, outputs: tuple[OutputFile, ...], check: Callable[[], None]
+        self, stage: ClaimedStage, outputs: Iterable[OutputFile], check: Callable[[], None]
     ) -> list[StoredArtifact]:
         """Store a stage's outputs under keys of this attempt, and return what to record of them.
 
@@ -116,10 +119,8 @@ class Workspace:
         """
         artifacts = []
         for output in outputs:
-            if (output.stage or self._stage.name) != stage.name:
-                continue
             check()
-            path = self.outputs_dir / _plain(output.filename)
+            path = self.outputs_dir(stage) / _plain(output.filename)
             if not path.is_file() or path.is_symlink():
                 raise OutputMissing(f"the engine named {output.filename} but did not write it")
             artifact = StoredArtifact(
@@ -133,6 +134,9 @@ class Workspace:
             self._store.put_file(artifact.key, path, output.content_type)
             artifacts.append(artifact)
         return artifacts
+
+    def _of(self, stage: ClaimedStage) -> Path:
+        return self._folder / str(stage.job_id) / stage.name
 
     def _fetch(self, key: str, path: Path, sha256: str) -> None:
         self._store.get_file(key, path)
@@ -155,7 +159,7 @@ class Scratch:
     def workspace(self, stage: ClaimedStage, store: ObjectStore) -> Iterator[Workspace]:
         """Make the folders of one attempt, and remove them whatever happens."""
         with tempfile.TemporaryDirectory(prefix=f"{stage.name}-", dir=self._folder, ignore_cleanup_errors=True) as name:
-            yield Workspace(Path(name), stage, store)
+            yield Workspace(Path(name), store)
 
     def close(self) -> None:
         """Remove everything."""
@@ -179,6 +183,11 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _plain(filename: str) -> str:

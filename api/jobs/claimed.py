@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class ClaimedStage:
     memory_profile: MemoryProfile
     stop_requested: bool = False
     """It is to end as soon as it has anything to show."""
-    partner: ClaimedStage | None = None
-    """The job's other LoRA, claimed along with it to be trained in the same pass."""
+    mates: tuple[ClaimedStage, ...] = ()
+    """Claimed along with it to share every pass of the U-Net: the job's other LoRA, LoRAs of other jobs."""
     traceparent: str | None
 
     @property
@@ -92,12 +93,22 @@ class ClaimedStage:
 
     @property
     def all(self) -> tuple[ClaimedStage, ...]:
-        """This stage and its partner, in the order of locks."""
-        held = (self,) if self.partner is None else (self, self.partner)
-        return tuple(sorted(held, key=lambda stage: stage.stage_id))
+        """This stage and its mates, job by job, those of a job in the order of locks."""
+        return tuple(sorted((self, *self.mates), key=lambda stage: (stage.job_id, stage.stage_id)))
+
+    @property
+    def by_job(self) -> tuple[tuple[ClaimedStage, ...], ...]:
+        """`all`, those of each job together."""
+        return tuple(tuple(of_job) for _, of_job in groupby(self.all, key=lambda stage: stage.job_id))
+
+    def without(self, stages: Iterable[ClaimedStage]) -> ClaimedStage | None:
+        """Return what is left without some of the stages, None if nothing is."""
+        gone = {stage.stage_id for stage in stages}
+        left = [replace(stage, mates=()) for stage in (self, *self.mates) if stage.stage_id not in gone]
+        return replace(left[0], mates=tuple(left[1:])) if left else None
 
 
-def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> ClaimedStage:
+def describe(job: Job, stage: Stage) -> ClaimedStage:
     """Describe a stage that was just claimed.
 
     The job has its pictures loaded, and for a stage that depends on others its stages and artifacts as well.
@@ -135,7 +146,6 @@ def describe(job: Job, stage: Stage, *, partner: ClaimedStage | None = None) -> 
         checkpoint=stage.checkpoint,
         memory_profile=stage.memory_profile,
         stop_requested=job.stop_requested_at is not None,
-        partner=partner,
         traceparent=job.traceparent,
     )
 

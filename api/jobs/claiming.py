@@ -1,19 +1,23 @@
-"""Which stage is next, and giving it to exactly one worker, alone or with its partner. Never commits."""
+"""Giving the next stage to exactly one worker, alone or with others that share its passes. Never commits."""
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.orm import selectinload
 
 from api.accounts.models import Account
+from api.jobs.candidates import find_any, find_like
 from api.jobs.claimed import ClaimedStage, describe
 from api.jobs.events import EventType, record_events
+from api.jobs.library import reuse_key
 from api.jobs.locking import change_of
 from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt
 from api.jobs.plan import JobKind
+from api.jobs.sharing import PARTNERS, are_alike, may_have_company, may_pair, share_a_past
 from api.jobs.states import JobState, StageState, check_job, check_stage
 from api.jobs.workers import FRESH, count_workers
 
@@ -27,63 +31,32 @@ if TYPE_CHECKING:
 FIRST_LOOK = 8
 """Candidates that a claim asks for at first; twice as many once all of these were lost to others."""
 
-PARTNERS = {"content_lora": "style_lora", "style_lora": "content_lora"}
-"""Stages that may share every pass of the U-Net, if both are of one job."""
 
-_CANDIDATES = text(
-    """
-    WITH RECURSIVE waiting AS (
-      (SELECT account_id FROM stages WHERE state = 'runnable' ORDER BY account_id LIMIT 1)
-      UNION ALL
-      SELECT (SELECT s.account_id FROM stages s WHERE s.state = 'runnable' AND s.account_id > w.account_id
-              ORDER BY s.account_id LIMIT 1)
-      FROM waiting w WHERE w.account_id IS NOT NULL),
-    served AS MATERIALIZED (
-      SELECT account_id, max(finished_at) AS at
-      FROM (SELECT account_id, finished_at FROM jobs WHERE finished_at IS NOT NULL
-            ORDER BY finished_at DESC LIMIT 200) latest
-      GROUP BY account_id)
-    SELECT best.id, load.is_limited, now() AS now
-    FROM waiting w
-    CROSS JOIN LATERAL (
-      SELECT (SELECT count(*) FROM stages b WHERE b.account_id = w.account_id AND b.state = 'running') AS running,
-             (SELECT served.at FROM served WHERE served.account_id = w.account_id) AS served_at,
-             coalesce((SELECT count(*) FROM jobs j WHERE j.account_id = w.account_id AND j.state = 'running'
-                       AND j.finished_at IS NULL)
-                      >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full,
-             (SELECT a.max_running_jobs IS NOT NULL FROM accounts a WHERE a.id = w.account_id) AS is_limited
-      OFFSET 0) load
-    CROSS JOIN LATERAL (
-      SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal,
-             row_number() OVER (ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal) AS nth
-      FROM stages s
-      WHERE s.account_id = w.account_id AND s.state = 'runnable' AND s.runnable_at <= now()
-        AND (SELECT j.kind = ANY(:kinds) AND j.cancel_requested_at IS NULL
-                    AND (j.deadline_at IS NULL OR j.deadline_at > now())
-                    AND NOT (load.is_full AND j.started_at IS NULL)
-             FROM jobs j WHERE j.id = s.job_id)
-      ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal LIMIT :wanted) best
-    ORDER BY best.priority DESC, load.running + best.nth, load.served_at NULLS FIRST,
-             best.queued_at, best.job_id, best.ordinal
-    LIMIT :wanted
-    """
-)
-"""Index scans only: one step of the index for each account that waits, then the best few of each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimant:
+    """Who claims, and how much."""
 
-An account's second candidate counts as if the first were running: whoever loses the race for the first turns to another
-account. The conditions on the job are a scalar subquery on purpose: of a join the planner would make a sequential scan.
-OFFSET 0 keeps it from counting the running anew for each candidate.
-"""
+    worker_id: str
+    lease: timedelta
+    """How long a stage is its own without a sign of life."""
+    kinds: Collection[str] = tuple(JobKind)
+    """Of the jobs."""
+    pairs: bool = False
+    """Whether a LoRA may come with its partner, for one pass of both: when no other worker is free for it, or when
+    their checkpoints are of such a pass."""
+    jobs_at_once: int = 1
+    """Most jobs whose trainings may come at once, for one pass of all."""
 
 
-def claim_stage(
-    session: Session,
-    *,
-    worker_id: str,
-    lease: timedelta,
-    kinds: Collection[str] = tuple(JobKind),
-    pairs: bool = False,
-) -> ClaimedStage | None:
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Stages of one job, locked with it, that a worker is to have."""
+
+    job: Job
+    stages: Sequence[Stage]
+
+
+def claim_stage(session: Session, claimant: Claimant) -> ClaimedStage | None:
     """Claim the best runnable stage, or return None when there is none.
 
     Best: highest priority, then the account with the fewest running stages, then the one none of whose jobs has ended
@@ -91,55 +64,127 @@ def claim_stage(
     transaction is just claiming is passed over, so two workers never wait for each other and never get the same one. A
     queued job of an account that runs as many as it may is passed over too, and so is a job past its deadline.
 
-    Args:
-        session: an open transaction.
-        worker_id: who claims.
-        lease: how long the stage is its own without a sign of life.
-        kinds: of the jobs.
-        pairs: whether a LoRA may come with its partner, for one pass of both: when no other worker is free for it, or
-            when their checkpoints are of such a pass.
+    A training brings others along that are to share its passes, as `claimant` says: its partner, and then trainings of
+    other jobs that are alike, in the same order, if more of them wait than other workers are free for.
     """
     wanted = FIRST_LOOK
     while True:
-        found = session.execute(_CANDIDATES, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
+        found = find_any(session, kinds=claimant.kinds, wanted=wanted)
         for candidate in found:
             savepoint = session.begin_nested()
-            claimed = _claim(session, candidate, worker_id=worker_id, lease=lease, pairs=pairs)
-            if claimed is not None:
+            taken = _take_best(session, candidate, claimant)
+            if taken is not None:
+                first, *rest = _give(session, taken, claimant, candidate.now)
                 savepoint.commit()
-                return claimed
+                return replace(first, mates=(*rest, *_company(session, taken, (first, *rest), claimant)))
             savepoint.rollback()  # gives back the locks
         if len(found) < wanted:
             return None
         wanted *= 2
 
 
-def _claim(
-    session: Session, candidate: Row[Any], *, worker_id: str, lease: timedelta, pairs: bool
-) -> ClaimedStage | None:
-    """Claim one of `_CANDIDATES`, or return None if somebody else has it or it may not run now."""
+def _take_best(session: Session, candidate: Row[Any], claimant: Claimant) -> _Taken | None:
+    """Lock one of `find_any` with its partner, or return None if somebody else has it or it may not run now."""
     stage = _free(session, candidate.id)
     if stage is None:
         return None
     partner: Stage | None = None
-    if pairs and stage.name in PARTNERS and stage.memory_profile is MemoryProfile.FULL:
+    if claimant.pairs and stage.name in PARTNERS and stage.memory_profile is MemoryProfile.FULL:
         sibling = _sibling(session, stage)
-        if sibling is not None and _share_a_past(stage, sibling):
+        if sibling is not None and share_a_past(stage, sibling):
             partner = _free(session, sibling.id, due_only=False, wait=stage.id < sibling.id)
-            if partner is None or not _share_a_past(stage, partner):
+            if partner is None or not share_a_past(stage, partner):
                 return None  # whoever has it looks for this one too, and may wait for it
-        elif sibling is not None and _may_share(session, stage, sibling, worker_id):
+        elif sibling is not None and _nobody_else(session, stage, sibling, claimant):
             partner = _free(session, sibling.id)
     job = _lock_job(session, stage)
-    if job.cancel_requested_at is not None or (candidate.is_limited and not _may_start(session, job)):
+    if job is None or job.cancel_requested_at is not None or (candidate.is_limited and not _may_start(session, job)):
         return None
-    now = candidate.now
-    pair = [stage] if partner is None else [stage, partner]
-    for each in pair:
-        _hold(session, each, worker_id=worker_id, until=now + lease, now=now)
-    _begin(session, job, pair, now)
+    return _Taken(job, [stage] if partner is None else [stage, partner])
+
+
+def _company(session: Session, taken: _Taken, held: Sequence[ClaimedStage], claimant: Claimant) -> list[ClaimedStage]:
+    """Claim trainings of other jobs that are to share the passes of the one just given.
+
+    The best of those that wait are left to the workers that are free. Whatever somebody else has locked is passed over,
+    so that this waits for nobody (`api.jobs.locking`).
+    """
+    company: list[ClaimedStage] = []
+    if claimant.jobs_at_once < 2 or not may_have_company(taken.job, taken.stages):
+        return company
+    free = count_workers(session, fresh=FRESH, but=claimant.worker_id).idle
+    jobs = 1
+    for candidate in find_like(
+        session, taken.stages[0], kinds=claimant.kinds, wanted=free + FIRST_LOOK + claimant.jobs_at_once
+    )[free:]:
+        if jobs == claimant.jobs_at_once:
+            break
+        savepoint = session.begin_nested()
+        mate = _take_like(session, candidate, taken.stages, claimant)
+        given = [] if mate is None else _give(session, mate, claimant, candidate.now)
+        if not given or any(_are_twins(one, other) for one in given for other in (*held, *company)):
+            savepoint.rollback()
+            continue
+        savepoint.commit()
+        company += given
+        jobs += 1
+    if company:
+        _note_company(session, [*held, *company], jobs)
+    return company
+
+
+def _take_like(session: Session, candidate: Row[Any], stages: Sequence[Stage], claimant: Claimant) -> _Taken | None:
+    """Lock one of `find_like` with as many stages of its job as are to be matched; None if that cannot be."""
+    own = _free_like(session, candidate.id, stages, claimant)
+    job = None if own is None else _lock_job(session, own[0], wait=False)
+    if own is None or job is None or job.cancel_requested_at is not None or not may_have_company(job, own):
+        return None
+    if len(own) > 1 and not (share_a_past(*own) or may_pair(job.params, *own)):
+        return None
+    if candidate.is_limited and not _may_start(session, job, wait=False):
+        return None
+    return _Taken(job, own)
+
+
+def _free_like(
+    session: Session, stage_id: uuid.UUID, stages: Sequence[Stage], claimant: Claimant
+) -> list[Stage] | None:
+    """Lock a stage, and its partner where others have theirs, if they are like the others and are to be had."""
+    stage = _free(session, stage_id)
+    if stage is None:
+        return None
+    own = [stage]
+    sibling = _sibling(session, stage) if claimant.pairs and stage.name in PARTNERS else None
+    if sibling is not None and len(stages) == 1 and share_a_past(stage, sibling):
+        return None
+    if sibling is not None and len(stages) > 1 and (partner := _free(session, sibling.id, due_only=False)) is not None:
+        own.append(partner)
+    return own if are_alike(stages, own) else None
+
+
+def _are_twins(one: ClaimedStage, other: ClaimedStage) -> bool:
+    """Say whether two stages make the same LoRA: the second one takes it from the library once the first is done."""
+    keys = {reuse_key(stage.name, stage.params, stage.images, "any", "any") for stage in (one, other)}
+    return one.account_id == other.account_id and len(keys) == 1
+
+
+def _give(session: Session, taken: _Taken, claimant: Claimant, now: datetime) -> list[ClaimedStage]:
+    """Give locked stages to a worker, and describe them."""
+    for each in taken.stages:
+        _hold(session, each, worker_id=claimant.worker_id, until=now + claimant.lease, now=now)
+    _begin(session, taken.job, taken.stages, now)
     session.flush()
-    return describe(job, stage, partner=None if partner is None else describe(job, partner))
+    return [describe(taken.job, each) for each in taken.stages]
+
+
+def _note_company(session: Session, stages: Sequence[ClaimedStage], jobs: int) -> None:
+    """Write on the attempts just begun how many jobs share their passes."""
+    session.execute(
+        update(StageAttempt)
+        .where(tuple_(StageAttempt.stage_id, StageAttempt.attempt).in_([(one.stage_id, one.attempt) for one in stages]))
+        .values(jobs=jobs)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _free(session: Session, stage_id: uuid.UUID, *, due_only: bool = True, wait: bool = False) -> Stage | None:
@@ -159,30 +204,37 @@ def _free(session: Session, stage_id: uuid.UUID, *, due_only: bool = True, wait:
     ).first()
 
 
-def _lock_job(session: Session, stage: Stage) -> Job:
-    """Lock a stage's job, and read all of it that the stage's worker must know."""
+def _lock_job(session: Session, stage: Stage, *, wait: bool = True) -> Job | None:
+    """Lock a stage's job, and read all of it that the stage's worker must know; None if it may not wait and must."""
     parts = [selectinload(Job.images)]
     if stage.depends_on:
         parts += [selectinload(Job.artifacts), selectinload(Job.stages)]
     return session.scalars(
-        select(Job).where(Job.id == stage.job_id).options(*parts).with_for_update(key_share=True),
+        select(Job).where(Job.id == stage.job_id).options(*parts).with_for_update(key_share=True, skip_locked=not wait),
         execution_options={"populate_existing": True},
-    ).one()
+    ).one_or_none()
 
 
-def _may_start(session: Session, job: Job) -> bool:
-    """Say whether a job runs already, or may under its account's quota; the account stays locked in the latter case."""
+def _may_start(session: Session, job: Job, *, wait: bool = True) -> bool:
+    """Say whether a job runs already, or may under its account's quota; the account stays locked in the latter case.
+
+    If it may not wait for the account's lock and would have to, it may not start.
+    """
     if job.state is not JobState.QUEUED:
         return True
-    limit = session.scalar(
-        select(Account.max_running_jobs).where(Account.id == job.account_id).with_for_update(key_share=True)
-    )
+    account = session.execute(
+        select(Account.max_running_jobs)
+        .where(Account.id == job.account_id)
+        .with_for_update(key_share=True, skip_locked=not wait)
+    ).first()
+    if account is None:
+        return False
     running = session.scalar(
         select(func.count())
         .select_from(Job)
         .where(Job.account_id == job.account_id, Job.state == JobState.RUNNING, Job.finished_at.is_(None))
     )
-    return limit is None or (running or 0) < limit
+    return account.max_running_jobs is None or (running or 0) < account.max_running_jobs
 
 
 def _hold(session: Session, stage: Stage, *, worker_id: str, until: datetime, now: datetime) -> None:
@@ -233,21 +285,7 @@ def _sibling(session: Session, stage: Stage) -> Stage | None:
     ).first()
 
 
-def _share_a_past(stage: Stage, other: Stage) -> bool:
-    """Say whether both stand at the same step of one pass: then only one pass of both goes on from there exactly."""
-    one, two = stage.checkpoint, other.checkpoint
-    if one is None or two is None or other.state is not StageState.RUNNABLE:
-        return False
-    return bool(one.get("paired")) and bool(two.get("paired")) and bool(one["step"] == two["step"])
-
-
-def _may_share(session: Session, stage: Stage, other: Stage, worker_id: str) -> bool:
-    """Say whether two stages without a common past may begin a common pass."""
-    if stage.checkpoint is not None or other.checkpoint is not None:
-        one, two = stage.checkpoint or {}, other.checkpoint or {}
-        if one.get("step") != two.get("step") or one.get("paired") != two.get("paired"):
-            return False
+def _nobody_else(session: Session, stage: Stage, other: Stage, claimant: Claimant) -> bool:
+    """Say whether two stages without a common past may begin a common pass, and no other worker is free for one."""
     params = session.scalar(select(Job.params).where(Job.id == stage.job_id)) or {}
-    if params["content"]["resolution_px"] != params["style"]["resolution_px"]:
-        return False
-    return count_workers(session, fresh=FRESH, but=worker_id).idle == 0
+    return may_pair(params, stage, other) and count_workers(session, fresh=FRESH, but=claimant.worker_id).idle == 0

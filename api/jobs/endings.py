@@ -12,7 +12,7 @@ from api.accounts.quotas import add_stored
 from api.errors import problem
 from api.jobs.failures import FailureClass, judge
 from api.jobs.locking import LockedJob, instant, lock_held, lock_job
-from api.jobs.models import Artifact, AttemptOutcome, Job, MemoryProfile, Stage
+from api.jobs.models import Artifact, AttemptOutcome, Job, MemoryProfile, Stage, StageAttempt
 from api.jobs.states import TERMINAL_JOBS, StageState
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RETRY_BASE = timedelta(seconds=5)
 RETRY_CAP = timedelta(minutes=5)
+
+IN_COMPANY = "it was trained together with other jobs, and one of them ended it; it is tried again by itself"
 
 
 def finish_stage(
@@ -89,6 +91,9 @@ def fail_stage(
     With `retry_after` the stage becomes runnable again after that long, unless its attempts are used up; without it the
     stage and the job have failed, and the other stages are canceled. A stage whose job is to be canceled is canceled.
 
+    What shared its passes with other jobs is not blamed, whatever the failure: it becomes runnable again, to be tried
+    without them, and nothing is counted. So one that brings others down does it once, and then fails by itself.
+
     Args:
         session: an open transaction.
         stage_id: the stage.
@@ -110,13 +115,16 @@ def fail_stage(
 
 
 def release_stage(session: Session, *, stage_id: uuid.UUID, fencing_token: uuid.UUID) -> None:
-    """Give a stage back because the worker shuts down; the attempt does not count against it.
+    """Give a stage back because its worker, or a pass that it shared, has ended; the attempt does not count against it.
+
+    A stage whose job is to be canceled is canceled.
 
     Raises:
         LeaseLost: the stage is no longer held by this token.
     """
     locked, stage = lock_held(session, stage_id, fencing_token)
-    locked.close_attempt(stage, AttemptOutcome.RELEASED)
+    canceled = locked.job.cancel_requested_at is not None
+    locked.close_attempt(stage, AttemptOutcome.CANCELED if canceled else AttemptOutcome.RELEASED)
     _return_or_cancel(locked, stage, wait=timedelta(0))
 
 
@@ -138,7 +146,7 @@ def reap_stale(session: Session, *, now: datetime | None = None, limit: int = 10
     """Decide about stages whose worker fell silent; returns how many there were.
 
     A job to be canceled is canceled; a stage with attempts left becomes runnable after a growing wait; else it and its
-    job fail with `worker_lost`.
+    job fail with `worker_lost`. What shared its passes with other jobs is not blamed (`fail_stage`).
 
     Args:
         session: an open transaction.
@@ -226,7 +234,15 @@ def _fail(
     outcome: AttemptOutcome,
     kind: FailureClass,
 ) -> None:
-    """Count a failure and decide: canceled, tried again, or failed for good."""
+    """Count a failure and decide: canceled, tried again, or failed for good; in company, only try again alone."""
+    if _had_company(locked, stage):
+        stage.alone = True
+        # Whoever it was, what was said may be about somebody else's job.
+        said = {**error, "detail": IN_COMPANY, "stage": stage.name, "attempt": stage.attempt, "retryable": True}
+        released = outcome is AttemptOutcome.RETRIED
+        locked.close_attempt(stage, AttemptOutcome.RELEASED if released else outcome, said, kind)
+        _return_or_cancel(locked, stage, wait=retry_after or timedelta(0))
+        return
     verdict = judge(kind, stage.failure_counts, max_attempts=stage.max_attempts)
     stage.failures += 1
     stage.failure_counts = verdict.counts
@@ -246,6 +262,17 @@ def _fail(
         return
     locked.close_attempt(stage, outcome, stage.error, kind)
     _return_or_cancel(locked, stage, wait=retry_after or timedelta(0))
+
+
+def _had_company(locked: LockedJob, stage: Stage) -> bool:
+    """Say whether the current attempt shares its passes with other jobs."""
+    return bool(
+        locked.session.scalar(
+            select(StageAttempt.jobs > 1).where(
+                StageAttempt.stage_id == stage.id, StageAttempt.attempt == stage.attempt
+            )
+        )
+    )
 
 
 def _return_or_cancel(locked: LockedJob, stage: Stage, *, wait: timedelta) -> None:

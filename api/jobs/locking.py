@@ -2,9 +2,11 @@
 
 Order of locks: the stages of one job by id, then the job, then its account. A claim takes one free stage (skipping
 locked ones) and perhaps its partner, then the job. Whoever holds a job's lock waits for none of its stages, so no two
-of them can wait for each other. Only `reap_stale` and `expire_overdue` hold several jobs: they take them by id, so that
-two of them meet in the same order, and nobody else who holds a lock of one job waits for another's. Nobody who holds an
-account's lock waits for that of a stage or a job.
+of them can wait for each other. A claim that goes on to other jobs, for company, passes over whatever is locked and so
+waits for nobody; what a worker writes about stages of several jobs it writes job by job, each in a transaction. Only
+`reap_stale` and `expire_overdue` hold several jobs: they take them by id, so that two of them meet in the same order,
+and nobody else who holds a lock of one job waits for another's. Nobody who holds an account's lock waits for that of a
+stage or a job.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class AttemptOutcome(StrEnum):
     FAILED = "failed"
     """Failed for good."""
     RELEASED = "released"
-    """Given back at a shutdown; does not count."""
+    """Given back, at a shutdown or because a pass that it shared with other jobs ended; does not count."""
     CANCELED = "canceled"
     LEASE_EXPIRED = "lease_expired"
     """The worker fell silent."""
@@ -165,6 +165,16 @@ class Stage(Base):
             "ordinal",
             postgresql_where=text("state = 'runnable'"),
         ),
+        Index(
+            "ix_stages_alike",
+            "account_id",
+            "likeness",
+            text("priority DESC"),
+            "queued_at",
+            "job_id",
+            "ordinal",
+            postgresql_where=text("state = 'runnable'"),
+        ),
         Index("ix_stages_busy", "account_id", postgresql_where=text("state = 'running'")),
         Index("ix_stages_reuse", "account_id", "reuse_key", postgresql_where=text("state = 'succeeded'")),
         Index("ix_stages_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
@@ -217,6 +227,10 @@ class Stage(Base):
     """Problem of the last attempt that failed."""
     checkpoint: Mapped[Document | None]
     """Pointer to what a later attempt can resume from: `step`, `total`, `attempt`, `paired`, `at`, and `files`."""
+    likeness: Mapped[str | None]
+    """Trainings of which this is the same may share passes (`api.jobs.sharing`); null for what shares none."""
+    alone: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    """It shares no pass with other jobs any more: one that it shared failed, and nobody knows because of whom."""
     stopped_early: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     """It succeeded with what it had when the caller asked to stop."""
     reuse_key: Mapped[str | None]
@@ -248,6 +262,8 @@ class StageAttempt(Base):
     """Null unless it failed."""
     resumed_step: Mapped[int | None]
     """Step of the checkpoint it began from; null for a start from the beginning."""
+    jobs: Mapped[int] = mapped_column(default=1, server_default="1")
+    """How many jobs shared its passes, its own included. Of more than one, none is blamed for a failure."""
     error: Mapped[Document | None]
 
 
@@ -320,7 +336,7 @@ class LogLine(Base):
 
 
 class Worker(Base):
-    """A worker process that lives, as far as anybody knows. Nothing depends on it but estimates and pairs."""
+    """A worker process that lives, as far as anybody knows. Nothing depends on it but estimates and company."""
 
     __tablename__ = "workers"
     __table_args__ = (CheckConstraint("state IN ('idle', 'busy', 'stopping')", name="state"),)

@@ -2,9 +2,10 @@
 
 A running stage belongs to whoever holds its fencing token: each write of a worker brings it and raises `LeaseLost`,
 changing nothing, once the database has decided otherwise. Which state follows which is `states.py`; in which order
-locks are taken is `locking.py`; which stage is next is `claiming.py`, what a worker writes meanwhile `running.py`, how
-it ends `endings.py`; results taken again are `library.py`; what is deleted when is `retention.py`; the hints to workers
-are `outbox.py`; what the caller reads is `listing.py`.
+locks are taken is `locking.py`; who gets which stage next is `claiming.py`, in what order is `candidates.py`, what may
+share passes is `sharing.py`; what a worker writes meanwhile is `running.py`, how it ends `endings.py`; results taken
+again are `library.py`; what is deleted when is `retention.py`; the hints to workers are `outbox.py`; what the caller
+reads is `listing.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sqlalchemy import select
 from api.errors import LeaseLost
 from api.identifiers import uuid7
 from api.jobs.claimed import ClaimedStage, InputImage, Proof, StoredArtifact
-from api.jobs.claiming import claim_stage
+from api.jobs.claiming import Claimant, claim_stage
 from api.jobs.endings import (
     expire_overdue,
     fail_stage,
@@ -48,6 +49,7 @@ from api.jobs.running import (
     record_logs,
     record_progress,
 )
+from api.jobs.sharing import likeness
 from api.jobs.states import TERMINAL_JOBS, StageState
 from api.jobs.workers import WorkerCount, beat_worker, count_workers, forget_workers, leave_worker
 
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STAGE_TOPIC",
+    "Claimant",
     "ClaimedStage",
     "FailureClass",
     "Heartbeat",
@@ -127,6 +130,7 @@ def insert_job(
             queued_at=now,
             weight=plan.weight,
             checkpoint=kept.get(plan.name),
+            likeness=likeness(plan.name, job.params),
             depends_on=list(plan.depends_on),
             max_attempts=plan.max_attempts,
             state=StageState.WAITING if plan.depends_on else StageState.RUNNABLE,

@@ -245,7 +245,8 @@ class AttemptRead(Wire):
     started_at: datetime
     finished_at: datetime | None
     outcome: Literal["succeeded", "retried", "failed", "released", "canceled", "lease_expired"] | None = Field(
-        description="Null while it runs. `released`: given back at a shutdown, which does not count."
+        description="Null while it runs. `released`: given back, at a shutdown or because a pass that it shared with "
+        "other jobs ended, which does not count."
     )
     failure_class: Literal["caller", "memory", "environment", "death"] | None
     resumed_step: int | None = Field(description="The step of the checkpoint it began from.")

@@ -1,4 +1,4 @@
-"""Which workers live, as far as anybody knows. Nothing depends on it but estimates and pairs. Never commits."""
+"""Which workers live, as far as anybody knows. Nothing depends on it but estimates and company. Never commits."""
 
 from __future__ import annotations
 

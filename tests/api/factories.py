@@ -120,7 +120,7 @@ def make_job(sessions, account_id, *, recipe=alone, checkpoints=None, **fields):
 
 def claim(sessions, worker_id="w1", **options):
     with transaction(sessions) as session:
-        return repository.claim_stage(session, worker_id=worker_id, lease=LEASE, **options)
+        return repository.claim_stage(session, repository.Claimant(worker_id=worker_id, lease=LEASE, **options))
 
 
 def held(claimed):

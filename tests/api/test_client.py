@@ -96,7 +96,7 @@ def finish(sessions, objects, job, content):
     """Play the worker of all stages; the last one leaves one file."""
     while True:
         with transaction(sessions) as session:
-            stage = repository.claim_stage(session, worker_id="test", lease=timedelta(minutes=1))
+            stage = repository.claim_stage(session, repository.Claimant(worker_id="test", lease=timedelta(minutes=1)))
             if stage is None:
                 return
             artifacts = []

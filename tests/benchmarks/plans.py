@@ -67,7 +67,10 @@ def _list(sessions: sessionmaker[Session], account: Any) -> None:
 
 def _claim(sessions: sessionmaker[Session]) -> None:
     with transaction(sessions) as session:
-        assert repository.claim_stage(session, worker_id="bench", lease=timedelta(minutes=5)) is not None
+        assert (
+            repository.claim_stage(session, repository.Claimant(worker_id="bench", lease=timedelta(minutes=5)))
+            is not None
+        )
 
 
 def _timed(act: Any) -> float:

@@ -26,9 +26,13 @@ class BaseModels:
     def pairs(self, _base: str) -> bool:
         return True
 
+    def shares_passes(self, _base: str) -> bool:
+        return True
+
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
-    recipe = request.config.recipe
+    [stage] = request.members
+    recipe = stage.config.recipe
     print("a library prints")  # noqa: T201
     os.system("echo so does a child of it")  # noqa: S605, S607 - a constant
     if recipe == "picture":
@@ -39,7 +43,7 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
     while step < 1_000 or recipe == "endless":
         step += 1
         advance(observer, Progress(step=step, total=1_000, loss=1.0 / step, note="training"))
-    (request.outputs_dir / "x.json").write_text("{}")
+    (stage.outputs_dir / "x.json").write_text("{}")
     return [Output(name="x", filename="x.json", content_type="application/json")]
 
 

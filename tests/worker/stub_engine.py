@@ -4,6 +4,7 @@
 
 It builds its lines by hand, standard library only: so it starts in no time, and it checks the protocol from outside.
 The list of a stage holds one behaviour for each of its attempts, the last for all that follow; other stages do `ok`.
+Of several members the one whose stage comes first by name decides, unless there is a list under the id of a job.
 FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a run begins, and looks for gates.
 
     ok            three steps, then the outputs
@@ -20,8 +21,8 @@ FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a 
     grow:BYTES    like ok, and holds so much more memory from then on
     talk:N        like ok, with N lines for the log
 
-Three keys are no stages: `revision` of its base, `free_bytes` of its device at each start, and `always`, the behaviour
-of all stages that have none of their own.
+Other keys that are no stages: `revision` of its base, `free_bytes` of its device at each start, `pairs` and
+`shares_passes` of its memory profile, and `always`, the behaviour of all stages that have none of their own.
 """
 
 from __future__ import annotations
@@ -72,9 +73,11 @@ def say(event: str, **fields: object) -> None:
 
 
 def do(run: dict) -> None:
-    planned = behaviours.get(run["stage"], behaviours.get("always", ["ok"]))
-    kind, _, detail = planned[min(run["attempt"], len(planned)) - 1].partition(":")
-    (folder / f"{run['stage']}.{run['attempt']}").write_text(str(os.getpid()))
+    first = min(run["members"], key=lambda each: each["stage"])
+    member = next((each for each in run["members"] if each["job_id"] in behaviours), first)
+    planned = behaviours.get(member["job_id"], behaviours.get(member["stage"], behaviours.get("always", ["ok"])))
+    kind, _, detail = planned[min(member["attempt"], len(planned)) - 1].partition(":")
+    (folder / f"{member['stage']}.{member['attempt']}").write_text(str(os.getpid()))
     if kind in {"train", "hang", "refuse"}:
         train(run, kind, [int(number) for number in detail.split(":")])
         return
@@ -114,14 +117,14 @@ def passes(run: dict, gate: Path) -> bool:
 def train(run: dict, kind: str, numbers: list[int]) -> None:
     """Count up to `numbers[0]`; what was counted in which attempt is the state, and the result."""
     total, at = numbers[0], numbers[1] if len(numbers) > 1 else None
-    sides = [run] + ([run["partner"]] if run.get("partner") else [])
+    members = run["members"]
     counted: list[int] = []
-    if run["resume_dir"] is not None:
+    if members[0]["resume_dir"] is not None:
         if kind == "refuse":
             fail(run, "checkpoint_unusable", "infrastructure")
             return
-        states = [json.loads((Path(side["resume_dir"]) / "state.json").read_text()) for side in sides]
-        assert all(state == states[0] for state in states)
+        states = [json.loads((Path(each["resume_dir"]) / "state.json").read_text()) for each in members]
+        assert all(len(state) == len(states[0]) for state in states)
         counted = states[0]
     kept_at = time.monotonic()
     while len(counted) < total:
@@ -132,14 +135,16 @@ def train(run: dict, kind: str, numbers: list[int]) -> None:
         if kind == "train" and len(counted) + 1 == at:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(STEP_S)
-        counted.append(run["attempt"])
-        say("progress", id=run["id"], step=len(counted), total=total, loss=1 / len(counted), note="training")
+        counted.append(members[0]["attempt"])
+        loss, jobs = 1 / len(counted), len({each["job_id"] for each in members})
+        losses = [loss + job for job in range(jobs)] if jobs > 1 else []
+        say("progress", id=run["id"], step=len(counted), total=total, loss=loss, losses=losses, note="training")
         finishing = run["finish_early"] or run["id"] in asked["finish"]
         paused = run["id"] in asked["pause"]
         due = time.monotonic() >= kept_at + run["checkpoint_every_s"]
         if due or paused or finishing or len(counted) == total:
             kept_at = time.monotonic()
-            keep(run, sides, counted, total)
+            keep(run, counted, total)
         if paused or run["id"] in asked["cancel"]:
             fail(run, "cancelled", "cancelled")
             return
@@ -147,21 +152,22 @@ def train(run: dict, kind: str, numbers: list[int]) -> None:
             break
     end(
         run,
-        {"counted": counted, "alone": len(sides) == 1, "profile": run["memory_profile"]},
+        {"counted": counted, "profile": run["memory_profile"]},
         early=len(counted) < total,
     )
 
 
-def keep(run: dict, sides: list[dict], counted: list[int], total: int) -> None:
-    for side in sides:
-        target = Path(side["checkpoints_dir"]) / str(len(counted))
+def keep(run: dict, counted: list[int], total: int) -> None:
+    jobs = [each["job_id"] for each in run["members"]]
+    for number, member in enumerate(run["members"]):
+        target = Path(member["checkpoints_dir"]) / str(len(counted))
         target.mkdir()
         data = json.dumps(counted).encode()
         (target / "state.json").write_bytes(data)
         file = {"name": "state.json", "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        paired = len(sides) > 1
+        paired = jobs.count(member["job_id"]) > 1
         place = {"step": len(counted), "total": total, "folder": str(target), "paired": paired}
-        say("checkpointed", id=run["id"], stage=side["stage"], files=[file], **place)
+        say("checkpointed", id=run["id"], member=number, files=[file], **place)
 
 
 def fail(run: dict, code: str, fault: str) -> None:
@@ -169,27 +175,29 @@ def fail(run: dict, code: str, fault: str) -> None:
 
 
 def end(run: dict, told: dict[str, object], *, early: bool = False) -> None:
-    outputs = write(run, run["stage"], told)
-    if run.get("partner"):
-        partner = run["partner"]["stage"]
-        outputs += [output | {"stage": partner} for output in write(run, partner, told)]
+    told |= {"alone": len(run["members"]) == 1, "jobs": len({each["job_id"] for each in run["members"]})}
+    outputs = [
+        output | {"member": number}
+        for number, member in enumerate(run["members"])
+        for output in write(run, member, told)
+    ]
     timings = {"train_s": 0.1}
     say("done", id=run["id"], outputs=outputs, timings=timings, finished_early=early, held_bytes=held["bytes"])
 
 
-def write(run: dict, stage: str, told: dict[str, object]) -> list[dict[str, str]]:
-    inputs = Path(run["inputs_dir"])
+def write(run: dict, member: dict, told: dict[str, object]) -> list[dict[str, str]]:
+    inputs = Path(member["inputs_dir"])
     seen = {
         str(path.relative_to(inputs)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(inputs.rglob("*"))
         if path.is_file()
     }
     outputs = []
-    for filename in OUTPUTS[stage]:
+    for filename in OUTPUTS[member["stage"]]:
         if not told.get("missing"):
-            rank = run["config"]["content"]["rank"]
+            rank = member["config"]["content"]["rank"]
             result = {"file": filename, "base": run["base"], "rank": rank, "inputs": seen, **told}
-            (Path(run["outputs_dir"]) / filename).write_text(json.dumps(result))
+            (Path(member["outputs_dir"]) / filename).write_text(json.dumps(result))
         name = filename.partition(".")[0]
         if "kohya" in filename or "diffusers" in filename:
             name = f"{name}_{filename.split('.')[1]}"
@@ -214,7 +222,8 @@ def main() -> None:
         command = commands.get()
         if command["op"] == "warm":
             revision = behaviours.get("revision")
-            told = {"revision": revision, "held_bytes": held["bytes"], "pairs": behaviours.get("pairs", True)}
+            told = {"revision": revision, "held_bytes": held["bytes"]}
+            told |= {name: behaviours.get(name, True) for name in ("pairs", "shares_passes")}
             say("warmed", base=command["base"], error=None, **told)
         else:
             do(command)

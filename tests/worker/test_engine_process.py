@@ -18,7 +18,7 @@ from tests.worker.bench import PATIENCE_S, REPOSITORY, eventually, is_running
 from worker.mailbox import Interrupt, Interruption, Mailbox
 from worker.settings import EngineSettings
 from worker.supervisor import EngineDied, EngineSupervisor, StageFailed, StageInterrupted
-from worker.wire import ProgressReport, Run, WireError, parse_command, parse_event
+from worker.wire import Member, ProgressReport, Run, WireError, parse_command, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,14 +50,18 @@ def command(folder: Path, recipe: str = "fine") -> Run:
     config = tiny("tiny", Prompts()).model_copy(update={"recipe": recipe}).model_dump(mode="json")
     return Run(
         id=f"stage:{number}",
-        stage="content_lora",
-        job_id="job",
-        attempt=number,
+        members=(
+            Member(
+                stage="content_lora",
+                job_id="job",
+                attempt=number,
+                config=config,
+                inputs_dir=str(folder),
+                outputs_dir=str(folder),
+                checkpoints_dir=str(folder),
+            ),
+        ),
         base="tiny",
-        config=config,
-        inputs_dir=str(folder),
-        outputs_dir=str(folder),
-        checkpoints_dir=str(folder),
         traceparent="00-aa-bb-01",
     )
 
@@ -98,13 +102,16 @@ def test_a_bug_is_told_without_its_text_and_ends_the_process(supervisor, tmp_pat
 
 def test_a_configuration_that_cannot_be_read_is_the_callers_fault(supervisor, tmp_path):
     supervisor.ensure_running()
-    broken = command(tmp_path).model_copy(update={"config": {"from": "a later version"}})
+    run = command(tmp_path)
+    broken = run.model_copy(
+        update={"members": (run.members[0].model_copy(update={"config": {"from": "a later version"}}),)}
+    )
     with pytest.raises(StageFailed) as caught:
         supervisor.run(broken, lambda _report: None)
     assert caught.value.failure.code == "invalid_config"
 
 
-@pytest.mark.parametrize("reason", [Interrupt.CANCEL, Interrupt.LEASE_LOST, Interrupt.SHUTDOWN])
+@pytest.mark.parametrize("reason", [Interrupt.CANCEL, Interrupt.LEASE_LOST, Interrupt.REGROUP, Interrupt.SHUTDOWN])
 def test_a_run_stops_when_asked_and_the_process_stays(supervisor, mailbox, tmp_path, reason):
     supervisor.ensure_running()
     pid = supervisor.pid

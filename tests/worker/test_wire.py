@@ -18,8 +18,8 @@ from worker.wire import (
     Failed,
     Finish,
     LogLine,
+    Member,
     OutputFile,
-    Partner,
     Pause,
     ProgressReport,
     Ready,
@@ -33,29 +33,34 @@ from worker.wire import (
 
 FULL_RUN = Run(
     id="a:1",
-    stage="content_lora",
-    job_id="j",
-    attempt=1,
+    members=tuple(
+        Member(
+            stage=stage,
+            job_id=job,
+            attempt=1,
+            config={"rank": 4},
+            inputs_dir=f"{job}/i",
+            outputs_dir=f"{job}/{stage}/o",
+            checkpoints_dir=f"{job}/{stage}/c",
+            resume_dir=f"{job}/{stage}/r",
+        )
+        for job in ("j", "k")
+        for stage in ("content_lora", "style_lora")
+    ),
     base="tiny",
-    config={"rank": 4},
-    inputs_dir="i",
-    outputs_dir="o",
-    checkpoints_dir="c",
-    resume_dir="r",
     checkpoint_every_s=0.5,
     finish_early=True,
     memory_profile="small",
-    partner=Partner(stage="style_lora", checkpoints_dir="c2", resume_dir="r2"),
     traceparent="00-aa-bb-01",
 )
 COMMANDS = [FULL_RUN, Cancel(id="a:1"), Pause(id="a:1"), Finish(id="a:1"), Warm(base="tiny")]
 EVENTS = [
     Ready(engine_version="1", device="cpu", free_bytes=1),
     Warmed(base="tiny", revision="abc", held_bytes=5),
-    ProgressReport(id="a:1", step=1, total=2, loss=0.5, note="n"),
+    ProgressReport(id="a:1", step=1, total=2, loss=0.5, note="n", losses=(0.25, 0.75)),
     Checkpointed(
         id="a:1",
-        stage="style_lora",
+        member=1,
         step=3,
         total=6,
         folder="c/3",
@@ -65,7 +70,7 @@ EVENTS = [
     LogLine(id="a:1", level="INFO", message="encoding\ntwo lines"),
     Done(
         id="a:1",
-        outputs=(OutputFile(name="n", filename="f", content_type="t", stage="style_lora"),),
+        outputs=(OutputFile(name="n", filename="f", content_type="t", member=1),),
         finished_early=True,
         held_bytes=7,
     ),
@@ -88,6 +93,10 @@ def test_commands_arrive_as_they_were_sent_each_in_one_line(command: Command):
 def test_events_arrive_as_they_were_sent_each_in_one_line(event: Event):
     assert event.line().count(b"\n") == 1
     assert parse_event(event.line()) == event
+
+
+def test_a_run_knows_its_jobs_in_the_order_of_its_members():
+    assert FULL_RUN.jobs == ["j", "k"]
 
 
 def test_either_side_may_learn_new_words_first():

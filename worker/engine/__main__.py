@@ -18,14 +18,15 @@ from duolora.errors import DuoLoraError, Fault, InvalidConfig
 from duolora.models.revision import base_revision
 from worker import logs
 from worker.engine.channel import Channel, PipeObserver
-from worker.engine.keeping import PipeKeeper, Place
+from worker.engine.keeping import PipeKeeper, places_of
 from worker.engine.lines import PipeLines
 from worker.engine.memory import free_bytes, held_bytes
-from worker.engine.protocol import StageRequest
+from worker.engine.protocol import StageOfJob, StageRequest
 from worker.wire import Done, Failed, OutputFile, Ready, Run, Warm, Warmed
 
 if TYPE_CHECKING:
     from worker.engine.stages import BaseModels
+    from worker.wire import Member
 
 log = logging.getLogger("worker.engine")
 
@@ -47,10 +48,9 @@ def main() -> None:
         if isinstance(command, Warm):
             channel.send(_warm(models, command.base))
             continue
+        first = command.members[0]
         with (
-            logs.bound(
-                job=command.job_id, stage=command.stage, attempt=command.attempt, traceparent=command.traceparent
-            ),
+            logs.bound(job=first.job_id, stage=first.stage, attempt=first.attempt, traceparent=command.traceparent),
             lines.bound(command.id),
         ):
             answer = _run(models, command, channel)
@@ -68,15 +68,21 @@ def _warm(models: BaseModels, base: str) -> Warmed:
     except Exception as error:
         log.exception("loading base %s failed for a reason nobody foresaw", base)
         return Warmed(base=base, error=f"internal_error: an unexpected {type(error).__name__}; see the logs")
-    return Warmed(base=base, revision=base_revision(base), held_bytes=held_bytes(), pairs=models.pairs(base))
+    return Warmed(
+        base=base,
+        revision=base_revision(base),
+        held_bytes=held_bytes(),
+        pairs=models.pairs(base),
+        shares_passes=models.shares_passes(base),
+    )
 
 
 def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
-    """Run one stage. An error that the engine does not name ends the process, after telling the parent why."""
+    """Do a run. An error that the engine does not name ends the process, after telling the parent why."""
     from worker.engine.stages import run_stage  # noqa: PLC0415 - loaded by main
 
     started = perf_counter()
-    keeper = _keeper(command, channel)
+    keeper = PipeKeeper(channel, command, places_of(command, base_revision(command.base)))
     try:
         outputs = run_stage(_request(command, keeper), models, PipeObserver(channel, command.id))
     except DuoLoraError as error:
@@ -92,7 +98,7 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
         )
         raise
     files = (
-        OutputFile(name=each.name, filename=each.filename, content_type=each.content_type, stage=each.stage)
+        OutputFile(name=each.name, filename=each.filename, content_type=each.content_type, member=each.member)
         for each in outputs
     )
     return Done(
@@ -103,42 +109,29 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
     )
 
 
-def _keeper(command: Run, channel: Channel) -> PipeKeeper:
-    """Return what keeps the checkpoints of a run: those of its stage, and of its partner if it has one."""
-    stages = [(command.stage, command.checkpoints_dir, command.resume_dir)]
-    if command.partner is not None:
-        partner = command.partner
-        stages.append((partner.stage, partner.checkpoints_dir, partner.resume_dir))
-    revision = base_revision(command.base)
-    places = [
-        Place(
-            stage=stage,
-            run=command,
-            inputs_dir=Path(command.inputs_dir),
-            folder=Path(folder),
-            resume_dir=None if resume is None else Path(resume),
-            base_revision=revision,
-        )
-        for stage, folder, resume in stages
-    ]
-    return PipeKeeper(channel, command, places)
-
-
 def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
-    try:
-        config = PersonalizeConfig.model_validate(command.config)
-    except ValidationError as error:
-        raise InvalidConfig(f"the stored configuration cannot be read: {error.error_count()} fields") from error
     return StageRequest(
-        stage=command.stage,
         base=command.base,
-        config=config,
-        inputs_dir=Path(command.inputs_dir),
-        outputs_dir=Path(command.outputs_dir),
-        partner=None if command.partner is None else command.partner.stage,
+        members=tuple(
+            StageOfJob(
+                job=member.job_id,
+                stage=member.stage,
+                config=_config(member),
+                inputs_dir=Path(member.inputs_dir),
+                outputs_dir=Path(member.outputs_dir),
+            )
+            for member in command.members
+        ),
         keeper=keeper,
         spares_memory=command.memory_profile == "small",
     )
+
+
+def _config(member: Member) -> PersonalizeConfig:
+    try:
+        return PersonalizeConfig.model_validate(member.config)
+    except ValidationError as error:
+        raise InvalidConfig(f"the stored configuration cannot be read: {error.error_count()} fields") from error
 
 
 if __name__ == "__main__":

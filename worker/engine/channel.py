@@ -100,7 +100,12 @@ class PipeObserver:
         self._reported_at, self._note = now, progress.note
         self._channel.send(
             ProgressReport(
-                id=self._run_id, step=progress.step, total=progress.total, loss=progress.loss, note=progress.note
+                id=self._run_id,
+                step=progress.step,
+                total=progress.total,
+                loss=progress.loss,
+                note=progress.note,
+                losses=progress.losses if len(progress.losses) > 1 else (),
             )
         )
 

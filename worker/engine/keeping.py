@@ -7,19 +7,19 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from duolora.errors import CheckpointUnusable
-from duolora.keeping import Saved
+from duolora.keeping import Saved, of_tenant, of_tenants
 from worker.wire import Checkpointed, CheckpointFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from worker.engine.channel import Channel
-    from worker.wire import Run
+    from worker.wire import Member, Run
 
 log = logging.getLogger("worker.engine.keeping")
 
@@ -29,34 +29,49 @@ SIDE_STAGES = {"content_lora": "content", "style_lora": "style"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where the checkpoints of one stage of a run go, and come from."""
+    """Where the checkpoints of one member of a run go, and come from: those that it would keep were its job alone."""
 
-    stage: str
-    run: Run
-    inputs_dir: Path
-    folder: Path
-    resume_dir: Path | None
+    member: Member
+    tenant: int
+    """Place of its job among those of the run."""
+    paired: bool
+    """Its job has another stage in the run."""
     base_revision: str | None
 
     @cached_property
     def digest(self) -> str:
         """What the stage computes from: its configuration, its input files and the base."""
-        side = SIDE_STAGES.get(self.stage)
-        files = sorted(path for path in self.inputs_dir.rglob("*") if path.is_file())
+        stage, folder = self.member.stage, Path(self.member.inputs_dir)
+        side = SIDE_STAGES.get(stage)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         inputs = [
-            (str(path.relative_to(self.inputs_dir)), hashlib.sha256(path.read_bytes()).hexdigest())
+            (str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest())
             for path in files
-            if side is None or path.parent == self.inputs_dir / side
+            if side is None or path.parent == folder / side
         ]
-        work = {"stage": self.stage, "config": self.run.config, "base": self.base_revision, "inputs": inputs}
+        work = {"stage": stage, "config": self.member.config, "base": self.base_revision, "inputs": inputs}
         return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
     def share(self, saved: Saved) -> Saved:
-        """Return what of a state is this stage's."""
-        side = SIDE_STAGES.get(self.stage)
+        """Return what of a state is this stage's; nothing but the step if it has nothing to keep yet."""
+        own = of_tenant(saved, self.tenant)
+        side = SIDE_STAGES.get(self.member.stage)
         if side is None:
-            return saved
-        return Saved(saved.step, saved.total, {side: saved.parts[side]} if side in saved.parts else {})
+            return own
+        return Saved(own.step, own.total, {side: own.parts[side]} if side in own.parts else {})
+
+    def write(self, saved: Saved) -> tuple[Path, tuple[CheckpointFile, ...]]:
+        """Write this stage's share of a state; return where it lies and its files.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        from duolora.checkpoints import write_saved  # noqa: PLC0415 - torch, which fast tests do without
+
+        target = Path(self.member.checkpoints_dir)
+        folder, files = write_saved(self.share(saved), target, digest=self.digest, paired=self.paired)
+        named = (CheckpointFile(name=file.name, sha256=file.sha256, bytes=file.size_bytes) for file in files)
+        return folder, tuple(named)
 
     def read(self) -> Saved | None:
         """Return the checkpoint to go on from.
@@ -66,7 +81,18 @@ class Place:
         """
         from duolora.checkpoints import read_saved  # noqa: PLC0415 - torch, which fast tests do without
 
-        return None if self.resume_dir is None else read_saved(self.resume_dir, digest=self.digest)
+        folder = self.member.resume_dir
+        return None if folder is None else read_saved(Path(folder), digest=self.digest)
+
+
+def places_of(run: Run, base_revision: str | None) -> list[Place]:
+    """Return the places of all members of a run, in their order."""
+    jobs = [member.job_id for member in run.members]
+    order = run.jobs
+    return [
+        Place(member, order.index(member.job_id), jobs.count(member.job_id) > 1, base_revision)
+        for member in run.members
+    ]
 
 
 class PipeKeeper:
@@ -83,7 +109,7 @@ class PipeKeeper:
         self._has_read = False
 
     def resume(self) -> Saved | None:
-        """Return what to go on from: the checkpoint of the stage, or of both stages of a pair.
+        """Return what to go on from: the checkpoints of all members.
 
         It is held in memory until the first checkpoint of the run's own.
         """
@@ -92,15 +118,15 @@ class PipeKeeper:
         return self._found
 
     def _read(self) -> Saved | None:
-        found = [place.read() for place in self._places]
-        whole = [saved for saved in found if saved is not None]
+        found = [(place.tenant, place.read()) for place in self._places]
+        whole = [(tenant, saved) for tenant, saved in found if saved is not None]
         if not whole:
             return None
-        if len(whole) < len(found) or len({saved.step for saved in whole}) > 1:
-            raise CheckpointUnusable("the two stages of a pair must go on from checkpoints of one step")
-        log.info("going on from step %d of %d", whole[0].step, whole[0].total)
-        parts = {name: part for saved in whole for name, part in saved.parts.items()}
-        return Saved(whole[0].step, whole[0].total, parts)
+        if len(whole) < len(found) or len({saved.step for _, saved in whole}) > 1:
+            raise CheckpointUnusable("stages that share passes must go on from checkpoints of one step")
+        joined = of_tenants(whole)
+        log.info("going on from step %d of %d", joined.step, joined.total)
+        return joined
 
     def is_due(self) -> bool:
         """Say whether it is time for a checkpoint, or the parent wants one before the run stops."""
@@ -109,31 +135,25 @@ class PipeKeeper:
         return self._channel.is_paused(self._run.id) or monotonic() - self._kept_at >= self._run.checkpoint_every_s
 
     def keep(self, saved: Saved) -> None:
-        """Write the checkpoint of every stage, then tell the parent of all; one of a step that it has is left out.
+        """Write the checkpoint of every member, then tell the parent of all; one of a step that it has is left out.
 
         A disk that does not take one costs that checkpoint, not the run.
         """
-        from duolora.checkpoints import write_saved  # noqa: PLC0415 - torch, which fast tests do without
-
         if saved.step == self._kept_step:
             return
         try:
             events = []
-            for place, share in self._shares(saved):
-                paired = len(self._places) > 1
-                folder, files = write_saved(share, place.folder, digest=place.digest, paired=paired)
-                named = tuple(
-                    CheckpointFile(name=file.name, sha256=file.sha256, bytes=file.size_bytes) for file in files
-                )
+            for number, place in enumerate(self._places):
+                folder, files = place.write(saved)
                 events.append(
                     Checkpointed(
                         id=self._run.id,
-                        stage=place.stage,
+                        member=number,
                         step=saved.step,
                         total=saved.total,
                         folder=str(folder),
-                        paired=paired,
-                        files=named,
+                        paired=place.paired,
+                        files=files,
                     )
                 )
         except OSError as error:
@@ -149,8 +169,3 @@ class PipeKeeper:
         """Say whether the parent wants the run to end with what it has."""
         self.finished_early |= self._run.finish_early or self._channel.is_finishing(self._run.id)
         return self.finished_early
-
-    def _shares(self, saved: Saved) -> Iterator[tuple[Place, Saved]]:
-        """Yield every stage's share; a stage that has nothing to keep yet is given an empty one."""
-        for place in self._places:
-            yield place, place.share(saved)

@@ -13,33 +13,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageRequest:
-    """One stage to run, or two that share every pass of the U-Net.
+class StageOfJob:
+    """A stage of a job and its folders.
 
     `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
-    `outputs_dir` is empty. `partner` is the second stage, whose files go to the same folder. `keeper` keeps
-    checkpoints, and knows the one to go on from. If `spares_memory`, an attempt of the
-    stage ran out of memory before.
+    `outputs_dir` is empty.
     """
 
+    job: str
     stage: str
-    base: str
     config: PersonalizeConfig
     inputs_dir: Path
     outputs_dir: Path
-    partner: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRequest:
+    """One stage to run, or several trainings that share every pass of the U-Net; those of one job next to each other.
+
+    `keeper` keeps checkpoints, and knows the one to go on from. If `spares_memory`, an attempt of the stage ran out of
+    memory before.
+    """
+
+    base: str
+    members: tuple[StageOfJob, ...]
     keeper: Keeper | None = None
     spares_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A finished file in `outputs_dir`: `name` is the artifact's, unique in its job.
-
-    `stage` is the one it is of, None for the request's own.
-    """
+    """A finished file of a member, given by its place, in its `outputs_dir`; `name` is unique in the job."""
 
     name: str
     filename: str
     content_type: str
-    stage: str | None = None
+    member: int = 0

@@ -15,13 +15,13 @@ from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.memory import SDXL_UNET_NUMBERS, after_out_of_memory
 from duolora.models.registry import load_base
-from duolora.personalize import draw_preview, job_report, merge_sides, train_sides, without_company
+from duolora.personalize import TrainingJob, draw_preview, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
 from worker.engine.keeping import SIDE_STAGES
-from worker.engine.protocol import Output, StageRequest
+from worker.engine.protocol import Output, StageOfJob, StageRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from duolora.events import Observer
@@ -36,6 +36,9 @@ MERGE_REPORT = "merge_report.json"
 
 MEMORY_VARIABLE = "DUOLORA_MEMORY"
 """Names the memory profile of the engine process; `auto` or unset, the card decides."""
+
+TRAINED_SIDES = {"loras": ("content", "style")} | {stage: (side,) for stage, side in SIDE_STAGES.items()}
+"""Stages that train, and which sides; only they share passes."""
 
 log = logging.getLogger("worker.engine")
 
@@ -76,6 +79,10 @@ class BaseModels:
         """Say whether two sides are trained in one pass with advantage, once the base has been loaded."""
         return location not in self._profiles or self._profiles[location].pairs
 
+    def shares_passes(self, location: str) -> bool:
+        """Say whether several jobs are trained in one pass, once the base has been loaded."""
+        return location in self._profiles and self._profiles[location].shares_passes
+
     def get(self, location: str, *, spares_memory: bool = False) -> DiffusionBase:
         """Return a loaded base; another one loaded before is dropped first, two may not fit.
 
@@ -108,90 +115,99 @@ class BaseModels:
 
 
 def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> list[Output]:
-    """Run one stage, or two in one pass, and return the files it wrote.
+    """Run one stage, or several trainings in one pass, and return the files they wrote.
 
     Raises:
         DuoLoraError: any error of the engine.
     """
     stages: dict[str, Callable[[StageRequest, DiffusionBase, Observer], list[Output]]] = {
-        "loras": _train_both,
-        "content_lora": _train,
-        "style_lora": _train,
+        **dict.fromkeys(TRAINED_SIDES, _train),
         "merge": _merge,
         "package": _package,
     }
-    if request.stage not in stages:
-        raise InvalidConfig(f"unknown stage {request.stage!r}; known: {', '.join(stages)}")
-    pair = {request.stage, request.partner}
-    if request.partner is not None and pair != set(SIDE_STAGES):
-        raise InvalidConfig(f"the stages {request.stage} and {request.partner} cannot be run in one pass")
+    names = [member.stage for member in request.members]
+    for name in names:
+        if name not in stages:
+            raise InvalidConfig(f"unknown stage {name!r}; known: {', '.join(stages)}")
+    if len(names) > 1 and not set(names) <= set(TRAINED_SIDES):
+        raise InvalidConfig(f"the stages {' and '.join(names)} cannot be run in one pass")
     base = models.get(request.base, spares_memory=request.spares_memory)
     try:
-        return stages[request.stage](request, base, observer)
+        return stages[names[0]](request, base, observer)
     except OutOfMemory:
         models.drop()  # a part of it may be on its way to the card or back
         raise
 
 
 def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
-    """Train the LoRA of the stage's side, and of its partner's in the same passes; write both key formats of each."""
-    stages = [request.stage] if request.partner is None else [request.stage, request.partner]
-    pictures = {SIDE_STAGES[stage]: list_pictures(request.inputs_dir / SIDE_STAGES[stage]) for stage in stages}
-    loras = train_sides(base, pictures, without_company(request.config), observer, keeper=request.keeper)
+    """Train the LoRAs of all members' sides in the same passes; write both key formats of each."""
+    jobs = list(dict.fromkeys(member.job for member in request.members))
+    trained = train_jobs(
+        base,
+        [_training([member for member in request.members if member.job == job]) for job in jobs],
+        observer,
+        keeper=request.keeper,
+    )
+    loras = dict(zip(jobs, trained, strict=True))
     return [
-        replace(output, stage=None if stage == request.stage else stage)
-        for stage in stages
-        for output in _write_side(loras[SIDE_STAGES[stage]], SIDE_STAGES[stage], request, base)
+        replace(output, member=place)
+        for place, member in enumerate(request.members)
+        for side in TRAINED_SIDES[member.stage]
+        for output in _write_side(loras[member.job][side], side, member.outputs_dir, base)
     ]
 
 
-def _train_both(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
-    """Train both LoRAs in one pass and write the files that the two stages of their own write."""
-    loras = train_sides(base, _pictures(request), request.config, observer, keeper=request.keeper)
-    return [output for side, weights in loras.items() for output in _write_side(weights, side, request, base)]
+def _training(members: Sequence[StageOfJob]) -> TrainingJob:
+    """Return what the stages of one job train: in company only what one stage trains on both sides."""
+    sides = [side for member in members for side in TRAINED_SIDES[member.stage]]
+    pictures = {side: list_pictures(members[0].inputs_dir / side) for side in sides}
+    config = members[0].config
+    return TrainingJob(pictures, without_company(config) if members[0].stage in SIDE_STAGES else config)
 
 
-def _write_side(weights: LoraWeights, side: str, request: StageRequest, base: DiffusionBase) -> list[Output]:
+def _write_side(weights: LoraWeights, side: str, folder: Path, base: DiffusionBase) -> list[Output]:
     """Write one side's LoRA in both key formats."""
-    return _write_both(weights, request.outputs_dir, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
+    return _write_both(weights, folder, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
 
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats and what the merge did."""
+    [stage] = request.members
     result = merge_sides(
-        base, _side_loras(request, base), _pictures(request), request.config, observer, keeper=request.keeper
+        base, _side_loras(stage, base), _pictures(stage), stage.config, observer, keeper=request.keeper
     )
-    (request.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
+    (stage.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
     outputs = _write_both(
-        result.weights, request.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
+        result.weights, stage.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
     )
     return [*outputs, Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json")]
 
 
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Draw the preview and write the job's report."""
-    merged = read_lora(request.inputs_dir / "merged.diffusers.safetensors", base.layers())
-    loras = {**_side_loras(request, base), "merged": merged}
-    preview = draw_preview(base, loras, _pictures(request), request.config, observer, keeper=request.keeper)
-    preview.save(request.outputs_dir / "preview.png")
-    merge_report = json.loads((request.inputs_dir / MERGE_REPORT).read_text())
-    report = job_report(base, merge_report, request.config)
-    (request.outputs_dir / "report.json").write_text(json.dumps(report, indent=1))
+    [stage] = request.members
+    merged = read_lora(stage.inputs_dir / "merged.diffusers.safetensors", base.layers())
+    loras = {**_side_loras(stage, base), "merged": merged}
+    preview = draw_preview(base, loras, _pictures(stage), stage.config, observer, keeper=request.keeper)
+    preview.save(stage.outputs_dir / "preview.png")
+    merge_report = json.loads((stage.inputs_dir / MERGE_REPORT).read_text())
+    report = job_report(base, merge_report, stage.config)
+    (stage.outputs_dir / "report.json").write_text(json.dumps(report, indent=1))
     return [
         Output(name="preview", filename="preview.png", content_type="image/png"),
         Output(name="report", filename="report.json", content_type="application/json"),
     ]
 
 
-def _pictures(request: StageRequest) -> dict[str, list[Path]]:
+def _pictures(stage: StageOfJob) -> dict[str, list[Path]]:
     """Return the pictures of both sides."""
-    return {side: list_pictures(request.inputs_dir / side) for side in ("content", "style")}
+    return {side: list_pictures(stage.inputs_dir / side) for side in ("content", "style")}
 
 
-def _side_loras(request: StageRequest, base: DiffusionBase) -> dict[str, LoraWeights]:
+def _side_loras(stage: StageOfJob, base: DiffusionBase) -> dict[str, LoraWeights]:
     """Read the two trained LoRAs."""
     layers = base.layers()
-    return {side: read_lora(request.inputs_dir / f"{side}_lora.safetensors", layers) for side in ("content", "style")}
+    return {side: read_lora(stage.inputs_dir / f"{side}_lora.safetensors", layers) for side in ("content", "style")}
 
 
 def _write_both(weights: LoraWeights, folder: Path, family: Family, *, name: str, kohya_name: str) -> list[Output]:

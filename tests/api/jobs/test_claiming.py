@@ -9,8 +9,7 @@ from sqlalchemy import func, select, text
 
 from api.accounts.models import Account
 from api.db import transaction
-from api.jobs import repository
-from api.jobs.claiming import _CANDIDATES
+from api.jobs import candidates, repository
 from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt, WorkerState
 from api.jobs.states import JobState
 from tests.api.factories import (
@@ -96,37 +95,37 @@ class TestPairs:
         job_id = make_job(sessions, account)
         beat(sessions, "w1")
         claimed = claim(sessions, pairs=True)
-        assert (claimed.name, claimed.partner.name) == ("content_lora", "style_lora")
-        assert claimed.fencing_token != claimed.partner.fencing_token
+        assert (claimed.name, claimed.mates[0].name) == ("content_lora", "style_lora")
+        assert claimed.fencing_token != claimed.mates[0].fencing_token
         assert stage_states(sessions, job_id)["style_lora"] == "running"
         with transaction(sessions) as session:
             assert session.scalar(select(func.count()).select_from(StageAttempt)) == 2
         finish(sessions, claimed)
-        finish(sessions, claimed.partner)
+        finish(sessions, claimed.mates[0])
         assert claim(sessions, pairs=True).name == "merge"
 
     def test_not_asked_for_it_comes_alone(self, sessions, account):
         make_job(sessions, account)
-        assert claim(sessions).partner is None
+        assert claim(sessions).mates == ()
 
     def test_another_free_worker_gets_the_other_side(self, sessions, account):
         make_job(sessions, account)
         beat(sessions, "w2")
-        assert claim(sessions, pairs=True).partner is None
+        assert claim(sessions, pairs=True).mates == ()
         assert claim(sessions, worker_id="w2", pairs=True).name == "style_lora"
 
     @pytest.mark.parametrize("state", [WorkerState.BUSY, WorkerState.STOPPING])
     def test_a_worker_that_is_busy_is_not_free(self, sessions, account, state):
         make_job(sessions, account)
         beat(sessions, "w2", state)
-        assert claim(sessions, pairs=True).partner is not None
+        assert claim(sessions, pairs=True).mates
 
     def test_a_worker_that_fell_silent_is_not_free(self, sessions, account):
         make_job(sessions, account)
         beat(sessions, "w2")
         with transaction(sessions) as session:
             session.execute(text("UPDATE workers SET heartbeat_at = now() - interval '1 minute'"))
-        assert claim(sessions, pairs=True).partner is not None
+        assert claim(sessions, pairs=True).mates
 
     def test_one_that_ran_out_of_memory_goes_alone(self, sessions, account):
         make_job(sessions, account)
@@ -141,7 +140,7 @@ class TestPairs:
                     kind=repository.FailureClass.MEMORY,
                 )
         again = claim(sessions, pairs=True)
-        assert (again.partner, again.memory_profile) == (None, MemoryProfile.SMALL)
+        assert (again.mates, again.memory_profile) == ((), MemoryProfile.SMALL)
         assert claim(sessions, pairs=True).memory_profile is MemoryProfile.SMALL
 
     def test_a_common_pass_goes_on_together_whoever_is_free(self, sessions, account):
@@ -149,14 +148,14 @@ class TestPairs:
         make_job(sessions, account, checkpoints=both)
         beat(sessions, "w2")
         claimed = claim(sessions, pairs=True)
-        assert claimed.partner.checkpoint == claimed.checkpoint == pointer(paired=True)
+        assert claimed.mates[0].checkpoint == claimed.checkpoint == pointer(paired=True)
 
     def test_it_does_so_even_when_one_of_them_was_put_off(self, sessions, account):
         both = {"content_lora": pointer(paired=True), "style_lora": pointer(paired=True)}
         make_job(sessions, account, checkpoints=both)
         with transaction(sessions) as session:
             session.execute(text("UPDATE stages SET runnable_at = now() + interval '1 h' WHERE name = 'style_lora'"))
-        assert claim(sessions, pairs=True).partner is not None
+        assert claim(sessions, pairs=True).mates
 
     @pytest.mark.parametrize(
         "kept",
@@ -169,7 +168,7 @@ class TestPairs:
     )
     def test_sides_that_stand_apart_go_alone(self, sessions, account, kept):
         make_job(sessions, account, checkpoints=kept)
-        assert claim(sessions, pairs=True).partner is None
+        assert claim(sessions, pairs=True).mates == ()
 
     def test_a_common_pass_is_not_torn_apart_by_those_who_want_it_at_once(self, sessions, account):
         both = {"content_lora": pointer(paired=True), "style_lora": pointer(paired=True)}
@@ -177,7 +176,7 @@ class TestPairs:
         with ThreadPoolExecutor(4) as pool:
             claims = list(pool.map(lambda name: claim(sessions, worker_id=name, pairs=True), "abcd"))
         claimed = [each for each in claims if each is not None] or [claim(sessions, pairs=True)]
-        assert [each.partner is not None for each in claimed] == [True]
+        assert [each.mates != () for each in claimed] == [True]
 
     def test_a_silent_worker_gives_both_back_at_once(self, sessions, account):
         make_job(sessions, account)
@@ -186,7 +185,7 @@ class TestPairs:
             expire_lease(sessions, each)
         assert reap(sessions) == 2
         make_all_due(sessions)
-        assert claim(sessions, pairs=True).partner.attempt == 2
+        assert claim(sessions, pairs=True).mates[0].attempt == 2
 
 
 class TestResumed:
@@ -228,7 +227,7 @@ def test_a_long_queue_is_never_read_from_end_to_end(sessions, account):
     with transaction(sessions) as session:
         session.execute(text("ANALYZE jobs, stages, accounts"))
     with transaction(sessions) as session:
-        plan = session.scalars(text(f"EXPLAIN {_CANDIDATES.text}"), {"kinds": ["personalize"], "wanted": 8}).all()
+        plan = session.scalars(text(f"EXPLAIN {candidates.ANY.text}"), {"kinds": ["personalize"], "wanted": 8}).all()
     assert not [line for line in plan if "Seq Scan on jobs" in line or "Seq Scan on stages" in line], "\n".join(plan)
     seen = [claim(sessions).account_id for _ in range(10)]
     assert set(seen) == set(accounts)
@@ -238,5 +237,7 @@ def test_a_claim_that_loses_every_race_looks_further(sessions, account):
     for _ in range(12):
         make_job(sessions, account)
     with sessions() as other:
-        taken = [repository.claim_stage(other, worker_id="a", lease=LEASE).stage_id for _ in range(20)]
+        taken = [
+            repository.claim_stage(other, repository.Claimant(worker_id="a", lease=LEASE)).stage_id for _ in range(20)
+        ]
         assert claim(sessions).stage_id not in taken

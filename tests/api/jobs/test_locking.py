@@ -103,7 +103,7 @@ def test_a_heartbeat_that_waited_for_the_reaper_has_lost(sessions, account):
 def test_a_cancel_that_waited_for_a_claim_finds_the_stage_running(sessions, account):
     job_id = make_job(sessions, account)
     with sessions() as worker:
-        claimed = repository.claim_stage(worker, worker_id="w", lease=LEASE)
+        claimed = repository.claim_stage(worker, repository.Claimant(worker_id="w", lease=LEASE))
         worker.flush()
         with while_waiting(sessions, lambda: cancel(sessions, account, job_id)) as canceling:
             worker.commit()

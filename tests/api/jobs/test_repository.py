@@ -139,16 +139,16 @@ class TestClaim:
                 with transaction(sessions) as session:
                     repository.release_stage(session, **held(content))
         with sessions.begin() as one, sessions.begin() as two, sessions.begin() as three:
-            first = repository.claim_stage(one, worker_id="a", lease=LEASE)
-            second = repository.claim_stage(two, worker_id="b", lease=LEASE)
+            first = repository.claim_stage(one, repository.Claimant(worker_id="a", lease=LEASE))
+            second = repository.claim_stage(two, repository.Claimant(worker_id="b", lease=LEASE))
             assert [first.job_id, second.job_id] == jobs
-            assert repository.claim_stage(three, worker_id="c", lease=LEASE) is None
+            assert repository.claim_stage(three, repository.Claimant(worker_id="c", lease=LEASE)) is None
 
     def test_a_rolled_back_claim_was_none(self, sessions, account):
         make_job(sessions, account)
         before = snapshot(sessions)
         with rolled_back(sessions) as session:
-            assert repository.claim_stage(session, worker_id="a", lease=LEASE) is not None
+            assert repository.claim_stage(session, repository.Claimant(worker_id="a", lease=LEASE)) is not None
         assert snapshot(sessions) == before
 
     def test_many_workers_get_every_stage_exactly_once(self, sessions, account):

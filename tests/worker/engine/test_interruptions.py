@@ -32,7 +32,7 @@ from worker.wire import (
     Failed,
     Finish,
     LogLine,
-    Partner,
+    Member,
     Pause,
     ProgressReport,
     Ready,
@@ -167,32 +167,47 @@ def a_run(
 ) -> Run:
     """A run with fresh folders; `resume` names the checkpoint of each stage."""
     number = next(numbers)
-    places = {name: folder / f"{number}" / name for name in ("outputs", stage, partner) if name is not None}
+    names = [name for name in (stage, partner) if name is not None]
+    places = {name: folder / f"{number}" / name for name in ("outputs", *names)}
     for place in places.values():
         place.mkdir(parents=True)
     resume_dirs = {name: str(path) for name, path in (resume or {}).items()}
     return Run(
         id=f"stage:{number}",
-        stage=stage,
-        job_id="job",
-        attempt=number,
+        members=tuple(
+            Member(
+                stage=name,
+                job_id="job",
+                attempt=number,
+                config=settings.model_dump(mode="json"),
+                inputs_dir=str(inputs),
+                outputs_dir=str(places["outputs"]),
+                checkpoints_dir=str(places[name]),
+                resume_dir=resume_dirs.get(name),
+            )
+            for name in names
+        ),
         base=settings.base_model,
-        config=settings.model_dump(mode="json"),
-        inputs_dir=str(inputs),
-        outputs_dir=str(places["outputs"]),
-        checkpoints_dir=str(places[stage]),
-        resume_dir=resume_dirs.get(stage),
         checkpoint_every_s=every_s,
-        partner=None
-        if partner is None
-        else Partner(stage=partner, checkpoints_dir=str(places[partner]), resume_dir=resume_dirs.get(partner)),
         **more,
     )
 
 
 def weights(run: Run) -> dict[str, dict[str, torch.Tensor]]:
     """All tensors that a run wrote, by file."""
-    return {path.name: load_file(path) for path in Path(run.outputs_dir).glob("*.safetensors")}
+    return {path.name: load_file(path) for path in outputs_dir(run).glob("*.safetensors")}
+
+
+def outputs_dir(run: Run) -> Path:
+    return Path(run.members[0].outputs_dir)
+
+
+def checkpoints_dir(run: Run) -> Path:
+    return Path(run.members[0].checkpoints_dir)
+
+
+def stage_of(event: Checkpointed, run: Run) -> str:
+    return run.members[event.member].stage
 
 
 def assert_same_files(found: Run, expected: Run) -> None:
@@ -219,9 +234,7 @@ def checkpoints(heard: list[Event]) -> list[Checkpointed]:
 def assert_complete(event: Checkpointed, run: Run) -> None:
     """The folder holds exactly the files that were told of, as they were told."""
     folder = Path(event.folder)
-    partner = run.partner
-    parent = run.checkpoints_dir if event.stage == run.stage or partner is None else partner.checkpoints_dir
-    assert folder == Path(parent) / str(event.step)
+    assert folder == Path(run.members[event.member].checkpoints_dir) / str(event.step)
     assert {path.name for path in folder.iterdir()} == {file.name for file in event.files}
     for file in event.files:
         content = (folder / file.name).read_bytes()
@@ -249,16 +262,16 @@ def test_a_paused_run_goes_on_in_another_process_to_the_same_files(
 
     assert isinstance(heard[-1], Failed)
     assert (heard[-1].code, heard[-1].fault) == ("cancelled", Fault.CANCELLED)
-    assert list(Path(run.outputs_dir).iterdir()) == []
+    assert list(outputs_dir(run).iterdir()) == []
     kept = checkpoints(heard)
-    assert [event.stage for event in kept] == list(KINDS[kind].values())
+    assert [stage_of(event, run) for event in kept] == list(KINDS[kind].values())
     assert heard.index(kept[-1]) < len(heard) - 1
     for event in kept:
         assert_complete(event, run)
         assert event.paired == (kind == "pair")
         assert 2 <= event.step < event.total
 
-    resume = {event.stage: Path(event.folder) for event in kept}
+    resume = {stage_of(event, run): Path(event.folder) for event in kept}
     again = a_run(tmp_path, inputs, settings, resume=resume, **KINDS[kind])
     second_engine.send(again)
     reports = [event for event in second_engine.end(again) if isinstance(event, ProgressReport)]
@@ -275,7 +288,7 @@ def trained(engine: Engine, inputs: Path, location: str, tmp_path_factory: pytes
     runs = [KINDS["pair"], {"stage": "merge"}]
     for kind in runs:
         run = whole(engine, a_run(folder.parent, folder, settings, **kind))
-        shutil.copytree(run.outputs_dir, folder, dirs_exist_ok=True)
+        shutil.copytree(outputs_dir(run), folder, dirs_exist_ok=True)
     return folder
 
 
@@ -302,9 +315,7 @@ def test_a_paused_merge_goes_on_in_another_process_to_the_same_files(
     assert (reports[0].step, reports[-1].step) == (kept.step, steps)
     expected = whole(engine, a_run(tmp_path, trained, settings, "merge"))
     assert_same_files(again, expected)
-    ours, theirs = (
-        json.loads((Path(each.outputs_dir) / "merge_report.json").read_text()) for each in (again, expected)
-    )
+    ours, theirs = (json.loads((outputs_dir(each) / "merge_report.json").read_text()) for each in (again, expected))
     assert ours["losses"] == theirs["losses"]
 
 
@@ -322,7 +333,7 @@ def test_a_preview_goes_on_with_the_samplings_that_it_has(
     steps = [event.step for event in engine.end(again) if isinstance(event, ProgressReport)]
 
     assert steps == [5, 6]
-    pictures = [(Path(run.outputs_dir) / "preview.png").read_bytes() for run in (first, again)]
+    pictures = [(outputs_dir(run) / "preview.png").read_bytes() for run in (first, again)]
     assert pictures[0] == pictures[1]
 
 
@@ -332,7 +343,7 @@ def test_every_stage_runs_with_the_small_profile(engine: Engine, tmp_path: Path,
     settings = settings.model_copy(update={"merge": merge})
     for stage in ("content_lora", "style_lora", "merge", "package"):
         small = whole(engine, a_run(tmp_path, trained, settings, stage, memory_profile="small"))
-        assert list(Path(small.outputs_dir).iterdir())
+        assert list(outputs_dir(small).iterdir())
 
 
 def test_a_killed_process_loses_what_came_after_its_last_checkpoint_and_nothing_else(
@@ -346,7 +357,7 @@ def test_a_killed_process_loses_what_came_after_its_last_checkpoint_and_nothing_
     own_engine.process.wait()
     last = checkpoints(heard)[-1]
 
-    again = a_run(tmp_path, inputs, settings, resume={run.stage: Path(last.folder)})
+    again = a_run(tmp_path, inputs, settings, resume={run.members[0].stage: Path(last.folder)})
     engine.send(again)
     heard = engine.end(again)
 
@@ -370,7 +381,7 @@ def test_checkpoints_are_kept_as_often_as_asked_and_always_at_the_end(
     assert steps == [[1, 2, 3, 4], [4]]
     assert_same_files(often, seldom)
 
-    ended = a_run(tmp_path, inputs, settings, resume={"content_lora": Path(seldom.checkpoints_dir) / "4"})
+    ended = a_run(tmp_path, inputs, settings, resume={"content_lora": checkpoints_dir(seldom) / "4"})
     engine.send(ended)
     heard = engine.end(ended)
     assert all(event.loss is None for event in heard if isinstance(event, ProgressReport))
@@ -391,9 +402,9 @@ def test_a_run_that_is_to_finish_ends_well_at_its_next_step(
     assert isinstance(heard[-1], Done)
     assert heard[-1].finished_early
     assert 3 <= checkpoints(heard)[0].step < MANY_STEPS
-    assert {output.filename for output in heard[-1].outputs} == {path.name for path in Path(run.outputs_dir).iterdir()}
+    assert {output.filename for output in heard[-1].outputs} == {path.name for path in outputs_dir(run).iterdir()}
 
-    resume = {event.stage: Path(event.folder) for event in checkpoints(heard)}
+    resume = {stage_of(event, run): Path(event.folder) for event in checkpoints(heard)}
     short = a_run(tmp_path, inputs, settings, resume=resume, finish_early=True, **KINDS[kind])
     engine.send(short)
     heard_again = engine.end(short)
@@ -419,7 +430,7 @@ def test_a_cancelled_run_writes_no_checkpoint(engine: Engine, tmp_path: Path, in
 
     assert heard[-1].code == "cancelled"
     assert checkpoints(heard) == []
-    assert list(Path(run.checkpoints_dir).iterdir()) == []
+    assert list(checkpoints_dir(run).iterdir()) == []
 
 
 def test_term_pauses_a_run_and_ends_the_process_in_good_order(
@@ -435,7 +446,7 @@ def test_term_pauses_a_run_and_ends_the_process_in_good_order(
     assert own_engine.process.wait(PATIENCE_S) == 0
     [kept] = checkpoints(heard)
     assert_complete(kept, run)
-    again = whole(engine, a_run(tmp_path, inputs, settings, resume={run.stage: Path(kept.folder)}))
+    again = whole(engine, a_run(tmp_path, inputs, settings, resume={run.members[0].stage: Path(kept.folder)}))
     assert_same_files(again, whole(engine, a_run(tmp_path, inputs, settings)))
 
 
@@ -449,7 +460,7 @@ def test_a_checkpoint_that_cannot_be_used_is_said_to_be_so(
     engine: Engine, tmp_path: Path, inputs: Path, location: str, damage: str
 ) -> None:
     settings = config(location, steps=2)
-    folder = Path(whole(engine, a_run(tmp_path, inputs, settings)).checkpoints_dir) / "2"
+    folder = checkpoints_dir(whole(engine, a_run(tmp_path, inputs, settings))) / "2"
     kind = KINDS["pair" if damage == "half a pair" else "content"]
     if damage == "torn":
         path = folder / "content.safetensors"
@@ -472,7 +483,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(
     engine: Engine, tmp_path: Path, inputs: Path, location: str
 ) -> None:
     run = a_run(tmp_path, inputs, config(location, steps=2), every_s=ALWAYS_S)
-    shutil.rmtree(run.checkpoints_dir)
+    shutil.rmtree(checkpoints_dir(run))
     engine.send(run)
     heard = engine.end(run)
 
@@ -506,6 +517,6 @@ def test_a_warmed_base_has_a_revision_and_memory_is_told_of(
 def test_a_checkpoint_says_what_it_is_of(engine: Engine, tmp_path: Path, inputs: Path, location: str) -> None:
     run = whole(engine, a_run(tmp_path, inputs, config(location, steps=2)))
 
-    state = json.loads((Path(run.checkpoints_dir) / "2" / "state.json").read_text())
+    state = json.loads((checkpoints_dir(run) / "2" / "state.json").read_text())
 
     assert (state["step"], state["total"], list(state["parts"])) == (2, 2, ["content"])

@@ -19,7 +19,7 @@ from duolora.recipes import resolve
 from tests.duolora.pico import draw_pictures, share_the_cores
 from tests.duolora.watch import Watcher
 from worker.engine import stages
-from worker.engine.protocol import Output, StageRequest
+from worker.engine.protocol import Output, StageOfJob, StageRequest
 from worker.engine.stages import BaseModels, run_stage
 
 if TYPE_CHECKING:
@@ -106,13 +106,12 @@ def run(
 ) -> tuple[list[Output], Path]:
     outputs = inputs.parent / f"outputs of {stage}"
     outputs.mkdir()
+    stages = [stage] if partner is None else [stage, partner]
     request = StageRequest(
-        stage=stage,
         base=config.base_model,
-        config=config,
-        inputs_dir=inputs,
-        outputs_dir=outputs,
-        partner=partner,
+        members=tuple(
+            StageOfJob(job="job", stage=name, config=config, inputs_dir=inputs, outputs_dir=outputs) for name in stages
+        ),
     )
     return run_stage(request, models, observer or Silent()), outputs
 
@@ -219,10 +218,8 @@ def test_a_pair_leaves_the_files_of_both_stages_each_said_to_be_its_own(
 
     outputs, folder = run(first, inputs, config, models, partner=second)
 
-    by_stage = {
-        stage: {each.name: each.filename for each in outputs if each.stage == stage} for stage in (None, second)
-    }
-    assert by_stage == {None: APART[first], second: APART[second]}
+    by_member = [{each.name: each.filename for each in outputs if each.member == place} for place in (0, 1)]
+    assert by_member == [APART[first], APART[second]]
     assert {path.name for path in folder.iterdir()} == {each.filename for each in outputs}
     for side, trigger in (("content", "a sbu disc"), ("style", "in szn style")):
         metadata = read_lora(folder / f"{side}_lora.safetensors").metadata
@@ -271,7 +268,7 @@ def test_a_base_is_loaded_anew_after_running_out_of_memory(
         raise OutOfMemory("the GPU ran out of memory")
 
     before = models.get(config.base_model)
-    monkeypatch.setattr(stages, "train_sides", too_much)
+    monkeypatch.setattr(stages, "train_jobs", too_much)
     with pytest.raises(OutOfMemory):
         run("content_lora", inputs, config, models)
     assert models.get(config.base_model) is not before
@@ -283,6 +280,7 @@ def test_memory_profile_comes_from_the_environment(monkeypatch: pytest.MonkeyPat
     models = BaseModels()
     assert models.get(location).memory.name == "12gb"
     assert not models.pairs(location)
+    assert not models.shares_passes(location)
     assert models.get(location, spares_memory=True).memory.name == "8gb"
 
     monkeypatch.setenv("DUOLORA_MEMORY", "huge")

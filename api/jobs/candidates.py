@@ -1,0 +1,93 @@
+"""Which runnable stages come next, in the one fair order: of all that wait, or of those that are like one.
+
+Index scans only, however long the queue is: one step of an index for each account that waits, then its best few.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from api.jobs.sharing import step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import Row
+    from sqlalchemy.orm import Session
+
+    from api.jobs.models import Stage
+
+LIKE_LOOK = 64
+"""So many stages of an account that are like one are looked at, the best first."""
+
+_IN_ORDER = """
+    WITH RECURSIVE waiting AS (
+      (SELECT account_id FROM stages WHERE state = 'runnable' ORDER BY account_id LIMIT 1)
+      UNION ALL
+      SELECT (SELECT s.account_id FROM stages s WHERE s.state = 'runnable' AND s.account_id > w.account_id
+              ORDER BY s.account_id LIMIT 1)
+      FROM waiting w WHERE w.account_id IS NOT NULL),
+    served AS MATERIALIZED (
+      SELECT account_id, max(finished_at) AS at
+      FROM (SELECT account_id, finished_at FROM jobs WHERE finished_at IS NOT NULL
+            ORDER BY finished_at DESC LIMIT 200) latest
+      GROUP BY account_id)
+    SELECT best.id, load.is_limited, now() AS now
+    FROM waiting w
+    CROSS JOIN LATERAL (
+      SELECT (SELECT count(*) FROM stages b WHERE b.account_id = w.account_id AND b.state = 'running') AS running,
+             (SELECT served.at FROM served WHERE served.account_id = w.account_id) AS served_at,
+             coalesce((SELECT count(*) FROM jobs j WHERE j.account_id = w.account_id AND j.state = 'running'
+                       AND j.finished_at IS NULL)
+                      >= (SELECT a.max_running_jobs FROM accounts a WHERE a.id = w.account_id), false) AS is_full,
+             (SELECT a.max_running_jobs IS NOT NULL FROM accounts a WHERE a.id = w.account_id) AS is_limited
+      OFFSET 0) load
+    CROSS JOIN LATERAL (
+      SELECT s.id, s.priority, s.queued_at, s.job_id, s.ordinal,
+             row_number() OVER (ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal) AS nth
+      FROM {stages}
+        AND s.runnable_at <= now()
+        AND (SELECT j.kind = ANY(:kinds) AND j.cancel_requested_at IS NULL
+                    AND (j.deadline_at IS NULL OR j.deadline_at > now())
+                    AND NOT (load.is_full AND j.started_at IS NULL)
+             FROM jobs j WHERE j.id = s.job_id)
+      ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal LIMIT :wanted) best
+    ORDER BY best.priority DESC, load.running + best.nth, load.served_at NULLS FIRST,
+             best.queued_at, best.job_id, best.ordinal
+    LIMIT :wanted
+    """
+"""Of the stages that `{stages}` gives for each account.
+
+An account's second candidate counts as if the first were running: whoever loses the race for the first turns to another
+account. The conditions on the job are a scalar subquery on purpose: of a join the planner would make a sequential scan.
+OFFSET 0 keeps it from counting the running anew for each candidate.
+"""
+
+_ALL = "stages s WHERE s.account_id = w.account_id AND s.state = 'runnable'"
+_LIKE = """
+      (SELECT l.* FROM stages l WHERE l.account_id = w.account_id AND l.state = 'runnable' AND l.likeness = :likeness
+       ORDER BY l.priority DESC, l.queued_at, l.job_id, l.ordinal LIMIT :look) s
+      WHERE NOT s.alone AND s.memory_profile = 'full' AND s.job_id <> :job_id
+        AND coalesce(s.checkpoint ->> 'step', '') = :step"""
+
+ANY = text(_IN_ORDER.replace("{stages}", _ALL))
+LIKE = text(_IN_ORDER.replace("{stages}", _LIKE))
+
+
+def find_any(session: Session, *, kinds: Collection[str], wanted: int) -> Sequence[Row[Any]]:
+    """Return the best runnable stages: `id`, `is_limited` (its account is), `now`."""
+    return session.execute(ANY, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
+
+
+def find_like(session: Session, stage: Stage, *, kinds: Collection[str], wanted: int) -> Sequence[Row[Any]]:
+    """Return the best runnable stages of other jobs that may share the passes of a stage, as far as rows alone tell."""
+    step = step_of(stage)
+    like = {
+        "likeness": stage.likeness,
+        "job_id": stage.job_id,
+        "step": "" if step is None else str(step),
+        "look": LIKE_LOOK,
+    }
+    return session.execute(LIKE, {"kinds": [str(kind) for kind in kinds], "wanted": wanted} | like).all()
