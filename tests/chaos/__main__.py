@@ -31,7 +31,8 @@ HERE = Path(__file__).parent
 def main() -> int:
     """Run what is missing, write the report, say how it went."""
     arguments = _arguments()
-    work = arguments.work.absolute() / f"{arguments.seed}-{arguments.jobs}-{arguments.faults}"
+    company = f"-{arguments.jobs_at_once}" if arguments.jobs_at_once > 1 else ""
+    work = arguments.work.absolute() / f"{arguments.seed}-{arguments.jobs}-{arguments.faults}{company}"
     work.mkdir(parents=True, exist_ok=True)
     rounds = max(1, arguments.jobs // JOBS_A_ROUND)
     records: list[dict[str, Any]] = []
@@ -76,6 +77,7 @@ def _plan(arguments: argparse.Namespace, number: int, rounds: int, records: list
         deck=deal(random.Random(seed), arguments.faults, done),
         limit_s=ROUND_LIMIT_S,
         environment={"WORKER_PAIRS": "true" if (number + arguments.seed) % 2 else "false"},
+        jobs_at_once=arguments.jobs_at_once,
     )
 
 
@@ -95,6 +97,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=60, help="at least so many (default %(default)s)")
     parser.add_argument("--faults", type=int, default=200, help="so many (default %(default)s)")
+    parser.add_argument(
+        "--jobs-at-once", type=int, default=1, help="WORKER_JOBS_AT_ONCE of all workers (default %(default)s)"
+    )
     parser.add_argument(
         "--out", type=Path, default=HERE, help="folder of REPORT.md and report.json (default: beside this)"
     )

@@ -16,6 +16,7 @@ from tests.chaos.recipes import APART, TOGETHER
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
 PATIENCE_S = 60.0
 PAUSE_S = 0.3
@@ -43,6 +44,9 @@ VARIANTS = (
     Variant(4, APART, 5, {"content": 12, "style": 12, "merge": 10}),
 )
 
+ALIKE = (*(Variant(5 + seed, APART, seed, {"content": 14, "style": 14, "merge": 6}) for seed in range(6)), VARIANTS[3])
+"""Most may be trained in the same passes."""
+
 
 @dataclass(frozen=True)
 class Account:
@@ -65,10 +69,19 @@ class Order:
 class Callers:
     """Requests run in threads, so that the harness can revive the service which they wait for."""
 
-    def __init__(self, api_url: str, accounts: list[Account], rng: random.Random, *, hook: Any) -> None:
+    def __init__(
+        self,
+        api_url: str,
+        accounts: list[Account],
+        rng: random.Random,
+        *,
+        variants: Sequence[Variant] = VARIANTS,
+        hook: Any,
+    ) -> None:
         self.orders: dict[str, Order] = {}
         self.given_up: list[str] = []
         self._accounts = accounts
+        self._variants = variants
         self._rng = rng
         self._hook = hook
         self._http = httpx.Client(base_url=api_url, timeout=15)
@@ -99,7 +112,7 @@ class Callers:
 
     def submit(self) -> Future[Order | None]:
         """Order a job, of a variant and for an account by chance."""
-        account, variant = self._rng.choice(self._accounts), self._rng.choice(VARIANTS)
+        account, variant = self._rng.choice(self._accounts), self._rng.choice(self._variants)
         return self._start(self._submit, account, variant)
 
     def ask(self, order: Order, what: str) -> Future[httpx.Response | None]:

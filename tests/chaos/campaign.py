@@ -16,7 +16,7 @@ import httpx
 from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from tests.chaos.arena import Arena
-from tests.chaos.callers import Account, Callers
+from tests.chaos.callers import ALIKE, VARIANTS, Account, Callers
 from tests.chaos.installation import Installation, stragglers
 from tests.chaos.judge import judge, recovery_times
 from tests.chaos.look import Look
@@ -69,6 +69,8 @@ class Round:
     limit_s: float
     """After so long no fault is begun."""
     environment: dict[str, str] = field(default_factory=dict)
+    jobs_at_once: int = 1
+    """Of every worker; with more than one, most jobs are alike."""
 
     @staticmethod
     def say(line: str) -> None:
@@ -81,7 +83,8 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     rng = random.Random(plan.seed)
-    installation = Installation(folder, environment=plan.environment)
+    shares = {"WORKER_JOBS_AT_ONCE": str(plan.jobs_at_once)}
+    installation = Installation(folder, environment=plan.environment | shares)
     with ExitStack() as stack:
         receiver = stack.enter_context(Receiver())
         stack.enter_context(installation)
@@ -89,7 +92,10 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
         stack.callback(look.close)
         accounts = _open_accounts(installation.database_url, receiver)
         _open_endpoints(installation.api_url, accounts, receiver)
-        callers = stack.enter_context(Callers(installation.api_url, accounts, rng, hook=receiver.url))
+        variants = VARIANTS if plan.jobs_at_once == 1 else ALIKE
+        callers = stack.enter_context(
+            Callers(installation.api_url, accounts, rng, variants=variants, hook=receiver.url)
+        )
         arena = Arena(installation, look, receiver, callers, rng)
         plan.say(f"  up after {time.monotonic() - began:.0f} s")
         accidents = _attack(arena, plan)

@@ -30,20 +30,25 @@ LORAS = ("content_lora", "style_lora")
 IN_PAIRS = """
 SELECT count(DISTINCT a.stage_id) FROM stage_attempts a
 JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id
+JOIN stages s ON s.id = a.stage_id JOIN stages t ON t.id = b.stage_id AND t.job_id = s.job_id
 """
-"""Stages that were ever claimed together with another."""
+"""Stages that were ever claimed together with another of their job."""
+IN_COMPANY = "SELECT count(DISTINCT stage_id) FROM stage_attempts WHERE jobs > 1"
+"""Stages that ever shared their passes with other jobs."""
 TRAINED = """
 WITH p AS (
     SELECT DISTINCT a.stage_id, a.attempt FROM stage_attempts a
-    JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id)
+    JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id
+    JOIN stages s ON s.id = a.stage_id JOIN stages t ON t.id = b.stage_id AND t.job_id = s.job_id)
 SELECT f.job_id, f.name, f.key, count(*) AS attempts, count(p.stage_id) AS paired
 FROM artifacts f JOIN stages s ON s.id = f.stage_id JOIN jobs j ON j.id = f.job_id
 JOIN stages t ON t.name = s.name AND t.job_id IN (j.id, j.retry_of) JOIN stage_attempts a ON a.stage_id = t.id
 LEFT JOIN p ON p.stage_id = a.stage_id AND p.attempt = a.attempt
 WHERE f.name = ANY(%s) AND NOT s.stopped_early AND s.reused_job_id IS NULL
-GROUP BY f.job_id, f.name, f.key
+GROUP BY f.job_id, f.name, f.key HAVING max(a.jobs) = 1
 """
-"""LoRAs that were trained to their end, and how many attempts at that, also of the job that this one retries."""
+"""LoRAs that were trained to their end and never in company of other jobs, which may round otherwise, and how many
+attempts at that; also of the job that this one retries."""
 
 HEARD_S = 2 * LEASE_S
 """A worker that still holds its stage so long after a wish has heard it, and its engine has done the step at hand."""
@@ -97,6 +102,7 @@ def judge(arena: Arena) -> dict[str, Any]:
         "resumed_attempts": arena.look.value("SELECT count(*) FROM stage_attempts WHERE resumed_step IS NOT NULL"),
         "reused_stages": arena.look.value("SELECT count(*) FROM stages WHERE reused_job_id IS NOT NULL"),
         "paired_stages": arena.look.value(IN_PAIRS),
+        "accompanied_stages": arena.look.value(IN_COMPANY),
         "stopped_early": arena.look.value("SELECT count(*) FROM stages WHERE stopped_early"),
     }
 

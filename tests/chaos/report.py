@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-HAPPENED = ("resumed_attempts", "reused_stages", "paired_stages", "stopped_early", "twins_compared")
+HAPPENED = (
+    "resumed_attempts",
+    "reused_stages",
+    "paired_stages",
+    "accompanied_stages",
+    "stopped_early",
+    "twins_compared",
+)
 """Counts that show that a run was no walk in the park."""
 
 BAD = ("lost", "doubled", "double_terminal", "stale_artifacts", "invalid_results", "orphans", "crashes")
@@ -136,7 +143,7 @@ def _happened(report: dict[str, Any]) -> str:
     return (
         f"Jobs: {_counts(report['states'])}. Attempts: {_counts(report['attempts'])}; {report['resumed_attempts']} "
         f"began from a checkpoint, {report['reused_stages']} stages came from the library, {report['paired_stages']} "
-        f"were trained in pairs, {report['stopped_early']} stopped early, {report['twins_compared']} LoRAs were "
+        f"were trained in pairs, {report['accompanied_stages']} beside those of other jobs, {report['stopped_early']} stopped early, {report['twins_compared']} LoRAs were "
         "compared with a twin. "
         f"Webhooks: {report['webhook_messages']} taken, {report['webhook_refusals']} turned away first."
     )

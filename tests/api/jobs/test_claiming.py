@@ -1,4 +1,4 @@
-"""Which stage a worker gets: quotas, deadlines, pairs, and a queue of any length."""
+"""Which stages a worker gets: quotas, deadlines, pairs, company of other jobs."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 
 from api.accounts.models import Account
 from api.db import transaction
-from api.jobs import candidates, repository
+from api.jobs import repository
 from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt, WorkerState
 from api.jobs.states import JobState
 from tests.api.factories import (
@@ -26,6 +26,7 @@ from tests.api.factories import (
     reap,
     stage_states,
 )
+from tests.support.company import alone
 
 
 @pytest.fixture
@@ -188,6 +189,173 @@ class TestPairs:
         assert claim(sessions, pairs=True).mates[0].attempt == 2
 
 
+def alike(sessions, account, *, seed, rank=4, **fields):
+    """A job that differs from others of this kind in its seed."""
+
+    def recipe(base_model, prompts):
+        config = alone(base_model, prompts)
+        side = {"seed": seed, "rank": rank}
+        sides = {name: getattr(config, name).model_copy(update=side) for name in ("content", "style")}
+        return config.model_copy(update=sides)
+
+    return make_job(sessions, account, recipe=recipe, **fields)
+
+
+def together(sessions, jobs=4, **options):
+    """Claim for several jobs, and return what came of each: job -> names of stages."""
+    claimed = claim(sessions, pairs=True, jobs_at_once=jobs, **options)
+    return {stages[0].job_id: {stage.name for stage in stages} for stages in claimed.by_job}
+
+
+def change(sessions, statement, **values):
+    with transaction(sessions) as session:
+        session.execute(text(statement), values)
+
+
+BOTH = {"content_lora", "style_lora"}
+
+
+class TestCompany:
+    def test_alike_trainings_of_other_jobs_come_along_as_many_as_may(self, sessions, account):
+        jobs = [alike(sessions, account, seed=seed) for seed in range(4)]
+        claimed = claim(sessions, pairs=True, jobs_at_once=3)
+        assert {stages[0].job_id: {stage.name for stage in stages} for stages in claimed.by_job} == dict.fromkeys(
+            jobs[:3], BOTH
+        )
+        assert claimed.job_id == jobs[0]
+        assert len({stage.fencing_token for stage in claimed.all}) == 6
+        assert [job_state(sessions, job) for job in jobs] == [JobState.RUNNING] * 3 + [JobState.QUEUED]
+        with transaction(sessions) as session:
+            assert session.scalars(select(StageAttempt.jobs)).all() == [3] * 6
+        for stage in claimed.all:
+            finish(sessions, stage)
+        assert claim(sessions, pairs=True, jobs_at_once=3).name == "merge"
+
+    def test_by_itself_an_attempt_says_so(self, sessions, account):
+        alike(sessions, account, seed=1)
+        together(sessions)
+        with transaction(sessions) as session:
+            assert session.scalars(select(StageAttempt.jobs)).all() == [1, 1]
+
+    def test_without_pairs_the_same_side_of_each_comes(self, sessions, account):
+        jobs = [alike(sessions, account, seed=seed) for seed in range(2)]
+        claimed = claim(sessions, jobs_at_once=4)
+        assert {(stage.job_id, stage.name) for stage in claimed.all} == {(job, "content_lora") for job in jobs}
+
+    def test_one_that_is_trained_in_another_way_does_not(self, sessions, account):
+        first = alike(sessions, account, seed=1)
+        alike(sessions, account, seed=2, rank=8)
+        assert set(together(sessions)) == {first}
+
+    @pytest.mark.parametrize(
+        ("one", "two"), [(None, 3), (3, None), (3, 4)], ids=["only the second", "only the first", "another"]
+    )
+    def test_one_that_stands_at_another_step_does_not(self, sessions, account, one, two):
+        def kept(step):
+            return None if step is None else {name: pointer(step, paired=True) for name in BOTH}
+
+        first = alike(sessions, account, seed=1, checkpoints=kept(one))
+        alike(sessions, account, seed=2, checkpoints=kept(two))
+        assert set(together(sessions)) == {first}
+
+    def test_those_that_stand_at_one_step_go_on_together(self, sessions, account):
+        kept = {name: pointer(7, paired=True) for name in BOTH}
+        jobs = [alike(sessions, account, seed=seed, checkpoints=kept) for seed in range(3)]
+        assert together(sessions) == dict.fromkeys(jobs, BOTH)
+
+    def test_one_that_has_only_one_side_left_does_not_join_two(self, sessions, account):
+        first, second = alike(sessions, account, seed=1), alike(sessions, account, seed=2)
+        change(
+            sessions, "UPDATE stages SET state = 'succeeded' WHERE name = 'style_lora' AND job_id = :job", job=second
+        )
+        assert set(together(sessions)) == {first}
+
+    def test_a_pair_with_a_common_past_is_not_torn_apart(self, sessions, account):
+        first = alike(sessions, account, seed=1, checkpoints={"content_lora": pointer(3)})
+        alike(sessions, account, seed=2, checkpoints={name: pointer(3, paired=True) for name in BOTH})
+        assert together(sessions) == {first: {"content_lora"}}
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            "UPDATE stages SET alone = true WHERE job_id = :job",
+            "UPDATE stages SET memory_profile = 'small' WHERE job_id = :job",
+            "UPDATE stages SET likeness = NULL WHERE job_id = :job",
+            "UPDATE jobs SET stop_requested_at = now() WHERE id = :job",
+            "UPDATE jobs SET cancel_requested_at = now() WHERE id = :job",
+            "UPDATE jobs SET deadline_at = now() - interval '1 s' WHERE id = :job",
+            "UPDATE stages SET runnable_at = now() + interval '1 h' WHERE job_id = :job",
+        ],
+    )
+    def test_one_that_must_not_does_not(self, sessions, account, reason):
+        first, second = alike(sessions, account, seed=1), alike(sessions, account, seed=2)
+        change(sessions, reason, job=second)
+        assert set(together(sessions)) == {first}
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            "UPDATE stages SET alone = true WHERE job_id = :job",
+            "UPDATE jobs SET stop_requested_at = now() WHERE id = :job",
+        ],
+    )
+    def test_none_joins_one_that_must_be_alone(self, sessions, account, reason):
+        first = alike(sessions, account, seed=1)
+        alike(sessions, account, seed=2)
+        change(sessions, reason, job=first)
+        assert set(together(sessions)) == {first}
+
+    def test_accounts_take_turns(self, sessions, account):
+        mine = [alike(sessions, account, seed=seed) for seed in range(3)]
+        theirs = alike(sessions, make_account(sessions, "theirs"), seed=1)
+        assert set(together(sessions, jobs=2)) == {mine[0], theirs}
+
+    def test_priority_goes_first(self, sessions, account):
+        alike(sessions, account, seed=1)
+        urgent = [alike(sessions, account, seed=seed, priority=1) for seed in (2, 3)]
+        assert set(together(sessions, jobs=2)) == set(urgent)
+
+    def test_no_more_jobs_run_than_the_account_may_have(self, sessions, account):
+        limit(sessions, account, 2)
+        jobs = [alike(sessions, account, seed=seed) for seed in range(4)]
+        assert set(together(sessions)) == set(jobs[:2])
+
+    def test_workers_that_are_free_are_left_something_to_do(self, sessions, account):
+        jobs = [alike(sessions, account, seed=seed) for seed in range(4)]
+        for name in ("w2", "w3"):
+            beat(sessions, name)
+        assert together(sessions) == {jobs[0]: {"content_lora"}, jobs[3]: {"content_lora"}}
+
+    def test_workers_that_are_busy_are_left_nothing(self, sessions, account):
+        jobs = [alike(sessions, account, seed=seed) for seed in range(3)]
+        beat(sessions, "w2", WorkerState.BUSY)
+        assert set(together(sessions)) == set(jobs)
+
+    def test_twins_wait_for_each_other(self, sessions, account):
+        first = alike(sessions, account, seed=1)
+        alike(sessions, account, seed=1)
+        other = alike(sessions, account, seed=2)
+        theirs = alike(sessions, make_account(sessions, "theirs"), seed=1)
+        assert set(together(sessions)) == {first, other, theirs}
+
+    def test_workers_that_claim_at_once_get_everything_once(self, sessions, account):
+        accounts = [account, make_account(sessions, "theirs")]
+        for each in accounts:
+            limit(sessions, each, 100)
+        jobs = {alike(sessions, each, seed=seed) for seed in range(8) for each in accounts}
+        start = threading.Barrier(4)
+
+        def work(name):
+            start.wait()
+            options = {"worker_id": name, "pairs": True, "jobs_at_once": 3}
+            return [stage for _ in range(12) if (claimed := claim(sessions, **options)) for stage in claimed.all]
+
+        with ThreadPoolExecutor(4) as pool:
+            held = [stage for stages in pool.map(work, "abcd") for stage in stages]
+        assert len({stage.stage_id for stage in held}) == len(held) == 2 * len(jobs)
+        assert {stage.job_id for stage in held} == jobs
+
+
 class TestResumed:
     def test_a_claim_says_where_it_goes_on_from(self, sessions, account):
         make_job(sessions, account, checkpoints={"content_lora": pointer(5)})
@@ -203,34 +371,6 @@ class TestResumed:
         with transaction(sessions) as session:
             session.get(Job, job_id).stop_requested_at = func.now()
         assert claim(sessions).stop_requested
-
-
-def test_a_long_queue_is_never_read_from_end_to_end(sessions, account):
-    accounts = [account, *(make_account(sessions, f"a{n}") for n in range(9))]
-    for each in accounts:
-        make_job(sessions, each)
-    with transaction(sessions) as session:
-        session.execute(
-            text(
-                "INSERT INTO jobs (id, account_id, kind, state, params, params_version, request, self_url, created_at)"
-                " SELECT gen_random_uuid(), account_id, kind, state, params, params_version, request, self_url, now()"
-                " FROM jobs, generate_series(1, 100)"
-            )
-        )
-        session.execute(
-            text(
-                "INSERT INTO stages (id, job_id, name, ordinal, depends_on, state, max_attempts, runnable_at)"
-                " SELECT gen_random_uuid(), jobs.id, 'content_lora', 0, '{}', 'runnable', 3, now() FROM jobs"
-                " WHERE NOT EXISTS (SELECT 1 FROM stages WHERE stages.job_id = jobs.id)"
-            )
-        )
-    with transaction(sessions) as session:
-        session.execute(text("ANALYZE jobs, stages, accounts"))
-    with transaction(sessions) as session:
-        plan = session.scalars(text(f"EXPLAIN {candidates.ANY.text}"), {"kinds": ["personalize"], "wanted": 8}).all()
-    assert not [line for line in plan if "Seq Scan on jobs" in line or "Seq Scan on stages" in line], "\n".join(plan)
-    seen = [claim(sessions).account_id for _ in range(10)]
-    assert set(seen) == set(accounts)
 
 
 def test_a_claim_that_loses_every_race_looks_further(sessions, account):

@@ -17,11 +17,13 @@ from tests.api.factories import (
     cancel,
     claim,
     events,
+    expire_lease,
     finish,
     held,
     job_state,
     make_account,
     make_job,
+    reap,
     stage_states,
 )
 
@@ -39,6 +41,76 @@ def fail_as(sessions, claimed, kind, retry_after=timedelta(0)):
 def expire(sessions, **options):
     with transaction(sessions) as session:
         return repository.expire_overdue(session, **options)
+
+
+class TestCompany:
+    """Trainings of several jobs in one pass: nobody knows because of whom it ends."""
+
+    @pytest.fixture
+    def claimed(self, sessions):
+        for name in ("mine", "theirs"):
+            make_job(sessions, make_account(sessions, name))
+        claimed = claim(sessions, pairs=True, jobs_at_once=2)
+        assert len(claimed.by_job) == 2
+        return claimed
+
+    def stages(self, sessions, claimed):
+        with transaction(sessions) as session:
+            return [session.get(Stage, each.stage_id) for each in claimed.all]
+
+    def outcomes(self, sessions, claimed):
+        with transaction(sessions) as session:
+            return [session.get(StageAttempt, (each.stage_id, each.attempt)).outcome.value for each in claimed.all]
+
+    @pytest.mark.parametrize("kind", FailureClass)
+    def test_none_is_blamed_and_each_goes_on_alone(self, sessions, claimed, kind):
+        retry_after = None if kind is FailureClass.CALLER else timedelta(0)
+        for each in claimed.all:
+            assert fail_as(sessions, each, kind, retry_after) == "runnable"
+        for stage in self.stages(sessions, claimed):
+            assert (stage.failures, stage.failure_counts, stage.error) == (0, {}, None)
+            assert (stage.alone, stage.memory_profile) == (True, "full")
+        assert self.outcomes(sessions, claimed) == ["released"] * 4
+        again = [claim(sessions, pairs=True, jobs_at_once=2) for _ in range(2)]
+        assert [len(each.by_job) for each in again] == [1, 1]
+
+    def test_what_was_said_may_be_about_somebody_else(self, sessions, claimed):
+        with transaction(sessions) as session:
+            error = PROBLEM | {"detail": "picture 3 of the other job is empty"}
+            for each in claimed.by_job[0]:
+                repository.fail_stage(session, **held(each), error=error, retry_after=None)
+        with transaction(sessions) as session:
+            first = claimed.by_job[0][0]
+            said = session.get(StageAttempt, (first.stage_id, first.attempt)).error
+        assert "other jobs" in said["detail"]
+        assert "picture" not in str(said)
+
+    def test_whoever_fails_alone_afterwards_has_failed(self, sessions, claimed):
+        for each in claimed.all:
+            fail_as(sessions, each, FailureClass.CALLER, None)
+        again = claim(sessions)
+        assert fail_as(sessions, again, FailureClass.CALLER, None) == "failed"
+        assert job_state(sessions, again.job_id) is JobState.FAILED
+
+    def test_a_silent_worker_is_nobodys_fault_either(self, sessions, claimed):
+        for each in claimed.all:
+            expire_lease(sessions, each)
+        assert reap(sessions) == 4
+        assert {(stage.failures, stage.alone) for stage in self.stages(sessions, claimed)} == {(0, True)}
+        assert self.outcomes(sessions, claimed) == ["lease_expired"] * 4
+
+    def test_whose_job_is_to_be_canceled_is_canceled_and_the_others_are_given_back(self, sessions, claimed):
+        gone, stays = claimed.by_job
+        cancel(sessions, gone[0].account_id, gone[0].job_id)
+        for each in claimed.all:
+            with transaction(sessions) as session:
+                repository.release_stage(session, **held(each))
+        assert self.outcomes(sessions, claimed) == ["canceled", "canceled", "released", "released"]
+        assert job_state(sessions, gone[0].job_id) is JobState.CANCELED
+        assert {(stage.state.value, stage.alone) for stage in self.stages(sessions, claimed)[2:]} == {
+            ("runnable", False)
+        }
+        assert claim(sessions).job_id == stays[0].job_id
 
 
 class TestFailureClasses:
