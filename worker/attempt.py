@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_S = 10.0
-"""How long an attempt that failed waits for its last checkpoint to be stored."""
+"""How long an attempt that failed waits for its last checkpoint to be stored, for each of its jobs."""
 STORE_SHARE = 0.8
 """Share of the grace period after which a worker that shuts down no longer waits for that."""
 
@@ -153,7 +153,7 @@ class Attempt:
             yield
         except Exception as error:
             if not isinstance(error, StageInterrupted) or error.reason is not Interrupt.LEASE_LOST:
-                wait_s = FLUSH_S
+                wait_s = FLUSH_S * len(self.stage.by_job)
                 if self._mailbox.shutting_down:
                     wait_s = self._mailbox.grace_left_s(self._settings.worker_grace_s * STORE_SHARE)
                 if not uploader.flush(wait_s):

@@ -233,6 +233,8 @@ class EngineSupervisor:
         grace_s = self._settings.cancel_grace_s
         if reason is Interrupt.SHUTDOWN:
             grace_s = self._mailbox.grace_left_s(self._pause_s)
+        elif pauses:  # every job's checkpoint takes its time, and a new engine takes more
+            grace_s *= len(run.jobs)
         deadline = monotonic() + grace_s
         try:
             self._send(Pause(id=run.id) if pauses else Cancel(id=run.id))

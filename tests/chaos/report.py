@@ -143,7 +143,8 @@ def _happened(report: dict[str, Any]) -> str:
     return (
         f"Jobs: {_counts(report['states'])}. Attempts: {_counts(report['attempts'])}; {report['resumed_attempts']} "
         f"began from a checkpoint, {report['reused_stages']} stages came from the library, {report['paired_stages']} "
-        f"were trained in pairs, {report['accompanied_stages']} beside those of other jobs, {report['stopped_early']} stopped early, {report['twins_compared']} LoRAs were "
+        f"were trained in pairs, {report['accompanied_stages']} beside those of other jobs, "
+        f"{report['stopped_early']} stopped early, {report['twins_compared']} LoRAs were "
         "compared with a twin. "
         f"Webhooks: {report['webhook_messages']} taken, {report['webhook_refusals']} turned away first."
     )

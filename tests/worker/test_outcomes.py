@@ -105,6 +105,7 @@ def test_a_checkpoint_that_the_engine_cannot_read_costs_only_the_checkpoint():
     [
         (StageInterrupted(Interrupt.CANCEL), Cancel()),
         (StageInterrupted(Interrupt.SHUTDOWN), Release()),
+        (StageInterrupted(Interrupt.REGROUP), Release()),
         (StageInterrupted(Interrupt.LEASE_LOST), Abandon()),
         (LeaseLost("gone"), Abandon()),
     ],

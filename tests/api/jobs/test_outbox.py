@@ -10,7 +10,9 @@ from api.db import transaction
 from api.jobs import repository
 from api.jobs.models import Job, OutboxRow, Stage
 from api.jobs.plan import StagePlan
+from duolora.config import Prompts
 from tests.api.factories import claim, fail, finish, make_account, make_job, rolled_back
+from tests.support.company import together
 
 
 @pytest.fixture
@@ -58,8 +60,9 @@ def test_a_stage_that_becomes_runnable_is_announced(sessions, account):
 
 
 def test_a_hint_lives_and_dies_with_its_transaction(sessions, account):
+    params = together("tiny", Prompts()).model_dump(mode="json")
     with rolled_back(sessions) as session:
-        job = Job(account_id=account, kind="personalize", params={}, params_version=1, request={}, self_url="/")
+        job = Job(account_id=account, kind="personalize", params=params, params_version=1, request={}, self_url="/")
         repository.insert_job(session, job, [StagePlan(name="loras")])
     with transaction(sessions) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
