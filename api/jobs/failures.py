@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 class FailureClass(StrEnum):
-    """Why an attempt failed; a shutdown, a cancel, a lost lease that somebody else counted and the end of a pass
-    that several jobs shared are no failures."""
+    """Why an attempt failed.
+
+    A shutdown, a cancel, a lost lease that somebody else counted and the end of a pass that several jobs shared are no
+    failures.
+    """
 
     CALLER = "caller"
     """The same request can never succeed."""
