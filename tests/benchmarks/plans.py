@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ACCOUNTS = 10
 JOBS_EACH = 100
 CLAIMS = 100
+JOBS_AT_ONCE = 4
 WATCHED = frozenset({"jobs", "stages"})
 
 
@@ -51,11 +52,17 @@ def _measure(engine: Engine, sessions: sessionmaker[Session]) -> dict[str, Any]:
         said.clear()
         _claim(sessions)
         claimed = list(said)
+        said.clear()
+        _claim(sessions, JOBS_AT_ONCE)
+        together = list(said)
+    groups = [_timed(lambda: _claim(sessions, JOBS_AT_ONCE)) for _ in range(CLAIMS // JOBS_AT_ONCE)]
     claims = [_timed(lambda: _claim(sessions)) for _ in range(CLAIMS)]
     return {
         "queued": ACCOUNTS * JOBS_EACH,
         "list": milliseconds(lists) | {"sequential": _sequential(engine, listed[:1])},
         "claim": milliseconds(claims) | {"statements": len(claimed), "sequential": _sequential(engine, claimed)},
+        "claim_of_four": milliseconds(groups)
+        | {"statements": len(together), "sequential": _sequential(engine, together)},
     }
 
 
@@ -65,12 +72,12 @@ def _list(sessions: sessionmaker[Session], account: Any) -> None:
         assert len(jobs) == 20
 
 
-def _claim(sessions: sessionmaker[Session]) -> None:
+def _claim(sessions: sessionmaker[Session], jobs: int = 1) -> None:
+    claimant = repository.Claimant(worker_id="bench", lease=timedelta(minutes=5), pairs=jobs > 1, jobs_at_once=jobs)
     with transaction(sessions) as session:
-        assert (
-            repository.claim_stage(session, repository.Claimant(worker_id="bench", lease=timedelta(minutes=5)))
-            is not None
-        )
+        claimed = repository.claim_stage(session, claimant)
+        assert claimed is not None
+        assert len(claimed.by_job) == jobs
 
 
 def _timed(act: Any) -> float:
@@ -81,11 +88,11 @@ def _timed(act: Any) -> float:
 
 @contextmanager
 def _heard(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that goes to the database, with its values."""
+    """Every statement that goes to the database, with its values; of one for several rows the first row's."""
     said: list[tuple[str, Any]] = []
 
     def hear(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        said.append((statement, values))
+        said.append((statement, values[0] if isinstance(values, list) else values))
 
     event.listen(engine, "before_cursor_execute", hear)
     try:
