@@ -40,15 +40,17 @@ WITH p AS (
     SELECT DISTINCT a.stage_id, a.attempt FROM stage_attempts a
     JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id
     JOIN stages s ON s.id = a.stage_id JOIN stages t ON t.id = b.stage_id AND t.job_id = s.job_id)
-SELECT f.job_id, f.name, f.key, count(*) AS attempts, count(p.stage_id) AS paired
+SELECT f.job_id, f.name, f.key, count(*) AS attempts, count(p.stage_id) AS paired, max(a.jobs) AS jobs
 FROM artifacts f JOIN stages s ON s.id = f.stage_id JOIN jobs j ON j.id = f.job_id
 JOIN stages t ON t.name = s.name AND t.job_id IN (j.id, j.retry_of) JOIN stage_attempts a ON a.stage_id = t.id
 LEFT JOIN p ON p.stage_id = a.stage_id AND p.attempt = a.attempt
 WHERE f.name = ANY(%s) AND NOT s.stopped_early AND s.reused_job_id IS NULL
-GROUP BY f.job_id, f.name, f.key HAVING max(a.jobs) = 1
+GROUP BY f.job_id, f.name, f.key
 """
-"""LoRAs that were trained to their end and never in company of other jobs, which may round otherwise, and how many
-attempts at that; also of the job that this one retries."""
+"""LoRAs that were trained to their end, how many attempts at that, also of the job that this one retries, and beside
+how many jobs at most."""
+ROUNDING = 1e-2
+"""What a pass shared with other jobs may change by the order of its sums, as a share of a LoRA's norm."""
 
 HEARD_S = 2 * LEASE_S
 """A worker that still holds its stage so long after a wish has heard it, and its engine has done the step at hand."""
@@ -192,22 +194,47 @@ def _diverging(arena: Arena) -> tuple[list[str], int]:
     Returns them, and how many LoRAs were compared with at least one other.
 
     A pass over both LoRAs of a job and two passes need not be the same arithmetic: those that were trained in pairs
-    throughout are compared among themselves, and those that were now and then are not.
+    throughout are compared among themselves, and those that were now and then are not. Those that were trained beside
+    other jobs are compared with the first of their variant, and may differ by `ROUNDING`.
     """
     found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    accompanied: list[tuple[int, str, str, Path]] = []
+    first: dict[tuple[int, str], Path] = {}
     for row in arena.look.rows(TRAINED, (list(LORAS),)):
         order = arena.callers.orders.get(str(row["job_id"]))
         path = arena.installation.objects / row["key"]
-        if order is None or not path.is_file() or row["paired"] not in {0, row["attempts"]}:
+        if order is None or not path.is_file():
+            continue
+        one = first.setdefault((order.variant.number, row["name"]), path)
+        if row["jobs"] > 1 and path != one:
+            accompanied.append((order.variant.number, row["name"], str(row["job_id"]), path))
+        if row["jobs"] > 1 or row["paired"] not in {0, row["attempts"]}:
             continue
         manner = "in pairs" if row["paired"] else "alone"
         found[order.variant.number, row["name"], manner][_digest(path)].append(str(row["job_id"]))
     sizes = [sum(len(jobs) for jobs in kinds.values()) for kinds in found.values()]
-    return [
+    far = [
+        f"variant {variant}, {name} of job {job_id} in company: {distance:.1e} away from the first"
+        for variant, name, job_id, path in accompanied
+        if (distance := _distance(path, first[variant, name])) > ROUNDING
+    ]
+    return far + [
         f"variant {variant}, {name} {manner}: {len(kinds)} different results: {dict(kinds)}"
         for (variant, name, manner), kinds in found.items()
         if len(kinds) > 1
-    ], sum(size for size in sizes if size > 1)
+    ], len(accompanied) + sum(size for size in sizes if size > 1)
+
+
+def _distance(path: Path, other: Path) -> float:
+    """How far the tensors of two files are apart, as a share of the other's norm; infinite if they differ in kind."""
+    ours, theirs = load(path.read_bytes()), load(other.read_bytes())
+    if {name: tensor.shape for name, tensor in ours.items()} != {name: tensor.shape for name, tensor in theirs.items()}:
+        return float("inf")
+    apart = sum(
+        float(np.square(tensor.astype(float) - theirs[name].astype(float)).sum()) for name, tensor in ours.items()
+    )
+    whole = sum(float(np.square(tensor.astype(float)).sum()) for tensor in theirs.values())
+    return float(np.sqrt(apart / max(whole, 1e-12)))
 
 
 def _digest(path: Path) -> str:
