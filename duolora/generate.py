@@ -135,7 +135,7 @@ def starting_noise(base: DiffusionBase, config: GenerateConfig, seed: int | None
 
 
 class _Fixed:
-    """Plain LoRAs, one per tenant, the same at every step. One by itself is added to the weights where they lie whole."""
+    """Plain LoRAs, one per tenant, the same at every step; one by itself is added to the weights if these stay put."""
 
     def __init__(self, loras: Sequence[LoraWeights], base: DiffusionBase) -> None:
         fuses = len(loras) == 1 and base.memory.fuses
