@@ -17,9 +17,10 @@ from duolora.errors import OutOfMemory
 from duolora.events import Progress
 from duolora.models.base import TARGET_PATTERNS
 from duolora.runtime import choose_runtime
-from tests.benchmarks.gpu import base_check, correctness, loss_curves, merge_rivals, profiles, random_sdxl
+from tests.benchmarks.gpu import base_check, cards, correctness, loss_curves, merge_rivals, profiles, random_sdxl
 from tests.benchmarks.gpu.__main__ import main
 from tests.benchmarks.gpu.diffusers_loop import DreamBoothLoop
+from tests.benchmarks.gpu.own_process import rows_of
 from tests.benchmarks.gpu.report import GOALS, Report
 from tests.benchmarks.gpu.sections import SECTIONS, run_sections
 from tests.benchmarks.gpu.timing import Stamps
@@ -107,6 +108,24 @@ def test_a_profile_that_is_too_small_says_where(bench: Workbench, monkeypatch: p
     row = profiles.short_job(bench)
     assert (row["result"], row["out_of_memory_in"]) == ("out of memory", "train")
     assert "merge_peak_gib" not in row
+
+
+def test_every_card_runs_a_job_and_two_share_one(bench: Workbench) -> None:
+    findings = cards.measure(bench)
+    assert [(row["cards"], row["what"], row["result"]) for row in findings.rows] == [
+        (1, "a job on each", "ok"),
+        (2, "a job on each", "ok"),
+        (2, "one job, parted", "ok"),
+    ]
+    two = findings.rows[1]
+    assert 3600 / two["job_s"] < two["jobs_per_hour"] == findings.figures["jobs_per_hour_by_cards"][2]
+
+
+def test_a_process_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
+    refused, fails = rows_of(cards.MODULE, [["--sides", "content"], ["--sides", "", "--small", f"--folder={tmp_path}"]])
+    assert refused["result"].startswith("failed: exit 2: ")
+    assert "--folder" in refused["result"]
+    assert fails["result"].startswith("failed: exit 1: ")
 
 
 def test_a_base_that_is_not_finite_is_refused(bench: Workbench) -> None:
@@ -216,4 +235,4 @@ def test_stamps_time_a_step_by_its_note(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_section_is_without_a_test() -> None:
-    assert {*TIMINGS, "correctness", "loss_curves", "profiles"} == set(SECTIONS)
+    assert {*TIMINGS, "correctness", "loss_curves", "profiles", "cards"} == set(SECTIONS)
