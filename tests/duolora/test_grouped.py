@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from duolora.adapters import RankSpaceAdapter, role_rows
 from duolora.grouped import side_span
+from duolora.thrift import recomputed_activations
 from tests.duolora.pico import random_lora
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ def inputs(base: DiffusionBase, batch: int) -> tuple[Tensor, Tensor, Prompts]:
     return noisy, torch.randint(1000, (batch,), generator=generator), prompts
 
 
-def gradients(base: DiffusionBase, tenants: int, shares: list[tuple[int, int]], *, grouped: bool) -> dict[str, Tensor]:
+def gradients(
+    base: DiffusionBase, tenants: int, shares: list[tuple[int, int]], *, grouped: bool, recomputes: bool = False
+) -> dict[str, Tensor]:
     """The prediction and every factor's gradient of one pass of samples of these roles, the same for every tenant."""
     loras = [
         {side: random_lora(base, seed=10 * tenant + index, ranks=(4,)) for index, side in enumerate(SIDES)}
@@ -70,8 +74,9 @@ def gradients(base: DiffusionBase, tenants: int, shares: list[tuple[int, int]], 
         learning = {side: adapter.train_factors(side) for side in SIDES}
         copies = adapter.group_factors(torch.float32) if grouped else None
         adapter.assign(rows)
-        predicted = base.predict_noise(noisy, timesteps, prompts)
-        predicted.square().sum().backward()
+        with recomputed_activations(base, adapter) if recomputes else nullcontext():
+            predicted = base.predict_noise(noisy, timesteps, prompts)
+            predicted.square().sum().backward()
         if copies is not None:
             assert adapter.takes_groups()
             copies.hand_over([SIDES[role] for role, _ in shares])
