@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duolora.adapters import RankSpaceAdapter, role_rows
-from duolora.grouped import side_span
+from duolora.adapters import RankSpaceAdapter, RankSpaceLinear, project, role_rows
+from duolora.grouped import are_side_by_side, side_span
+from duolora.lora.weights import LoraWeights
 from duolora.thrift import recomputed_activations
-from tests.duolora.pico import random_lora
+from tests.duolora.pico import random_layer, random_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +105,116 @@ def test_predictions_and_gradients_are_those_of_the_masked_way(
     for name, expected in masked.items():
         assert (short[name] - expected).norm() <= 1e-4 * expected.norm(), name
     assert all(tensor.norm() > 0 for tensor in short.values())
+
+
+def test_so_are_those_of_layers_whose_neighbours_in_memory_read_another_input(sd15_base: DiffusionBase):
+    """Query, key and value of one width; to the prompt only the last two are taken together."""
+    crosses = [module for name, module in sd15_base.unet.named_modules() if name.endswith("attn2")]
+    assert any(cross.to_q.in_features == cross.to_k.in_features for cross in crosses)
+    short = gradients(sd15_base, 2, [(0, 1), (1, 1)], grouped=True)
+    masked = gradients(sd15_base, 2, [(0, 1), (1, 1)], grouped=False)
+    for name, expected in masked.items():
+        assert (short[name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+class Projections(torch.nn.Module):
+    """Three layers of one input, the last with one output more, in float64."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.to_q, self.to_k = (torch.nn.Linear(inputs, outputs, dtype=torch.float64) for _ in range(2))
+        self.to_v = torch.nn.Linear(inputs, outputs + 1, dtype=torch.float64)
+        self.requires_grad_(False)
+
+    def adapter(self, names: str, rank: int, tenants: int) -> RankSpaceAdapter:
+        """Attach random LoRAs of both sides to the layers with these last letters."""
+        linears = {name: self.get_submodule(f"to_{name}") for name in names}
+        loras = [
+            {
+                side: LoraWeights(
+                    {
+                        f"unet.to_{name}": random_layer(
+                            linear.out_features, linear.in_features, rank, seed=100 * tenant + 10 * index + ord(name)
+                        )
+                        for name, linear in linears.items()
+                    }
+                )
+                for index, side in enumerate(SIDES)
+            }
+            for tenant in range(tenants)
+        ]
+        return RankSpaceAdapter(*loras).inject(self)
+
+    def projected(self, x_BTI: Tensor, *, together: bool) -> list[Tensor]:
+        layers = (self.to_q, self.to_k, self.to_v)
+        return list(project(layers, x_BTI)) if together else [layer(x_BTI) for layer in layers]
+
+
+@given(
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    rank=st.integers(1, 4),
+    each=st.integers(1, 2),
+    tokens=st.integers(1, 5),
+    tenants=st.integers(1, 2),
+    roles=st.sampled_from([(0, 1), (1,)]),
+)
+def test_layers_taken_together_give_what_each_gives_alone(
+    *, inputs: int, outputs: int, rank: int, each: int, tokens: int, tenants: int, roles: tuple[int, ...]
+):
+    torch.manual_seed(0)
+    model = Projections(inputs, outputs)
+    rows = role_rows([(role, each) for role in (roles if tenants == 1 else (0, 1))], CPU).repeat(tenants)
+    x = torch.randn(len(rows), tokens, inputs, dtype=torch.float64, requires_grad=True)
+    with model.adapter("qkv", rank, tenants) as adapter:
+        learning = [parameter for side in SIDES for parameter in adapter.train_factors(side)]
+        copies = adapter.group_factors(torch.float64)
+        assert copies is not None
+        adapter.assign(rows)
+        found = []
+        for together in (True, False):
+            outputs_BTO = model.projected(x, together=together)
+            (x_grad,) = torch.autograd.grad(sum(output.pow(3).sum() for output in outputs_BTO), x)
+            copies.hand_over([SIDES[role] for role in sorted(set(rows.tolist()))])
+            found.append([*outputs_BTO, x_grad, *(p.grad.clone() for p in learning if p.grad is not None)])
+    assert len(found[0]) == 4 + 6 * len(set(rows.tolist()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6 if one.dtype == torch.float32 else 1e-11, atol=1e-11)
+
+
+def test_layers_of_one_module_lie_side_by_side_and_are_taken_together():
+    model = Projections(8, 6)
+    with model.adapter("qkv", 2, 1) as adapter:
+        for side in SIDES:
+            adapter.train_factors(side)
+        adapter.group_factors(torch.float64)
+        layers = [layer for layer in model.children() if isinstance(layer, RankSpaceLinear)]
+        query, key, value = [layer.grouped for layer in layers]
+        assert query is not None
+        assert key is not None
+        assert value is not None
+        assert are_side_by_side([query, key, value])
+        assert are_side_by_side([key, value])
+        assert not are_side_by_side([key, query])
+        assert not are_side_by_side([query, value])
+        adapter.assign(torch.tensor([0, 1]))
+        x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+        together = {output.grad_fn for output in model.projected(x, together=True)}
+        assert len(together) == 1
+        with torch.no_grad():
+            assert len(model.projected(x, together=True)) == 3
+
+
+def test_a_layer_without_an_adapter_among_them_lets_each_go_alone():
+    model = Projections(8, 6)
+    with model.adapter("qv", 2, 1) as adapter:
+        for side in SIDES:
+            adapter.train_factors(side)
+        adapter.group_factors(torch.float64)
+        adapter.assign(torch.tensor([0, 1]))
+        x = torch.randn(2, 3, 8, dtype=torch.float64)
+        for one, other in zip(model.projected(x, together=True), model.projected(x, together=False), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_side_that_is_not_in_the_pass_gets_no_gradient(base: DiffusionBase):
