@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from duolora.adapters import RankSpaceAdapter, RankSpaceLinear, project, role_rows
 from duolora.grouped import are_side_by_side, side_span
 from duolora.lora.weights import LoraWeights
+from duolora.models.base import DiffusionBase
+from duolora.runtime import Runtime
 from duolora.thrift import recomputed_activations
-from tests.duolora.pico import random_layer, random_lora
+from tests.duolora.pico import pico_pipeline, random_layer, random_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from duolora.models.base import DiffusionBase
     from duolora.models.base import PromptEmbeddings as Prompts
 
 SIDES = ("content", "style")
@@ -57,7 +58,8 @@ def inputs(base: DiffusionBase, batch: int) -> tuple[Tensor, Tensor, Prompts]:
     side = base.latent_size(64)
     noisy = torch.randn(batch, base.latent_channels, side, side, generator=generator)
     prompts = base.encode_prompts(["a fox", "a chair", "a sun"] * batch)[torch.arange(batch)]
-    return noisy, torch.randint(1000, (batch,), generator=generator), prompts
+    timesteps = torch.randint(1000, (batch,), generator=generator)
+    return noisy.to(base.runtime.device), timesteps.to(base.runtime.device), prompts
 
 
 def gradients(
@@ -88,7 +90,7 @@ def gradients(
                 assert parameter.grad is not None
                 found[f"{side} {name}"] = parameter.grad.clone()
         assert all(parameter.requires_grad for factors in learning.values() for parameter in factors)
-    return found
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,18 @@ def test_so_are_those_of_layers_whose_neighbours_in_memory_read_another_input(sd
     masked = gradients(sd15_base, 2, [(0, 1), (1, 1)], grouped=False)
     for name, expected in masked.items():
         assert (short[name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_with_its_kernels_gives_what_the_cpu_gives(base: DiffusionBase):
+    on_gpu = DiffusionBase(pico_pipeline(), "pico", Runtime(torch.device("cuda"), torch.float32))
+    expected = gradients(base, 1, [(0, 2), (1, 2)], grouped=True)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = gradients(on_gpu, 1, [(0, 2), (1, 2)], grouped=True)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
 
 
 class Projections(torch.nn.Module):
