@@ -16,6 +16,7 @@ from duolora.config import TargetLayers
 from duolora.errors import OutOfMemory
 from duolora.events import Progress
 from duolora.models.base import TARGET_PATTERNS
+from duolora.models.lean import PlainAttention
 from duolora.runtime import choose_runtime
 from tests.benchmarks.gpu import base_check, cards, correctness, loss_curves, merge_rivals, profiles, random_sdxl
 from tests.benchmarks.gpu.__main__ import main
@@ -23,6 +24,7 @@ from tests.benchmarks.gpu.diffusers_loop import DreamBoothLoop
 from tests.benchmarks.gpu.own_process import rows_of
 from tests.benchmarks.gpu.report import GOALS, Report
 from tests.benchmarks.gpu.sections import SECTIONS, run_sections
+from tests.benchmarks.gpu.stock import stock_unet
 from tests.benchmarks.gpu.timing import Stamps
 from tests.benchmarks.gpu.workbench import TINY, Findings, Workbench, attempted
 
@@ -184,19 +186,30 @@ def test_too_little_memory_is_a_result_also_where_a_recording_fails_by_another_w
     assert attempted({"images": 16}, recorded) == {"images": 16, "result": "out of memory"}
 
 
-def test_rivals_give_the_base_back_as_it_was(bench: Workbench) -> None:
-    base = bench.base()
-    unet = base.pipeline.unet
+def test_rivals_run_on_a_stock_unet_and_leave_the_base_as_it_is(bench: Workbench) -> None:
+    unet = bench.base().pipeline.unet
     weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    with DreamBoothLoop(base, rank=2, checkpointing=True):
-        assert len(unet.state_dict()) > len(weights)
-    with merge_rivals.rival_merge(bench, over_ranks=True):
-        assert any(isinstance(each, merge_rivals.DenseMergedLinear) for each in unet.modules())
+    loop = DreamBoothLoop(bench.base(), rank=2, checkpointing=True)
+    assert len(loop.unet.state_dict()) > len(weights)
+    merge = merge_rivals.rival_merge(bench, over_ranks=True)
+    assert any(isinstance(each, merge_rivals.DenseMergedLinear) for each in merge.unet.modules())
+    for rival in (loop.unet, merge.unet):
+        assert rival.training
+        assert rival.is_gradient_checkpointing
+        assert not any(isinstance(each, PlainAttention) for each in rival.attn_processors.values())
     assert unet.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in unet.state_dict().items())
     assert not unet.training
-    assert not unet.is_gradient_checkpointing
     assert not any(each.requires_grad for each in unet.parameters())
+
+
+def test_a_stock_unet_has_the_bases_weights_in_the_bases_memory(bench: Workbench) -> None:
+    base, stock = bench.base(), stock_unet(bench.base())
+    ours = dict(base.pipeline.unet.named_parameters())
+    theirs = dict(stock.named_parameters())
+    shared = {name for name, each in theirs.items() if each.data_ptr() == ours[name].data_ptr()}
+    assert {name for name, each in theirs.items() if each.ndim != 4} <= shared
+    assert all(torch.equal(each, ours[name]) for name, each in theirs.items())
 
 
 @pytest.mark.parametrize("over_ranks", [True, False])
