@@ -20,7 +20,9 @@ from api.jobs import routes as jobs
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
+from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
+from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
 from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
@@ -87,7 +89,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.webhooks.include_router(outgoing.router)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
+    registry = process_registry()
+    app.state.metrics = registry
+    app.add_middleware(
+        RequestContext, times=RequestTimes(registry)
+    )  # added last, so outermost: it sees refusals of the other too
     return app
 
 

@@ -15,14 +15,17 @@ from api.telemetry import bind_request
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from api.request_times import RequestTimes
+
 logger = logging.getLogger("api.access")
 
 
 class RequestContext:
     """Binds the request id and trace context, echoes the id, writes one log line, and answers 500 as a problem."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, times: RequestTimes) -> None:
         self._app = app
+        self._times = times
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -38,6 +41,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                self._times.take(scope, status, time.monotonic() - began)
             await send(message)
 
         try:

@@ -88,6 +88,16 @@ class ImageLimits(BaseSettings):
     """How long they wait before they are asked to come again."""
 
 
+class MetricsSettings(BaseSettings):
+    """Where Prometheus asks a process: METRICS_PORT, METRICS_HOST. Processes of one machine need ports of their own."""
+
+    model_config = SettingsConfigDict(env_prefix="METRICS_", frozen=True)
+
+    port: int | None = Field(None, ge=0, le=65535)
+    """None: nothing listens. 0: any free port, which the log names."""
+    host: str = "127.0.0.1"
+
+
 class ProcessSettings(BaseSettings):
     """Base of a process's settings. Its parts read their own variables, never one variable that has their name.
 
@@ -148,6 +158,7 @@ class ApiSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
 
     @property
     def default_base_model(self) -> str:
