@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.errors import FieldError, InvalidParameters, ServiceError, Unauthenticated, Unavailable, problem
 from api.storage import StoreError
@@ -107,7 +108,19 @@ def install(app: FastAPI) -> None:
             instance=request.url.path,
             request_id=current_request_id(),
         )
-        return ProblemResponse(document, status_code=error.status_code, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(request))
+        return ProblemResponse(document, status_code=error.status_code, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that a path has; the framework names only those of the first of its routes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches(dict(request.scope) | {"method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def validation_fields(errors: Sequence[Any]) -> list[FieldError]:
