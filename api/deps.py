@@ -13,6 +13,7 @@ from api.accounts.service import Caller, KeyRing
 from api.errors import Unauthenticated
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
+from api.jobs.reading import JobReader
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
@@ -37,6 +38,7 @@ class Services:
     store: ObjectStore
     keys: KeyRing
     jobs: JobService
+    reader: JobReader
     history: JobHistory
     hub: EventHub
     webhooks: WebhookService

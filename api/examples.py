@@ -159,11 +159,13 @@ REQUESTS: Mapping[str, Document] = {
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
+    ("submit_job", 200): _SUCCEEDED,
     ("list_jobs", 200): {
         "items": [_SUMMARY],
         "next_cursor": "AAZCu4nVhgABmrLwfDF9LpsRL2TI0KHl",
         "limit": 20,
-        "state": None,
+        "state": ["queued", "running"],
+        "kind": [],
     },
     ("read_job", 200): _SUCCEEDED,
     ("cancel_job", 202): _RUNNING | {"cancel_requested_at": "2026-11-23T10:01:33Z"},

@@ -48,13 +48,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
+    decider = JobService(settings, sessions, store)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
         keys=KeyRing(sessions, keep_s=settings.key_cache_s),
-        jobs=JobService(settings, sessions, store),
+        jobs=decider,
+        reader=decider.reader,
         history=JobHistory(sessions),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         webhooks=WebhookService(settings.webhooks, sessions),

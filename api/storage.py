@@ -12,6 +12,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -200,7 +201,7 @@ class ObjectStore:
             at=datetime.now(UTC),
             lifetime_s=int(expires.total_seconds()),
             response={
-                "response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+                "response-content-disposition": _attachment(filename),
                 "response-content-type": content_type,
             },
         )
@@ -253,6 +254,12 @@ class ObjectStore:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") not in _BUCKET_EXISTS:
                 raise
+
+
+@lru_cache(maxsize=1024)
+def _attachment(filename: str) -> str:
+    """Have a browser save a file under its name."""
+    return f"attachment; filename*=UTF-8''{quote(filename)}"
 
 
 def _fetch(url: str) -> bytes | None:

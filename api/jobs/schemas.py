@@ -214,7 +214,8 @@ class JobPage(Wire):
     items: list[JobSummary]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. Null at the end.")
     limit: int
-    state: JobState | None = Field(description="The filter that was applied.")
+    state: list[JobState] = Field(description="The filter that was applied; empty for none.")
+    kind: list[JobKind] = Field(description="Likewise.")
 
 
 class LogLineRead(Wire):
