@@ -73,6 +73,8 @@ class Job(_Record):
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+    """When it is deleted; None before its end."""
     stop_requested_at: AwareDatetime | None = None
     retry_of: str | None = None
 
@@ -118,6 +120,7 @@ class Wishes(TypedDict, total=False):
     resolution_px: int
     seed: int
     deadline_seconds: int
+    retention_days: int
     webhook_url: str
     webhook_events: Sequence[str]
     webhook_secret: str

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.service import Caller, KeyRing
 from api.errors import Unauthenticated
+from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.reading import JobReader
@@ -40,6 +41,7 @@ class Services:
     jobs: JobService
     reader: JobReader
     history: JobHistory
+    eraser: Eraser
     hub: EventHub
     webhooks: WebhookService
 

@@ -5,6 +5,7 @@
     ├── Unauthenticated      401  no usable API key
     ├── NotFound             404  nothing of that name belongs to the caller
     ├── Conflict             409  the state of the thing forbids it
+    ├── Gone                 410  it was there, and was deleted
     ├── TooLarge             413  more bytes than are accepted
     ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
@@ -101,6 +102,15 @@ class Conflict(ServiceError):
     status = 409
     code = "conflict"
     title = "Its state forbids that"
+    retryable = False
+
+
+class Gone(ServiceError):
+    """It was the caller's, and was deleted."""
+
+    status = 410
+    code = "job_deleted"
+    title = "It has been deleted"
     retryable = False
 
 

@@ -49,6 +49,7 @@ _SUMMARY: Document = {
     "started_at": None,
     "finished_at": None,
     "deadline_at": None,
+    "expires_at": None,
     "cancel_requested_at": None,
     "stop_requested_at": None,
     "retry_of": None,
@@ -82,6 +83,7 @@ _RUNNING: Document = _QUEUED | {
 _ENDED: Document = {
     "started_at": "2026-11-23T10:00:01Z",
     "finished_at": "2026-11-23T10:01:33Z",
+    "expires_at": "2026-12-23T10:01:33Z",
 }
 _SUCCEEDED: Document = (
     _QUEUED
@@ -107,6 +109,20 @@ _SUCCEEDED: Document = (
 )
 _CANCELED: Document = _QUEUED | _ENDED | {"state": "canceled", "cancel_requested_at": "2026-11-23T10:01:33Z"}
 
+_RECEIPT: Document = {
+    "id": JOB_ID,
+    "state": "deleted",
+    "cause": "request",
+    "requested_at": "2026-11-23T12:00:00Z",
+    "deleted_at": "2026-11-23T12:00:00Z",
+    "erased": {
+        "inputs": {"count": 2, "bytes": 99190},
+        "checkpoints": {"count": 0, "bytes": 0},
+        "previews": {"count": 1, "bytes": 61234},
+        "artifacts": {"count": 7, "bytes": 9184401},
+        "logs": {"count": 31, "bytes": 1870},
+    },
+}
 _ENDPOINT: Document = {
     "id": _ENDPOINT_ID,
     "job_id": None,
@@ -168,6 +184,8 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
         "kind": [],
     },
     ("read_job", 200): _SUCCEEDED,
+    ("delete_job", 200): _RECEIPT,
+    ("delete_job", 202): _RECEIPT | {"state": "deleting", "deleted_at": None},
     ("cancel_job", 202): _RUNNING | {"cancel_requested_at": "2026-11-23T10:01:33Z"},
     ("cancel_job", 200): _CANCELED,
     ("stop_job", 202): _RUNNING | {"stop_requested_at": "2026-11-23T10:01:33Z"},
@@ -244,6 +262,7 @@ _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 400): "invalid_idempotency_key",
     ("retry_job", 400): "invalid_idempotency_key",
     ("submit_job", 409): "idempotency_in_flight",
+    ("delete_job", 409): "job_not_ended",
     ("stop_job", 409): "nothing_to_keep",
     ("retry_job", 409): "not_retryable",
     ("create_webhook", 409): "too_many_endpoints",

@@ -17,6 +17,7 @@ from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
@@ -58,6 +59,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         jobs=decider,
         reader=decider.reader,
         history=JobHistory(sessions),
+        eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         webhooks=WebhookService(settings.webhooks, sessions),
     )

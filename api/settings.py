@@ -141,6 +141,10 @@ class ApiSettings(ProcessSettings):
     """Most events that a stream begins with; older ones are told of as a gap."""
     key_cache_s: float = Field(5, ge=0)
     """How long a key that was found good is not looked up again: how late a revocation may take effect."""
+    dispatcher_retention_days: float = Field(30, gt=0)
+    """How long the dispatcher keeps an ended job that asked for no time of its own: here it is only told to callers."""
+    retention_max_days: int = Field(365, ge=1, le=3650)
+    """The longest time that a job may ask for."""
     log_level: str = "INFO"
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)

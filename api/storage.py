@@ -55,14 +55,19 @@ class StoreMisconfigured(StoreError):
     """The self-test found that the store does not keep what the service relies on."""
 
 
+def job_prefix(account_id: uuid.UUID, job_id: uuid.UUID) -> str:
+    """Return what the keys of all objects of a job begin with."""
+    return f"accounts/{account_id}/jobs/{job_id}/"
+
+
 def input_key(account_id: uuid.UUID, job_id: uuid.UUID, side: str, ordinal: int, sha256: str) -> str:
     """Return the key of a job's input picture."""
-    return f"accounts/{account_id}/jobs/{job_id}/inputs/{side}/{ordinal}-{sha256[:12]}.png"
+    return f"{job_prefix(account_id, job_id)}inputs/{side}/{ordinal}-{sha256[:12]}.png"
 
 
 def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
     """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
-    return f"accounts/{account_id}/jobs/{job_id}/{stage}/{attempt}/{filename}"
+    return f"{job_prefix(account_id, job_id)}{stage}/{attempt}/{filename}"
 
 
 def checkpoint_key(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from api.errors import Gone, NotFound, ServiceError
 from api.jobs.models import Job
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
@@ -106,6 +107,8 @@ class JobRecord:
     stop_requested_at: datetime | None
     retry_of: uuid.UUID | None
     error: Document | None
+    expires_at: datetime | None
+    """Null before its end, and if the installation decides."""
     stages: list[StageRecord]
 
 
@@ -149,7 +152,7 @@ _STAGES = """
 """
 _SUMMARY = """
     j.id, j.kind, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
-    j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error
+    j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error, j.expires_at
 """
 _WEBHOOK = """
     (SELECT json_build_object('url', w.url, 'state', w.state, 'disabled_reason', w.disabled_reason, 'last_status', (
@@ -157,7 +160,7 @@ _WEBHOOK = """
         ORDER BY d.created_at DESC, d.id DESC LIMIT 1
      )) FROM webhook_endpoints w WHERE w.job_id = j.id ORDER BY w.created_at LIMIT 1) AS webhook
 """
-_ONE = "FROM jobs j WHERE j.id = :job_id AND j.account_id = :account_id"
+_ONE = "FROM jobs j WHERE j.id = :job_id AND j.account_id = :account_id AND j.deletion_requested_at IS NULL"
 _VERSION = """
     md5(row(q.state, q.started_at, q.finished_at, q.cancel_requested_at, q.stop_requested_at, q.retry_of, q.error,
             q.stages::text, q.webhook::text)::text) AS version
@@ -183,26 +186,68 @@ _GLANCE = text(f"""
     FROM (SELECT {_SUMMARY}, {_STAGES}, {_WEBHOOK} {_ONE}) q
 """)  # noqa: S608 - made of constants
 
+_DELETED = text("""
+    SELECT job_id FROM deleted_jobs WHERE job_id = :job_id AND account_id = :account_id
+    UNION ALL
+    SELECT id FROM jobs WHERE id = :job_id AND account_id = :account_id AND deletion_requested_at IS NOT NULL
+""")
 _PAGE = f"""
-    SELECT {_SUMMARY}, {_STAGES} FROM jobs j WHERE j.account_id = :account_id {{conditions}}
+    SELECT {_SUMMARY}, {_STAGES} FROM jobs j
+    WHERE j.account_id = :account_id AND j.deletion_requested_at IS NULL {{conditions}}
     ORDER BY j.created_at DESC, j.id DESC LIMIT :limit
 """  # noqa: S608 - made of constants
 
 
-def read_job(session: Session | Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> FullJobRecord | None:
-    """Return an account's job with everything that describes it, as the transaction has left it so far."""
+def read_job(session: Session | Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> FullJobRecord:
+    """Return an account's job with everything that describes it, as the transaction has left it so far.
+
+    Raises:
+        NotFound: the account has no such job.
+        Gone: it was deleted.
+    """
     if isinstance(session, Session):
         session.flush()
     row = session.execute(_IN_FULL, {"account_id": account_id, "job_id": job_id}).first()
-    return None if row is None else FullJobRecord(**_columns(row))
+    if row is None:
+        raise missing(session, account_id=account_id, job_id=job_id)
+    return FullJobRecord(**_columns(row))
 
 
-def glance_at_job(connection: Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> JobVersion | None:
-    """Return whether an account's job has changed, without what describes it."""
+def glance_at_job(connection: Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> JobVersion:
+    """Return whether an account's job has changed, without what describes it.
+
+    Raises:
+        NotFound: the account has no such job.
+        Gone: it was deleted.
+    """
     row = connection.execute(_GLANCE, {"account_id": account_id, "job_id": job_id}).first()
     if row is None:
-        return None
+        raise missing(connection, account_id=account_id, job_id=job_id)
     return JobVersion(state=JobState(row.state), version=row.version, last_event=row.last_event)
+
+
+def is_owned(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) -> bool:
+    """Tell whether an account has a job, be it on its way out."""
+    return session.scalar(select(Job.id).where(Job.id == job_id, Job.account_id == account_id)) is not None
+
+
+def is_there(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) -> bool:
+    """Tell whether an account has a job that nobody has asked to delete."""
+    mine = (Job.id == job_id, Job.account_id == account_id, Job.deletion_requested_at.is_(None))
+    return session.scalar(select(Job.id).where(*mine)) is not None
+
+
+def missing(session: Session | Connection, *, account_id: uuid.UUID, job_id: uuid.UUID) -> ServiceError:
+    """Return why an account has no such job: it was deleted, or never was."""
+    values = {"account_id": account_id, "job_id": job_id}
+    if session.execute(_DELETED, values).first() is None:
+        return NotFound(f"There is no job {job_id}.")
+    return Gone(f"Job {job_id} has been deleted; DELETE {path(job_id)} answers with the receipt.")
+
+
+def path(job_id: object) -> str:
+    """Return the path of a job."""
+    return f"/jobs/{job_id}"
 
 
 def job_exists(session: Session, job_id: uuid.UUID) -> bool:

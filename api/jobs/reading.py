@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy.exc import OperationalError
 
 from api.db import reading, transaction
-from api.errors import FieldError, InvalidParameters, NotFound
+from api.errors import FieldError, InvalidParameters
 from api.jobs import listing, view
 from api.jobs.queue import Lookout
 from api.jobs.schemas import JobPage
@@ -65,6 +65,7 @@ class JobReader:
         self._store = store
         self._lookout = Lookout(sessions)
         self._link_lifetime = timedelta(seconds=settings.artifact_url_lifetime_s)
+        self._retention = timedelta(days=settings.dispatcher_retention_days)
 
     def outlook(self) -> Outlook:
         """Return what is known of the queue; ask before a transaction is begun."""
@@ -75,6 +76,7 @@ class JobReader:
 
         Raises:
             NotFound: there is none of that id, or it is somebody else's.
+            Gone: it was deleted.
         """
         outlook = self.outlook()
         return self._once_more(lambda connection: self.describe(connection, caller, job_id, outlook))
@@ -84,12 +86,11 @@ class JobReader:
 
         Raises:
             NotFound: there is none of that id, or it is somebody else's.
+            Gone: it was deleted.
         """
         seen = self._once_more(
             lambda connection: listing.glance_at_job(connection, account_id=caller.account_id, job_id=job_id)
         )
-        if seen is None:
-            raise NotFound(f"There is no job {job_id}.")
         return Glance(seen.state, self._etag(seen.state, seen.version), seen.last_event)
 
     def page(
@@ -118,7 +119,7 @@ class JobReader:
             )
         now = datetime.now(UTC)
         return JobPage(
-            items=[view.summarize(job, now, outlook) for job in jobs],
+            items=[view.summarize(job, now, outlook, retention=self._retention) for job in jobs],
             next_cursor=None if following is None else following.encode(),
             limit=limit,
             state=sorted(set(states)),
@@ -130,11 +131,12 @@ class JobReader:
 
         Raises:
             NotFound: there is none of that id, or it is somebody else's.
+            Gone: it was deleted.
         """
         job = listing.read_job(session, account_id=caller.account_id, job_id=job_id)
-        if job is None:
-            raise NotFound(f"There is no job {job_id}.")
-        document = view.describe(job, self._store, outlook, link_lifetime=self._link_lifetime)
+        document = view.describe(
+            job, self._store, outlook, link_lifetime=self._link_lifetime, retention=self._retention
+        )
         return Reading(document, self._etag(job.state, job.version))
 
     def _etag(self, state: JobState, version: str) -> str:

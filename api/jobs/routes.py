@@ -17,7 +17,7 @@ from api.errors import NotFound
 from api.jobs import catalogue
 from api.jobs.form import openapi_body, received_form, to_submission
 from api.jobs.plan import JobKind
-from api.jobs.schemas import AttemptPage, JobPage, JobRead, LogPage, RecipePage
+from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
 from api.jobs.states import TERMINAL_JOBS, JobState
 from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
@@ -168,7 +168,7 @@ def list_jobs(
     responses={
         200: {"description": "The job.", "headers": _fields(ETAG | APPLIED)},
         304: {"description": "It is as `If-None-Match` knows it.", "headers": _fields(ETAG | APPLIED)},
-        **problem_responses(401, 404, 422, 500, 503),
+        **problem_responses(401, 404, 410, 422, 500, 503),
     },
     openapi_extra={"parameters": [PREFER, IF_NONE_MATCH]},
 )
@@ -203,13 +203,38 @@ async def read_job(
     return _json(reading.job.model_dump_json(), headers={**headers, "ETag": reading.etag})
 
 
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="delete_job",
+    summary="Delete a job",
+    response_model=DeletionRead,
+    responses={
+        200: {"description": "It is deleted: the receipt, the same whenever it is asked for."},
+        202: {"model": DeletionRead, "description": "It is gone for you, and the rest is deleted later."},
+        **problem_responses(401, 404, 409, 500, 503),
+    },
+)
+def delete_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+    """Delete a job that has ended, with its pictures, checkpoints, previews, results, logs, events and deliveries.
+
+    409 while it has not ended, and while a job that tries it again goes on from its checkpoints. What other jobs took
+    from it is theirs and stays. From then on every other request for it is answered with 410.
+    """
+    receipt = services.eraser.delete(caller, _job_id(job_id))
+    status = HTTPStatus.ACCEPTED if receipt.deleted_at is None else HTTPStatus.OK
+    return _json(receipt.model_dump_json(), status=status)
+
+
 @router.post(
     "/jobs/{job_id}/cancel",
     operation_id="cancel_job",
     summary="Cancel a job",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses={200: {"model": JobRead, "description": "The job has ended."}, **problem_responses(401, 404, 500, 503)},
+    responses={
+        200: {"model": JobRead, "description": "The job has ended."},
+        **problem_responses(401, 404, 410, 500, 503),
+    },
 )
 def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     """Ask for a job to be given up: 202 while it is stopping, 200 once it has ended. Asking again changes nothing."""
@@ -224,7 +249,7 @@ def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Respons
     response_model=JobRead,
     responses={
         200: {"model": JobRead, "description": "The job has ended."},
-        **problem_responses(401, 404, 409, 500, 503),
+        **problem_responses(401, 404, 409, 410, 500, 503),
     },
 )
 def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
@@ -241,7 +266,7 @@ def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     summary="Try a job again",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 422, 429, 500, 503)},
+    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 410, 422, 429, 500, 503)},
 )
 def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: str, key: Key = None) -> Response:
     """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.
@@ -267,7 +292,7 @@ def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id
     responses={
         200: {"description": "Events as they happen.", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended, and nothing happened after that event: do not ask again."},
-        **problem_responses(400, 401, 404, 422, 500, 503),
+        **problem_responses(400, 401, 404, 410, 422, 500, 503),
     },
 )
 async def stream_events(
@@ -295,7 +320,7 @@ async def stream_events(
     "/jobs/{job_id}/logs",
     operation_id="read_logs",
     summary="Read a job's log",
-    responses=problem_responses(401, 404, 422, 500, 503),
+    responses=problem_responses(401, 404, 410, 422, 500, 503),
 )
 def read_logs(
     services: ServicesDep,
@@ -315,7 +340,7 @@ def read_logs(
     "/jobs/{job_id}/attempts",
     operation_id="list_attempts",
     summary="List the attempts at a job's stages",
-    responses=problem_responses(401, 404, 500, 503),
+    responses=problem_responses(401, 404, 410, 500, 503),
 )
 def list_attempts(services: ServicesDep, caller: CallerDep, job_id: str) -> AttemptPage:
     """List which worker tried which stage when, from where, and how it ended."""

@@ -19,10 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from api import idempotency
 from api.accounts import quotas
 from api.db import transaction
-from api.errors import NotFound
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
-from api.jobs import images, listing, repository, requests, view, wishes
+from api.jobs import images, listing, repository, requests, wishes
 from api.jobs.locking import instant
 from api.jobs.models import Job
 from api.jobs.plan import plan
@@ -121,7 +120,7 @@ class JobService:
         outlook = self.reader.outlook()
         with transaction(self._sessions) as session:
             if not repository.request_cancel(session, account_id=caller.account_id, job_id=job_id):
-                raise NotFound(f"There is no job {job_id}.")
+                raise listing.missing(session, account_id=caller.account_id, job_id=job_id)
             return self.reader.describe(session, caller, job_id, outlook).job
 
     def stop(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
@@ -160,7 +159,7 @@ class JobService:
                 **found.fields | {"priority": min(found.fields["priority"], caller.max_priority), "retry_of": job_id},
                 id=fresh_id,
                 account_id=caller.account_id,
-                self_url=origin.rstrip("/") + view.self_path(fresh_id),
+                self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
             )
             job.images = found.rows(caller.account_id, fresh_id)
@@ -170,7 +169,7 @@ class JobService:
 
     def _submit(self, caller: Caller, params: JobParams, submission: Submission, entry: Fresh | None) -> Accepted:
         config = wishes.resolve(params, self._settings.base_models, self._settings.default_base_model)
-        check(submission, params, caller, self._settings.webhooks.allow_cidrs)
+        check(submission, params, caller, self._settings)
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), params, config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
@@ -261,7 +260,7 @@ class JobService:
         accepted = Accepted(id=job_id, body=body, headers=_headers(job_id, entry) | dict(headers or {}))
         if entry is not None:
             idempotency.complete(
-                session, entry, job_id=job_id, status=accepted.status, body=body, location=view.self_path(job_id)
+                session, entry, job_id=job_id, status=accepted.status, body=body, location=listing.path(job_id)
             )
         return accepted
 
@@ -288,7 +287,7 @@ class _TriedAlready(Exception):
 
 
 def _headers(job_id: uuid.UUID, entry: Fresh | Replay | None) -> dict[str, str]:
-    headers = {"Location": view.self_path(job_id), "Retry-After": str(RETRY_AFTER_S)}
+    headers = {"Location": listing.path(job_id), "Retry-After": str(RETRY_AFTER_S)}
     if entry is not None:
         headers["Idempotency-Expires"] = format_datetime(entry.expires_at, usegmt=True)
     return headers
@@ -311,7 +310,8 @@ def _job(
         params_version=SCHEMA_VERSION,
         request=wished,
         priority=params.priority,
+        retention_days=params.retention_days,
         webhook_url=params.webhook_url,
-        self_url=submission.origin.rstrip("/") + view.self_path(job_id),
+        self_url=submission.origin.rstrip("/") + listing.path(job_id),
         traceparent=submission.traceparent,
     )
