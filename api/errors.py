@@ -9,6 +9,7 @@
     ├── TooLarge             413  more bytes than are accepted
     ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
+    ├── RateLimited          429  the key makes too many requests
     ├── QuotaExceeded        429  the account has as much of something as it may have
     └── Unavailable          503  a part of the service does not answer
 
@@ -139,6 +140,15 @@ class InvalidParameters(ServiceError):
     code = "invalid_parameters"
     title = "Some fields are not acceptable"
     retryable = False
+
+
+class RateLimited(ServiceError):
+    """The key has made as many requests as it may for now."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+    retryable = True
 
 
 class QuotaExceeded(ServiceError):

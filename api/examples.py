@@ -269,6 +269,8 @@ _SPECIAL: Mapping[tuple[str, int], str] = {
     ("delete_webhook", 409): "job_webhook",
     ("ping_webhook", 409): "endpoint_disabled",
     ("replay_delivery", 409): "endpoint_disabled",
+    ("submit_job", 429): "quota_exceeded",
+    ("retry_job", 429): "quota_exceeded",
     ("submit_job", 503): "store_unavailable",
 }
 """Codes that say more of an operation than the usual one of the status."""

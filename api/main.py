@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
@@ -56,6 +57,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         sessions=sessions,
         store=store,
         keys=KeyRing(sessions, keep_s=settings.key_cache_s),
+        rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
         jobs=decider,
         reader=decider.reader,
         history=JobHistory(sessions),
@@ -73,6 +75,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         finally:
             hub.cancel()
             await asyncio.wait([hub])
+            await services.rates.close()
             engine.dispose()
 
     app = FastAPI(

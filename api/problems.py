@@ -30,6 +30,10 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_reques
 """Codes for errors that the framework raises itself."""
 
 
+_LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_RETRY_LATER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "string"}}}
+
+
 class ProblemResponse(JSONResponse):
     """A problem document."""
 
@@ -37,13 +41,15 @@ class ProblemResponse(JSONResponse):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the entries that document these statuses in OpenAPI."""
+    """Return the entries that document these statuses in OpenAPI; whoever needs a key may make too many requests."""
+    limited = {HTTPStatus.TOO_MANY_REQUESTS.value} if HTTPStatus.UNAUTHORIZED in statuses else set()
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": _RETRY_LATER} if status in _LATER else {}),
         }
-        for status in statuses
+        for status in sorted({*statuses, *limited})
     }
 
 

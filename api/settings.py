@@ -28,7 +28,7 @@ class DatabaseSettings(BaseSettings):
 
 
 class RedisSettings(BaseSettings):
-    """Where the hints go: REDIS_URL. The API only reports whether it answers."""
+    """Where the hints go: REDIS_URL. The API counts requests there, and works without."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_", frozen=True)
 
@@ -69,6 +69,16 @@ class WebhookSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class RateSettings(BaseSettings):
+    """How many requests a key may make: RATE_LIMIT_REQUESTS in every RATE_LIMIT_WINDOW_S."""
+
+    model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_", frozen=True)
+
+    requests: int = Field(6000, ge=0)
+    """0 for any number."""
+    window_s: int = Field(60, ge=1, le=86_400)
 
 
 class ImageLimits(BaseSettings):
@@ -152,6 +162,7 @@ class ApiSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
+    rates: RateSettings = Field(default_factory=RateSettings)
 
     @property
     def default_base_model(self) -> str:

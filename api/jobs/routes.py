@@ -74,7 +74,8 @@ NEW_JOB: dict[str, Any] = {
             "Retry-After": "Seconds after which to look at it.",
             "Idempotency-Expires": "Until when the key is known.",
             "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
-            "RateLimit-Policy": "The account's quotas of waiting jobs and stored bytes, if it has any.",
+            "RateLimit-Policy": "How many requests a key may make, and the account's quotas of waiting jobs and stored "
+            "bytes, if it has any.",
             "RateLimit": "What is left of them.",
         }
     ),
