@@ -84,6 +84,27 @@ class Job(_Record):
         return self.state in TERMINAL
 
 
+class Tally(_Record):
+    """How much there was of something."""
+
+    count: int
+    bytes: int
+
+
+class Deletion(_Record):
+    """The receipt of a job's deletion."""
+
+    id: str
+    state: str
+    """`deleted`, or `deleting` while the service's store does not answer."""
+    cause: str
+    """`request` or `expiry`."""
+    requested_at: AwareDatetime | None = None
+    deleted_at: AwareDatetime | None = None
+    erased: dict[str, Tally]
+    """By category: `inputs`, `checkpoints`, `previews`, `artifacts`, `logs`."""
+
+
 class Event(_Record):
     """Something that happened to a job."""
 
