@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, update
 
 from api.db import transaction
+from api.errors import NotFound
 from api.jobs import listing
 from api.jobs.listing import Cursor, InvalidCursor
 from api.jobs.models import Job
@@ -124,8 +125,11 @@ def test_reading_needs_the_right_account(sessions, account):
     with transaction(sessions) as session:
         assert listing.read_job(session, account_id=account, job_id=job_id).id == job_id
         theirs = make_account(sessions, "theirs")
-        assert listing.read_job(session, account_id=theirs, job_id=job_id) is None
-        assert listing.read_job(session, account_id=account, job_id=uuid.uuid4()) is None
+        for whose, which in ((theirs, job_id), (account, uuid.uuid4())):
+            with pytest.raises(NotFound):
+                listing.read_job(session, account_id=whose, job_id=which)
+            with pytest.raises(NotFound):
+                listing.glance_at_job(session.connection(), account_id=whose, job_id=which)
 
 
 def test_listing_costs_the_same_number_of_queries_however_many_jobs(sessions, account, engine):
