@@ -144,7 +144,10 @@ async def submit_job(
         is_enough=lambda seen: seen.has_ended,
     )
     reading = await run_in_threadpool(services.reader.read, caller, accepted.id)
-    return _ending(reading.job, headers={**accepted.headers, **wait.headers()})
+    answer = _ending(reading.job, headers={**accepted.headers, **wait.headers()})
+    if answer.status_code == HTTPStatus.OK:
+        del answer.headers["Retry-After"]  # there is nothing to come again for
+    return answer
 
 
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs", responses=problem_responses(401, 422, 500, 503))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from api import openapi
+from api.accounts.service import issue_key
 from api.errors import ServiceError
 from api.problems import _HTTP_CODES
+from api.settings import RateSettings
+from tests.api.factories import Caller
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "api" / "API.md").read_text()
@@ -20,6 +23,14 @@ OPERATIONS = [
 ]
 NOBODYS = "019ab2f0-0000-7000-8000-000000000000"
 MEMBERS = {"type", "title", "status", "code", "retryable", "instance", "request_id"}
+
+
+@pytest.fixture
+def spent(serve, sessions):
+    """A client whose key may make no further request today."""
+    caller = Caller(serve(rates=RateSettings(requests=1, window_s=86_400)), issue_key(sessions, account="mine"))
+    caller.get("/recipes")
+    return caller
 
 
 def filled(path):
@@ -97,6 +108,13 @@ def test_every_operation_with_a_query_that_is_refused(caller, method, path, oper
         if parameter["in"] == "query":
             problem = check(caller.request(method, filled(path), params={parameter["name"]: "no " * 50}), 422)
             assert [error["pointer"].split("/")[1] for error in problem["errors"]] == [parameter["name"]]
+
+
+@every_operation
+def test_every_operation_with_a_key_that_has_asked_too_often(spent, method, path, operation):
+    assert documented(operation, 429) == documented(operation, 401)
+    if documented(operation, 429):
+        assert check(spent.request(method, filled(path)), 429)["violated_policies"] == ["requests"]
 
 
 @every_operation

@@ -196,6 +196,7 @@ class TestSubmission:
         got = answer.result(30)
         assert (got.status_code, got.json()["state"]) == (200, "canceled")
         assert got.headers["location"].endswith(got.json()["id"])
+        assert "retry-after" not in got.headers
         assert got.headers["preference-applied"] == f"wait={MAX_WAIT_S}"
 
     def test_after_the_time_it_is_as_usual(self, caller):
