@@ -152,7 +152,9 @@ class Client:
         headers = _prefer(wait_s) if known is None else {**_prefer(wait_s), "If-None-Match": known}
         return self._send("GET", f"/jobs/{job_id}", headers=headers, timeout=self._patient(wait_s))
 
-    def jobs(self, *, state: Sequence[str] = (), kind: Sequence[str] = (), page_size: int = 100) -> Iterator[Job]:
+    def jobs(
+        self, *, state: str | Sequence[str] = (), kind: str | Sequence[str] = (), page_size: int = 100
+    ) -> Iterator[Job]:
         """All jobs of the key's account, newest first, fetched page after page. They come without their results.
 
         Args:
@@ -161,7 +163,7 @@ class Client:
             page_size: Jobs of one request, 100 at most.
         """
         cursor: dict[str, str] = {}
-        filters = {"state": list(state), "kind": list(kind)}
+        filters = {"state": _several(state), "kind": _several(kind)}
         while True:
             page = self._call("GET", "/jobs", params={"limit": page_size, **filters, **cursor})
             yield from map(Job.model_validate, page["items"])
@@ -359,6 +361,10 @@ class _Patience:
 
 def _prefer(wait_s: int) -> dict[str, str]:
     return {"Prefer": f"wait={wait_s}"} if wait_s > 0 else {}
+
+
+def _several(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
 
 
 def _once(key: str | None) -> dict[str, str]:

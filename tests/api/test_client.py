@@ -324,7 +324,7 @@ def test_jobs_are_chosen_by_state_and_kind(client, pictures):
     client.cancel(canceled.id)
     assert [job.id for job in client.jobs(state=["canceled", "failed"])] == [canceled.id]
     assert [job.id for job in client.jobs(state=["canceled", "queued"], page_size=1)] == [waiting.id, canceled.id]
-    assert [job.id for job in client.jobs(kind=["personalize"], state=["queued"])] == [waiting.id]
+    assert [job.id for job in client.jobs(kind="personalize", state="queued")] == [waiting.id]
     client.cancel(waiting.id)
 
 
