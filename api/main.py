@@ -13,10 +13,12 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
@@ -50,14 +52,18 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
+    decider = JobService(settings, sessions, store)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
         keys=KeyRing(sessions, keep_s=settings.key_cache_s),
-        jobs=JobService(settings, sessions, store),
+        rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
+        jobs=decider,
+        reader=decider.reader,
         history=JobHistory(sessions),
+        eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
@@ -71,6 +77,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         finally:
             hub.cancel()
             await asyncio.wait([hub])
+            await services.rates.close()
             engine.dispose()
 
     app = FastAPI(
