@@ -9,7 +9,7 @@ STAMP := .venv/installed
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-gpu check fmt clean
+.PHONY: help setup demo up test chaos bench-gpu check openapi fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -38,6 +38,9 @@ check: $(STAMP) ## Check format, lint, types, directions of import and names tha
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	sh .ci/names
+
+openapi: $(STAMP) ## Write api/openapi.json, the description of the HTTP interface
+	$(BIN)/python -m api.openapi
 
 fmt: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff format

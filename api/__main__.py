@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from api.main import create_app
+from api.metrics import exposed
 from api.settings import ApiSettings
 from api.telemetry import configure_logging
 
@@ -46,7 +47,8 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-    _Server(config, app.state.services.hub).run()
+    with exposed(settings.metrics, app.state.metrics):
+        _Server(config, app.state.services.hub).run()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,10 +20,23 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
 
-from api.client_records import TERMINAL, Artifact, Event, Job, LogLine, Progress, Result, Timings, Wishes
+from api.client_errors import ClientError, DamagedDownload, JobNotSucceeded, ServiceRefused, refusal
+from api.client_records import (
+    TERMINAL,
+    Artifact,
+    Deletion,
+    Event,
+    Job,
+    LogLine,
+    Progress,
+    Result,
+    Tally,
+    Timings,
+    Wishes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from os import PathLike
 
     Name = str | PathLike[str]
@@ -32,6 +46,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DamagedDownload",
+    "Deletion",
     "Event",
     "Job",
     "JobNotSucceeded",
@@ -39,46 +54,21 @@ __all__ = [
     "Progress",
     "Result",
     "ServiceRefused",
+    "Tally",
     "Timings",
     "Wishes",
 ]
 
 POLL_S = 0.5
-"""Seconds between two looks at a job."""
+"""Seconds between two looks at a job, where the service does not wait for a change itself."""
+WAIT_S = 20
+"""Seconds that the service is asked to wait for one."""
 PATIENCE_S = 30.0
 """How long `wait` bears a service that does not answer, before it gives up."""
 SILENCE_S = 60.0
 """A stream of events that is silent for longer has broken off: the service gives signs of life more often."""
 AWAY = frozenset({502, 503, 504})
 """Statuses by which the service, or a proxy in front of it, says that it cannot answer now."""
-
-
-class ClientError(Exception):
-    """Base of what this client raises besides httpx's transport errors."""
-
-
-class ServiceRefused(ClientError):
-    """The service answered with an error; `problem` is its problem+json document (RFC 9457)."""
-
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
-        self.status = status
-        self.problem = problem
-        lines = [str(problem.get("detail") or problem.get("title") or f"HTTP status {status}")]
-        lines += [f"{error.get('pointer', '')}: {error.get('detail', '')}" for error in problem.get("errors", [])]
-        super().__init__("\n  ".join(lines))
-
-
-class JobNotSucceeded(ClientError):
-    """A job ended in another way; `job` is its last state, `job.error` says why."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        reason = (job.error or {}).get("detail") or (job.error or {}).get("title")
-        super().__init__(f"job {job.id} {job.state}" + (f": {reason}" if reason else ""))
-
-
-class DamagedDownload(ClientError):
-    """A file does not have the SHA-256 that the service announced; nothing was kept."""
 
 
 class Client:
@@ -117,6 +107,7 @@ class Client:
         style: Sequence[Name],
         subject_class: str,
         idempotency_key: str | None = None,
+        wait_s: int = 0,
         **wishes: Unpack[Wishes],
     ) -> Job:
         """Submit a job: learn a subject and a style, and merge them.
@@ -127,6 +118,7 @@ class Client:
             subject_class: What the subject is, in a word or two: dog, backpack, teapot.
             idempotency_key: Of your choice, new for each job: the same call with the same key again, after an error of
                 the network say, returns the first job in place of a second one.
+            wait_s: Give the job so long to end before it is returned; the service waits for a minute at most.
             wishes: See `Wishes`.
 
         Raises:
@@ -139,17 +131,41 @@ class Client:
             for field, names in (("content_images", content), ("style_images", style)):
                 for path in map(Path, names):
                     files.append((field, (path.name, stack.enter_context(path.open("rb")))))  # noqa: PERF401
-            return Job.model_validate(self._call("POST", "/jobs", files=files, headers=_once(idempotency_key)))
+            headers = {**_once(idempotency_key), **_prefer(wait_s)}
+            answer = self._send("POST", "/jobs", files=files, headers=headers, timeout=self._patient(wait_s))
+            return Job.model_validate(answer.json())
 
-    def job(self, job_id: str) -> Job:
-        """Read one job."""
-        return Job.model_validate(self._call("GET", f"/jobs/{job_id}"))
+    def job(self, job_id: str, *, wait_s: int = 0) -> Job:
+        """Read one job.
 
-    def jobs(self, *, page_size: int = 100) -> Iterator[Job]:
-        """All jobs of the key's account, newest first, fetched page after page. They come without their results."""
+        Args:
+            job_id: Which job.
+            wait_s: Give its state so long to change before it is returned; the service waits for a minute at most.
+
+        Raises:
+            ServiceRefused: with code `job_deleted` if it was.
+        """
+        return Job.model_validate(self._look(job_id, wait_s=wait_s).json())
+
+    def _look(self, job_id: str, *, wait_s: int, known: str | None = None) -> httpx.Response:
+        """Read one job; 304 if the tag that is known still holds after the wait."""
+        headers = _prefer(wait_s) if known is None else {**_prefer(wait_s), "If-None-Match": known}
+        return self._send("GET", f"/jobs/{job_id}", headers=headers, timeout=self._patient(wait_s))
+
+    def jobs(
+        self, *, state: str | Sequence[str] = (), kind: str | Sequence[str] = (), page_size: int = 100
+    ) -> Iterator[Job]:
+        """All jobs of the key's account, newest first, fetched page after page. They come without their results.
+
+        Args:
+            state: Only those in one of these states, if any are given.
+            kind: Only those of one of these kinds, if any are given.
+            page_size: Jobs of one request, 100 at most.
+        """
         cursor: dict[str, str] = {}
+        filters = {"state": _several(state), "kind": _several(kind)}
         while True:
-            page = self._call("GET", "/jobs", params={"limit": page_size, **cursor})
+            page = self._call("GET", "/jobs", params={"limit": page_size, **filters, **cursor})
             yield from map(Job.model_validate, page["items"])
             if not page.get("next_cursor"):
                 return
@@ -175,6 +191,14 @@ class Client:
         """
         return Job.model_validate(self._call("POST", f"/jobs/{job_id}/retry", headers=_once(idempotency_key)))
 
+    def delete(self, job_id: str) -> Deletion:
+        """Delete a job that has ended, with everything it has; asked again, the receipt is the same.
+
+        Raises:
+            ServiceRefused: with code `job_not_ended`, or `job_in_use` while a retry goes on from its checkpoints.
+        """
+        return Deletion.model_validate(self._call("DELETE", f"/jobs/{job_id}"))
+
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """Follow a job: what has happened to it since the event `after`, then what happens, until its end.
 
@@ -184,11 +208,11 @@ class Client:
             httpx.TransportError: the service has not answered for PATIENCE_S.
             ServiceRefused: it refuses; one that says that it cannot answer now is asked again for PATIENCE_S.
         """
-        away_since: float | None = None
+        patience = _Patience()
         while True:
             try:
                 for event in self._follow(job_id, after):
-                    away_since = None
+                    patience.renew()
                     if event is None:
                         continue
                     after = event.id
@@ -198,10 +222,7 @@ class Client:
                 if self.job(job_id).is_terminal:
                     return  # its last event was known already
             except (httpx.TransportError, ServiceRefused) as error:
-                away_since = away_since or time.monotonic()
-                is_away = not isinstance(error, ServiceRefused) or error.status in AWAY
-                if not is_away or time.monotonic() - away_since > PATIENCE_S:
-                    raise
+                patience.bear(error)
             time.sleep(POLL_S)
 
     def _follow(self, job_id: str, after: int) -> Iterator[Event | None]:
@@ -211,7 +232,7 @@ class Client:
         with self._api.stream("GET", f"/jobs/{job_id}/events", params=query, timeout=timeout) as response:
             if response.is_error:
                 response.read()
-                raise ServiceRefused(response.status_code, _problem(response))
+                raise refusal(response)
             yield None
             yield from _events(response.iter_lines())
 
@@ -227,11 +248,11 @@ class Client:
     def wait(
         self, job_id: str, *, on_progress: Callable[[Job], object] | None = None, timeout_s: float | None = None
     ) -> Job:
-        """Poll until a job has ended and return it.
+        """Wait until a job has ended and return it. The service is asked to answer when there is something new.
 
         Args:
             job_id: Which job.
-            on_progress: Called with every state that was read.
+            on_progress: Called with every state that was read: with it the service also tells how a stage gets further.
             timeout_s: Longest wait; None for no limit.
 
         Raises:
@@ -240,26 +261,31 @@ class Client:
             httpx.TransportError: the service has not answered for PATIENCE_S.
             ServiceRefused: it refuses; one that says that it cannot answer now is asked again for PATIENCE_S.
         """
-        started = answered = time.monotonic()
-        state = "unknown"
+        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        state, known, patience, wait_s = "unknown", None, _Patience(), 0
         while True:
+            answer = None
             try:
-                job = self.job(job_id)
+                answer = self._look(job_id, wait_s=wait_s, known=known)
             except (httpx.TransportError, ServiceRefused) as error:
-                is_away = not isinstance(error, ServiceRefused) or error.status in AWAY
-                if not is_away or time.monotonic() - answered > PATIENCE_S:
-                    raise
+                patience.bear(error)
             else:
-                answered, state = time.monotonic(), job.state
+                patience.renew()
+            if answer is not None and answer.status_code != httpx.codes.NOT_MODIFIED:
+                job = Job.model_validate(answer.json())
+                state, known = job.state, answer.headers.get("ETag") if on_progress is not None else None
                 if on_progress is not None:
                     on_progress(job)
                 if job.state == "succeeded":
                     return job
                 if job.is_terminal:
                     raise JobNotSucceeded(job)
-            if timeout_s is not None and time.monotonic() - started > timeout_s:
+            left = end - time.monotonic()
+            if left < 0:
                 raise TimeoutError(f"job {job_id} is still {state} after {timeout_s:.0f} s")
-            time.sleep(POLL_S)
+            if answer is None or (wait_s and "Preference-Applied" not in answer.headers):
+                time.sleep(POLL_S)
+            wait_s = math.ceil(min(WAIT_S, left))
 
     def download(self, job: Job, folder: Name) -> dict[str, Path]:
         """Fetch all files of a succeeded job into a folder, each checked against its SHA-256.
@@ -295,11 +321,50 @@ class Client:
         return partial.replace(path)
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - httpx's own words
+        document: dict[str, Any] = self._send(method, path, **options).json()
+        return document
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401
         response = self._api.request(method, path, **options)
         if response.is_error:
-            raise ServiceRefused(response.status_code, _problem(response))
-        document: dict[str, Any] = response.json()
-        return document
+            raise refusal(response)
+        return response
+
+    def _patient(self, wait_s: int) -> httpx.Timeout:
+        """Give an answer its usual time beside that for which it was asked to wait."""
+        usual = self._api.timeout
+        read = None if usual.read is None else usual.read + wait_s
+        return httpx.Timeout(connect=usual.connect, read=read, write=usual.write, pool=usual.pool)
+
+
+class _Patience:
+    """How long a service is borne that does not answer, or says that it cannot."""
+
+    def __init__(self) -> None:
+        self._away_since: float | None = None
+
+    def renew(self) -> None:
+        """Note that it has answered."""
+        self._away_since = None
+
+    def bear(self, error: httpx.TransportError | ServiceRefused) -> None:
+        """Raise the error if it is of another kind, or has lasted for PATIENCE_S; too many requests are waited out."""
+        if isinstance(error, ServiceRefused) and error.status == httpx.codes.TOO_MANY_REQUESTS:
+            self.renew()
+            time.sleep(error.retry_after_s or POLL_S)
+            return
+        self._away_since = self._away_since or time.monotonic()
+        is_away = not isinstance(error, ServiceRefused) or error.status in AWAY
+        if not is_away or time.monotonic() - self._away_since > PATIENCE_S:
+            raise error
+
+
+def _prefer(wait_s: int) -> dict[str, str]:
+    return {"Prefer": f"wait={wait_s}"} if wait_s > 0 else {}
+
+
+def _several(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
 
 
 def _once(key: str | None) -> dict[str, str]:
@@ -322,12 +387,3 @@ def _events(lines: Iterable[str]) -> Iterator[Event]:
             else:
                 yield Event.model_validate(document)
             kind = data = ""
-
-
-def _problem(response: httpx.Response) -> dict[str, Any]:
-    """The problem document; something shaped like one when a proxy answered instead of the service."""
-    try:
-        document = response.json()
-    except ValueError:
-        document = None
-    return document if isinstance(document, dict) else {"title": f"HTTP status {response.status_code}"}

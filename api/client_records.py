@@ -73,6 +73,8 @@ class Job(_Record):
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None
     deadline_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+    """When it is deleted; None before its end."""
     stop_requested_at: AwareDatetime | None = None
     retry_of: str | None = None
 
@@ -80,6 +82,27 @@ class Job(_Record):
     def is_terminal(self) -> bool:
         """Whether the state will never change again."""
         return self.state in TERMINAL
+
+
+class Tally(_Record):
+    """How much there was of something."""
+
+    count: int
+    bytes: int
+
+
+class Deletion(_Record):
+    """The receipt of a job's deletion."""
+
+    id: str
+    state: str
+    """`deleted`, or `deleting` while the service's store does not answer."""
+    cause: str
+    """`request` or `expiry`."""
+    requested_at: AwareDatetime | None = None
+    deleted_at: AwareDatetime | None = None
+    erased: dict[str, Tally]
+    """By category: `inputs`, `checkpoints`, `previews`, `artifacts`, `logs`."""
 
 
 class Event(_Record):
@@ -118,6 +141,7 @@ class Wishes(TypedDict, total=False):
     resolution_px: int
     seed: int
     deadline_seconds: int
+    retention_days: int
     webhook_url: str
     webhook_events: Sequence[str]
     webhook_secret: str

@@ -9,10 +9,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from api.accounts.rates import RateLimiter
 from api.accounts.service import Caller, KeyRing
 from api.errors import Unauthenticated
+from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
+from api.jobs.reading import JobReader
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
@@ -36,8 +39,11 @@ class Services:
     sessions: sessionmaker[Session]
     store: ObjectStore
     keys: KeyRing
+    rates: RateLimiter
     jobs: JobService
+    reader: JobReader
     history: JobHistory
+    eraser: Eraser
     hub: EventHub
     webhooks: WebhookService
 
@@ -55,7 +61,7 @@ async def _caller(
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Authenticate. Runs before a body is read, so that a stranger's upload is not even received."""
+    """Authenticate and count. Runs before a body is read: of a stranger, or once too often, it is not even received."""
     if credentials is None:
         raise Unauthenticated("Send the API key as `Authorization: Bearer duo_...`.")
     token = credentials.credentials
@@ -63,6 +69,11 @@ async def _caller(
     if caller is None:
         caller = await run_in_threadpool(services.keys.authenticate, token)
     request.state.key_id = caller.key_id
+    standing, granted = await services.rates.take(caller.key_id)
+    if standing is not None:
+        request.state.rate_limit = standing.headers()  # for the middleware, whatever the answer will be
+        if not granted:
+            raise standing.refusal()
     return caller
 
 

@@ -5,9 +5,11 @@
     ├── Unauthenticated      401  no usable API key
     ├── NotFound             404  nothing of that name belongs to the caller
     ├── Conflict             409  the state of the thing forbids it
+    ├── Gone                 410  it was there, and was deleted
     ├── TooLarge             413  more bytes than are accepted
     ├── UnsupportedMedia     415  the body has a type that is not read here
     ├── InvalidParameters    422  a field's value is refused
+    ├── RateLimited          429  the key makes too many requests
     ├── QuotaExceeded        429  the account has as much of something as it may have
     └── Unavailable          503  a part of the service does not answer
 
@@ -104,6 +106,15 @@ class Conflict(ServiceError):
     retryable = False
 
 
+class Gone(ServiceError):
+    """It was the caller's, and was deleted."""
+
+    status = 410
+    code = "job_deleted"
+    title = "It has been deleted"
+    retryable = False
+
+
 class TooLarge(ServiceError):
     """More bytes came than are accepted."""
 
@@ -129,6 +140,15 @@ class InvalidParameters(ServiceError):
     code = "invalid_parameters"
     title = "Some fields are not acceptable"
     retryable = False
+
+
+class RateLimited(ServiceError):
+    """The key has made as many requests as it may for now."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+    retryable = True
 
 
 class QuotaExceeded(ServiceError):

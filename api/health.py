@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 from fastapi import APIRouter, Response
@@ -13,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 from api.deps import ServicesDep
+from api.redis_url import client_url
 from api.schemas import Wire
 from api.storage import StoreError
 
@@ -87,12 +87,8 @@ def ping_redis(url: str) -> None:
     Raises:
         redis.RedisError: it does not answer.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "redis+socket":
-        base = parse_qs(parts.query).get("virtual_host", ["0"])[0].strip("/")
-        url = f"unix://{parts.netloc}{parts.path}?db={base}"
     with redis.Redis.from_url(
-        url, socket_timeout=PING_TIMEOUT_S, socket_connect_timeout=PING_TIMEOUT_S, retry=None
+        client_url(url), socket_timeout=PING_TIMEOUT_S, socket_connect_timeout=PING_TIMEOUT_S, retry=None
     ) as client:
         client.ping()
 

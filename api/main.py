@@ -13,14 +13,18 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
+from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
+from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
 from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
@@ -48,14 +52,18 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
+    decider = JobService(settings, sessions, store)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
         keys=KeyRing(sessions, keep_s=settings.key_cache_s),
-        jobs=JobService(settings, sessions, store),
+        rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
+        jobs=decider,
+        reader=decider.reader,
         history=JobHistory(sessions),
+        eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
@@ -69,6 +77,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         finally:
             hub.cancel()
             await asyncio.wait([hub])
+            await services.rates.close()
             engine.dispose()
 
     app = FastAPI(
@@ -87,7 +96,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.webhooks.include_router(outgoing.router)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
-    app.add_middleware(RequestContext)  # added last, so outermost: it sees refusals of the other too
+    registry = process_registry()
+    app.state.metrics = registry
+    app.add_middleware(
+        RequestContext, times=RequestTimes(registry)
+    )  # added last, so outermost: it sees refusals of the other too
     return app
 
 

@@ -1,4 +1,4 @@
-"""What surrounds every request: ids, the access log, the size limit, and the broad catch around it all."""
+"""What surrounds every request: ids, rate limits, the access log, the size limit, and the broad catch around it all."""
 
 from __future__ import annotations
 
@@ -15,29 +15,36 @@ from api.telemetry import bind_request
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from api.request_times import RequestTimes
+
 logger = logging.getLogger("api.access")
 
 
 class RequestContext:
-    """Binds the request id and trace context, echoes the id, writes one log line, and answers 500 as a problem."""
+    """Binds and echoes the request id, tells how many requests are left, logs one line, answers 500 as a problem."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, times: RequestTimes) -> None:
         self._app = app
+        self._times = times
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = bind_request(request_id=headers.get("x-request-id"), traceparent=headers.get("traceparent"))
+        sent = Headers(scope=scope)
+        request_id = bind_request(request_id=sent.get("x-request-id"), traceparent=sent.get("traceparent"))
         began, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in scope.get("state", {}).get("rate_limit", {}).items():
+                    headers[name] = f"{value}, {headers[name]}" if name in headers else value  # quotas have theirs
+                self._times.take(scope, status, time.monotonic() - began)
             await send(message)
 
         try:

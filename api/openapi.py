@@ -1,9 +1,15 @@
-"""The OpenAPI document: FastAPI's, with its own error shapes taken out, since every error here is a problem."""
+"""The OpenAPI document: FastAPI's, without its own error shapes, since every error here is a problem; with examples.
+
+`python -m api.openapi` writes it to `api/openapi.json`, which is committed so that a change of the wire is seen.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from api import examples
 from api.jobs.schemas import JobParams
 
 if TYPE_CHECKING:
@@ -12,6 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 REF = "#/components/schemas/{model}"
+COMMITTED = Path(__file__).with_name("openapi.json")
 _FRAMEWORK_SHAPES = ("HTTPValidationError", "ValidationError")
 
 
@@ -27,26 +34,79 @@ def install(app: FastAPI) -> None:
     app.openapi = corrected  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _corrected(document: dict[str, Any]) -> dict[str, Any]:
-    shapes: dict[str, Any] = document["components"]["schemas"]
+def document() -> dict[str, Any]:
+    """Return the document of this code; no server is asked for it."""
+    from api.main import create_app  # noqa: PLC0415 - the application is made of this module, among others
+    from api.settings import ApiSettings, DatabaseSettings, RedisSettings, StoreSettings  # noqa: PLC0415
+
+    nowhere = ApiSettings(
+        database=DatabaseSettings(url="postgresql+psycopg://nobody@localhost/none"),
+        redis=RedisSettings(url="redis://localhost"),
+        store=StoreSettings(endpoint="http://localhost", access_key_id="none", secret_access_key="nothing-at-all"),  # noqa: S106
+    )
+    return create_app(nowhere).openapi()
+
+
+def text() -> str:
+    """Return the document as it is committed."""
+    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Write the document."""
+    COMMITTED.write_text(text())
+
+
+def _corrected(whole: dict[str, Any]) -> dict[str, Any]:
+    shapes: dict[str, Any] = whole["components"]["schemas"]
     for name in _FRAMEWORK_SHAPES:
         shapes.pop(name, None)
-    for operation in _operations(document):
+    for section, path, operation in _operations(whole):
         responses: dict[str, Any] = operation["responses"]
         for status in [status for status, response in responses.items() if _is_framework_error(response)]:
             del responses[status]
+        if section == "paths":
+            _exemplify(path, operation)
+        else:
+            _exemplify_webhook(path, operation)
     params = JobParams.model_json_schema(ref_template=REF)
     shapes.update(params.pop("$defs"))
     shapes["JobParams"] = params
-    return document
+    return whole
 
 
-def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _operations(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for section in ("paths", "webhooks"):
-        for path in document.get(section, {}).values():
-            yield from path.values()
+        for path, entry in whole.get(section, {}).items():
+            for operation in entry.values():
+                yield section, path, operation
 
 
 def _is_framework_error(response: dict[str, Any]) -> bool:
     schema = response.get("content", {}).get("application/json", {}).get("schema", {})
     return bool(schema.get("$ref", "").endswith("/HTTPValidationError"))
+
+
+def _exemplify(path: str, operation: dict[str, Any]) -> None:
+    """Put the examples of an operation into its request and its answers."""
+    name = operation["operationId"]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        content["example"] = examples.REQUESTS[name]
+    for status, response in operation["responses"].items():
+        for kind, content in response.get("content", {}).items():
+            if kind == "application/problem+json":
+                code, refusal = examples.refusal(name, int(status), path)
+                content["examples"] = {code: {"value": refusal}}
+            else:
+                content["example"] = examples.ANSWERS[name, int(status)]
+
+
+def _exemplify_webhook(kind: str, operation: dict[str, Any]) -> None:
+    """Say of the body of a webhook which type it has, and show one."""
+    content = operation["requestBody"]["content"]["application/json"]
+    content["schema"] = {"allOf": [content["schema"]], "properties": {"type": {"const": kind}}}
+    content["example"] = examples.webhook(kind)
+
+
+if __name__ == "__main__":
+    main()

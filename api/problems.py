@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.errors import FieldError, InvalidParameters, ServiceError, Unauthenticated, Unavailable, problem
 from api.storage import StoreError
@@ -29,6 +30,10 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_reques
 """Codes for errors that the framework raises itself."""
 
 
+_LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_RETRY_LATER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "string"}}}
+
+
 class ProblemResponse(JSONResponse):
     """A problem document."""
 
@@ -36,13 +41,15 @@ class ProblemResponse(JSONResponse):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the entries that document these statuses in OpenAPI."""
+    """Return the entries that document these statuses in OpenAPI; whoever needs a key may make too many requests."""
+    limited = {HTTPStatus.TOO_MANY_REQUESTS.value} if HTTPStatus.UNAUTHORIZED in statuses else set()
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            **({"headers": _RETRY_LATER} if status in _LATER else {}),
         }
-        for status in statuses
+        for status in sorted({*statuses, *limited})
     }
 
 
@@ -107,7 +114,19 @@ def install(app: FastAPI) -> None:
             instance=request.url.path,
             request_id=current_request_id(),
         )
-        return ProblemResponse(document, status_code=error.status_code, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(request))
+        return ProblemResponse(document, status_code=error.status_code, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that a path has; the framework names only those of the first of its routes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches(dict(request.scope) | {"method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def validation_fields(errors: Sequence[Any]) -> list[FieldError]:

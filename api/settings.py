@@ -28,7 +28,7 @@ class DatabaseSettings(BaseSettings):
 
 
 class RedisSettings(BaseSettings):
-    """Where the hints go: REDIS_URL. The API only reports whether it answers."""
+    """Where the hints go: REDIS_URL. The API counts requests there, and works without."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_", frozen=True)
 
@@ -71,6 +71,16 @@ class WebhookSettings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+class RateSettings(BaseSettings):
+    """How many requests a key may make: RATE_LIMIT_REQUESTS in every RATE_LIMIT_WINDOW_S."""
+
+    model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_", frozen=True)
+
+    requests: int = Field(6000, ge=0)
+    """0 for any number."""
+    window_s: int = Field(60, ge=1, le=86_400)
+
+
 class ImageLimits(BaseSettings):
     """What is accepted as a picture: IMAGE_MAX_BYTES, IMAGE_MAX_PIXELS, IMAGE_MIN_SIDE_PX and so on."""
 
@@ -86,6 +96,16 @@ class ImageLimits(BaseSettings):
     """Submissions whose pictures are decoded at once; each may need some hundred megabytes. Others wait."""
     wait_s: float = Field(10, gt=0, le=60)
     """How long they wait before they are asked to come again."""
+
+
+class MetricsSettings(BaseSettings):
+    """Where Prometheus asks a process: METRICS_PORT, METRICS_HOST. Processes of one machine need ports of their own."""
+
+    model_config = SettingsConfigDict(env_prefix="METRICS_", frozen=True)
+
+    port: int | None = Field(None, ge=0, le=65535)
+    """None: nothing listens. 0: any free port, which the log names."""
+    host: str = "127.0.0.1"
 
 
 class ProcessSettings(BaseSettings):
@@ -141,6 +161,10 @@ class ApiSettings(ProcessSettings):
     """Most events that a stream begins with; older ones are told of as a gap."""
     key_cache_s: float = Field(5, ge=0)
     """How long a key that was found good is not looked up again: how late a revocation may take effect."""
+    dispatcher_retention_days: float = Field(30, gt=0)
+    """How long the dispatcher keeps an ended job that asked for no time of its own: here it is only told to callers."""
+    retention_max_days: int = Field(365, ge=1, le=3650)
+    """The longest time that a job may ask for."""
     log_level: str = "INFO"
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
@@ -148,6 +172,8 @@ class ApiSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    rates: RateSettings = Field(default_factory=RateSettings)
 
     @property
     def default_base_model(self) -> str:

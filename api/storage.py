@@ -12,6 +12,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -54,14 +55,19 @@ class StoreMisconfigured(StoreError):
     """The self-test found that the store does not keep what the service relies on."""
 
 
+def job_prefix(account_id: uuid.UUID, job_id: uuid.UUID) -> str:
+    """Return what the keys of all objects of a job begin with."""
+    return f"accounts/{account_id}/jobs/{job_id}/"
+
+
 def input_key(account_id: uuid.UUID, job_id: uuid.UUID, side: str, ordinal: int, sha256: str) -> str:
     """Return the key of a job's input picture."""
-    return f"accounts/{account_id}/jobs/{job_id}/inputs/{side}/{ordinal}-{sha256[:12]}.png"
+    return f"{job_prefix(account_id, job_id)}inputs/{side}/{ordinal}-{sha256[:12]}.png"
 
 
 def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
     """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
-    return f"accounts/{account_id}/jobs/{job_id}/{stage}/{attempt}/{filename}"
+    return f"{job_prefix(account_id, job_id)}{stage}/{attempt}/{filename}"
 
 
 def checkpoint_key(
@@ -200,7 +206,7 @@ class ObjectStore:
             at=datetime.now(UTC),
             lifetime_s=int(expires.total_seconds()),
             response={
-                "response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+                "response-content-disposition": _attachment(filename),
                 "response-content-type": content_type,
             },
         )
@@ -253,6 +259,12 @@ class ObjectStore:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") not in _BUCKET_EXISTS:
                 raise
+
+
+@lru_cache(maxsize=1024)
+def _attachment(filename: str) -> str:
+    """Have a browser save a file under its name."""
+    return f"attachment; filename*=UTF-8''{quote(filename)}"
 
 
 def _fetch(url: str) -> bytes | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from duolora.errors import InvalidLora, LayerGroupEmpty
-from duolora.grouped import GroupedFactors, GroupedLayer, side_span
+from duolora.grouped import GroupedFactors, GroupedLayer, are_side_by_side, side_span, through
 from duolora.joined import JoinedFactors
 from duolora.lora.weights import LoraLayer, LoraWeights
 
@@ -79,11 +79,16 @@ class RankSpaceLinear(nn.Module):
         rows_B = self._roles.rows_B
         if rows_B is None:
             raise RuntimeError("assign a role to every sample before running the model")
-        if self.grouped is not None and self._roles.span is not None and torch.is_grad_enabled():
-            return self.grouped(x_BTI, self.base, self._roles.span, anchor=next(iter(self.downs.values())))
+        if self.grouped is not None and self.span is not None:
+            return through([self.grouped], x_BTI, self.span)[0]
         # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
         masks_BR = self._masks(rows_B).to(x_BTI.dtype) if self._is_masked else None
         return self._joined_factors(x_BTI.dtype)(x_BTI, self.base, masks_BR)
+
+    @property
+    def span(self) -> slice | None:
+        """The sides that the samples of the present pass stand for, if the pass may take the short way."""
+        return self._roles.span if torch.is_grad_enabled() else None
 
     def _joined_factors(self, dtype: torch.dtype) -> JoinedFactors:
         """Join the factors of all sides along the rank axis; once for all passes while none of them learns."""
@@ -107,6 +112,19 @@ class RankSpaceLinear(nn.Module):
     def _is_masked(self) -> bool:
         """False when one side is alone in the whole adapter, so that its mask is all ones for every sample."""
         return self.learned_JR is not None or self.fixed_NR.shape[0] > 1
+
+
+def project(layers: Sequence[nn.Module], x_BTI: Tensor) -> Sequence[Tensor]:
+    """Return what every one of several linear layers makes of one input, (B, T, O) each.
+
+    Adapted layers of one module share their low-rank products where a training takes the short way.
+    """
+    adapted = [layer for layer in layers if isinstance(layer, RankSpaceLinear)]
+    grouped = [layer.grouped for layer in adapted if layer.grouped is not None]
+    span = adapted[0].span if len(grouped) == len(layers) and are_side_by_side(grouped) else None
+    if span is None:
+        return [layer(x_BTI) for layer in layers]
+    return through(grouped, x_BTI, span)
 
 
 def _frozen(factor: Tensor, device: torch.device) -> nn.Parameter:
@@ -220,10 +238,12 @@ class RankSpaceAdapter:
         if any(len(layer.ranks) < len(self.sides) or len(set(layer.ranks.values())) > 1 for layer in layers):
             return None
         members = []
-        for layer in layers:
-            downs, ups = dict(layer.downs.items()), dict(layer.ups.items())
-            layer.grouped = GroupedLayer.of(downs, ups, dtype)
-            members.append((layer.grouped, downs, ups))
+        for siblings in self._siblings():
+            factors = [(layer.base, dict(layer.downs.items()), dict(layer.ups.items())) for layer in siblings]
+            copies = GroupedLayer.side_by_side(factors, dtype)
+            for layer, grouped, (_, downs, ups) in zip(siblings, copies, factors, strict=True):
+                layer.grouped = grouped
+                members.append((grouped, downs, ups))
         return GroupedFactors(members)
 
     def takes_groups(self) -> bool:
@@ -280,6 +300,17 @@ class RankSpaceAdapter:
                 down_RI, up_OR = layer.downs[side][tenant, :rank], layer.ups[side][tenant, :, :rank]
                 layers[name] = LoraLayer(down_RI, up_OR, float(rank)).to(torch.float32)
         return LoraWeights(layers)
+
+    def _siblings(self) -> Iterable[Sequence[RankSpaceLinear]]:
+        """Return the layers by what may read one input: those of one module, width and rank, in the module's order."""
+        own = set(self.layers.values())
+        siblings: dict[tuple[nn.Module, int, int], list[RankSpaceLinear]] = {}
+        for parent in dict.fromkeys(parent for parent, _, _ in self._attached.values()):
+            for layer in parent.children():
+                if isinstance(layer, RankSpaceLinear) and layer in own:
+                    rank = next(iter(layer.ranks.values()))
+                    siblings.setdefault((parent, layer.base.in_features, rank), []).append(layer)
+        return siblings.values()
 
     def _place(self, model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Linear]:
         """Find where a layer hangs."""

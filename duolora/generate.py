@@ -17,7 +17,7 @@ from duolora.adapters import RankSpaceAdapter
 from duolora.errors import InvalidConfig, InvalidLora
 from duolora.events import Observer, Progress, Silent, advance
 from duolora.images import to_pictures
-from duolora.lora.carry import split
+from duolora.lora.carry import SplitLora, split
 from duolora.models.base import DiffusionBase, PromptEmbeddings
 from duolora.models.carried import applied
 from duolora.runtime import memory_errors
@@ -135,10 +135,11 @@ def starting_noise(base: DiffusionBase, config: GenerateConfig, seed: int | None
 
 
 class _Fixed:
-    """Plain LoRAs, one per tenant, the same at every step."""
+    """Plain LoRAs, one per tenant, the same at every step; one by itself is added to the weights if these stay put."""
 
     def __init__(self, loras: Sequence[LoraWeights], base: DiffusionBase) -> None:
-        halves = [split(lora) for lora in loras]
+        fuses = len(loras) == 1 and base.memory.fuses
+        halves = [SplitLora(None, lora) if fuses else split(lora) for lora in loras]
         self._base = base
         self._by_masks = [half.by_masks for half in halves]
         self._carried = [half.carried for half in halves]

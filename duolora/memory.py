@@ -73,6 +73,11 @@ class MemoryProfile:
         return not self.unet_gives_way
 
     @property
+    def fuses(self) -> bool:
+        """Whether a LoRA may be added to the U-Net's weights: they stay in place, as whole numbers of their dtype."""
+        return not self.unet_gives_way and not self.eight_bit_unet
+
+    @property
     def shares_passes(self) -> bool:
         """Whether several tenants may share a pass: not where passes are split or computed again."""
         return self.learns_at_once is None and self.predicts_at_once is None and not self.recomputes_training

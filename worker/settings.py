@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.settings import MIB, DatabaseSettings, ProcessSettings, RedisSettings, StoreSettings, WebhookSettings
+from api.settings import (
+    MIB,
+    DatabaseSettings,
+    MetricsSettings,
+    ProcessSettings,
+    RedisSettings,
+    StoreSettings,
+    WebhookSettings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,6 +157,7 @@ class DispatcherSettings(ProcessSettings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
 
 
 def usable_cores() -> int:

@@ -55,6 +55,7 @@ class Told:
     """An event as listeners hear it, written once for all of them."""
 
     id: int
+    type: str
     frame: bytes
     is_last: bool
     """Nothing can follow it."""
@@ -231,7 +232,8 @@ class EventHub:
         rows = await connection.execute(_NEWEST, (jobs, cursors, self._limit + 1))
         for number, event_id, kind, data, at in await rows.fetchall():
             place = number - 1
-            found[place].append(Told(event_id, _frame(jobs[place], event_id, kind, data, at), kind in TERMINAL_EVENTS))
+            frame = _frame(jobs[place], event_id, kind, data, at)
+            found[place].append(Told(event_id, kind, frame, kind in TERMINAL_EVENTS))
             newest[place] = event_id
         for place, mail in found.items():
             if len(mail) > self._limit:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from api.jobs.claimed import StoredArtifact
-from api.jobs.models import Artifact, Stage
+from api.jobs.models import Artifact, Job, Stage
 from api.jobs.states import StageState
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def find_reusable(session: Session, *, account_id: uuid.UUID, reuse_key: str) ->
     """Return the newest result of that key that the account has, None if there is none."""
     stage = session.scalars(
         select(Stage)
+        .join(Job, Job.id == Stage.job_id)
         .where(Stage.account_id == account_id, Stage.reuse_key == reuse_key, Stage.state == StageState.SUCCEEDED)
+        .where(Job.deletion_requested_at.is_(None))
         .order_by(Stage.finished_at.desc())
         .limit(1)
     ).first()

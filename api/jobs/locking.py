@@ -12,6 +12,7 @@ stage or a job.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, update
@@ -124,6 +125,7 @@ class LockedJob:
         data: dict[str, Any] = {}
         if state in TERMINAL_JOBS:
             job.finished_at = self.now
+            job.expires_at = None if job.retention_days is None else self.now + timedelta(days=job.retention_days)
         if state is JobState.FAILED and job.error is not None:
             data = {name: job.error[name] for name in ("code", "stage", "attempt") if name in job.error}
         record_event(self.session, job, STATE_EVENTS[state], now=self.now, data=data)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 
 from api.db import transaction
-from api.errors import NotFound
+from api.jobs import listing
 from api.jobs.models import Event, Job, LogLine, Stage, StageAttempt
 from api.jobs.schemas import AttemptPage, AttemptRead, LogLineRead, LogPage
 from api.jobs.states import TERMINAL_JOBS
@@ -107,15 +107,14 @@ class JobHistory:
             NotFound: there is none of that id, or it is somebody else's.
         """
         newest = select(func.max(Event.id)).where(Event.job_id == job_id).scalar_subquery()
-        query = select(Job.state, newest).where(Job.id == job_id, Job.account_id == caller.account_id)
+        query = select(Job.state, newest).where(Job.id == job_id)
         with transaction(self._sessions) as session:
-            row = session.execute(query).first()
-        if row is None:
-            raise NotFound(f"There is no job {job_id}.")
+            _require(session, caller, job_id)
+            row = session.execute(query).one()
         state, last = row
         return (last or 0) if state in TERMINAL_JOBS else None
 
 
 def _require(session: Session, caller: Caller, job_id: uuid.UUID) -> None:
-    if session.scalar(select(Job.id).where(Job.id == job_id, Job.account_id == caller.account_id)) is None:
-        raise NotFound(f"There is no job {job_id}.")
+    if not listing.is_there(session, account_id=caller.account_id, job_id=job_id):
+        raise listing.missing(session, account_id=caller.account_id, job_id=job_id)

@@ -74,6 +74,8 @@ class Job(Base):
         Index("ix_jobs_deadline", "deadline_at", postgresql_where=text("finished_at IS NULL")),
         Index("ix_jobs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
+        Index("ix_jobs_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        Index("ix_jobs_deletion", "deletion_requested_at", postgresql_where=text("deletion_requested_at IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
@@ -100,6 +102,12 @@ class Job(Base):
     """Since when its stages are to finish early, with what they have."""
     retry_of: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     """The ended job that this one tries once more, from its checkpoints."""
+    retention_days: Mapped[int | None]
+    """How long it is kept after its end; null for as long as the installation keeps jobs."""
+    expires_at: Mapped[datetime | None]
+    """When it is deleted, of an ended job with a time of its own."""
+    deletion_requested_at: Mapped[datetime | None]
+    """Since when it is gone for its owner. It is deleted as soon as that is possible."""
     error: Mapped[Document | None]
     """A problem document, the same shape as an HTTP error."""
     webhook_url: Mapped[str | None]
@@ -333,6 +341,23 @@ class LogLine(Base):
     """By the worker's clock."""
     level: Mapped[str]
     message: Mapped[str]
+
+
+class DeletedJob(Base):
+    """What remains of a job: the receipt of its deletion."""
+
+    __tablename__ = "deleted_jobs"
+    __table_args__ = (Index("ix_deleted_jobs_unswept", "deleted_at", postgresql_where=text("swept_at IS NULL")),)
+
+    job_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"), index=True)
+    requested_at: Mapped[datetime | None]
+    """Null if its time was over."""
+    deleted_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    erased: Mapped[Document]
+    """By category: `count` and `bytes`."""
+    swept_at: Mapped[datetime | None]
+    """When its place in the store was looked at once more, for what a worker wrote that had not heard of its end."""
 
 
 class Worker(Base):

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
-
 from api.errors import LeaseLost
 from api.identifiers import uuid7
+from api.jobs import listing
 from api.jobs.claimed import ClaimedStage, InputImage, Proof, StoredArtifact
 from api.jobs.claiming import Claimant, claim_stage
 from api.jobs.endings import (
@@ -153,7 +152,7 @@ def request_cancel(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID
     What no worker holds is canceled at once, so a queued job ends here; what runs is stopped by its worker, or by the
     reaper if that is dead. Asking again, or asking an ended job, changes nothing.
     """
-    if session.scalar(select(Job.id).where(Job.id == job_id, Job.account_id == account_id)) is None:
+    if not listing.is_there(session, account_id=account_id, job_id=job_id):
         return False
     locked = lock_job(session, job_id)
     job = locked.job

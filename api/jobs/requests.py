@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from api.errors import Conflict, NotFound
+from api.jobs import listing
 from api.jobs.event_types import EventType
 from api.jobs.events import record_event
 from api.jobs.locking import LockedJob, lock_job
@@ -99,7 +101,7 @@ def prepare_retry(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID)
         retry_of=job_id,
         fields={
             name: getattr(job, name)
-            for name in ("kind", "params", "params_version", "request", "priority", "webhook_url")
+            for name in ("kind", "params", "params_version", "request", "priority", "retention_days", "webhook_url")
         },
         deadline=None if job.deadline_at is None else job.deadline_at - job.created_at,
         stages=stages,
@@ -130,6 +132,9 @@ def _images(session: Session, job_id: uuid.UUID) -> list[dict[str, Any]]:
 
 
 def _lock(session: Session, account_id: uuid.UUID, job_id: uuid.UUID) -> LockedJob:
-    if session.scalar(select(Job.id).where(Job.id == job_id, Job.account_id == account_id)) is None:
-        raise NotFound(f"There is no job {job_id}.")
-    return lock_job(session, job_id)
+    if listing.is_there(session, account_id=account_id, job_id=job_id):
+        with suppress(NotFound):
+            locked = lock_job(session, job_id)
+            if locked.job.deletion_requested_at is None:  # also while this waited for the locks
+                return locked
+    raise listing.missing(session, account_id=account_id, job_id=job_id)

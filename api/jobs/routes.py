@@ -16,10 +16,12 @@ from api.deps import CallerDep, Services, ServicesDep
 from api.errors import NotFound
 from api.jobs import catalogue
 from api.jobs.form import openapi_body, received_form, to_submission
-from api.jobs.schemas import AttemptPage, JobPage, JobRead, LogPage, RecipePage
+from api.jobs.plan import JobKind
+from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
 from api.jobs.states import TERMINAL_JOBS, JobState
 from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
+from api.jobs.waiting import MAX_WAIT_S, is_known, read_wait, watch
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 
@@ -34,19 +36,54 @@ Key = Annotated[
     ),
 ]
 
+
+def _header(name: str, description: str, example: str) -> dict[str, Any]:
+    """Describe a field of a request that is read here by hand, which takes less time."""
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
+
+
+PREFER = _header(
+    "Prefer",
+    f"`wait=n`: answer after n seconds, at most {MAX_WAIT_S}, or sooner, once there is something to tell (RFC 7240). "
+    "The answer then has `Preference-Applied`.",
+    "wait=30",
+)
+IF_NONE_MATCH = _header(
+    "If-None-Match", "`ETag` of the document that is known.", 'W/"5d41402abc4b2a76b9719d911017c592"'
+)
+
+
+def _fields(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Describe fields of an answer."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in fields.items()}
+
+
+APPLIED = {"Preference-Applied": "`wait=n`, if the request asked for it by `Prefer`."}
 NEW_JOB: dict[str, Any] = {
     "description": "The job.",
-    "headers": {
-        name: {"description": description, "schema": {"type": "string"}}
-        for name, description in {
+    "headers": _fields(
+        {
             "Location": "The job's path.",
             "Retry-After": "Seconds after which to look at it.",
             "Idempotency-Expires": "Until when the key is known.",
             "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
-            "RateLimit-Policy": "The account's quotas of waiting jobs and stored bytes, if it has any.",
+            "RateLimit-Policy": "How many requests a key may make, and the account's quotas of waiting jobs and stored "
+            "bytes, if it has any.",
             "RateLimit": "What is left of them.",
-        }.items()
-    },
+        }
+    ),
+}
+ETAG = {
+    "ETag": "Weak. Another one as soon as anything of the document is another, but for what the clock alone changes: "
+    "estimates, places in the queue, times so far, links. While it holds, the links of a document that has it work for "
+    "at least half their lifetime."
 }
 
 
@@ -62,36 +99,69 @@ async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     summary="Submit a job",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses={202: NEW_JOB, **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503)},
-    openapi_extra=openapi_body(),
+    responses={
+        202: NEW_JOB | {"headers": NEW_JOB["headers"] | _fields(APPLIED)},
+        200: {
+            "model": JobRead,
+            "description": "The job has ended while its submitter waited.",
+            "headers": NEW_JOB["headers"] | _fields(APPLIED),
+        },
+        **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
+    },
+    openapi_extra=openapi_body() | {"parameters": [PREFER]},
 )
-def submit_job(
+async def submit_job(
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
+    *,
     form: Annotated[FormData, Depends(_form)],
     key: Key = None,
 ) -> Response:
-    """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on."""
-    submission = to_submission(
-        form,
-        origin=_origin(request, services),
-        traceparent=current_traceparent(),
-        idempotency_key=_key(request),
+    """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on.
+
+    With `Prefer: wait=n` the answer comes when the job has ended, or after n seconds with the job as it is then.
+    """
+
+    def submit() -> Accepted:
+        submission = to_submission(
+            form,
+            origin=_origin(request, services),
+            traceparent=current_traceparent(),
+            idempotency_key=_key(request),
+        )
+        return services.jobs.submit(caller, submission)
+
+    accepted = await run_in_threadpool(submit)
+    wait = read_wait(request.headers.getlist("prefer"))
+    if not wait.seconds:
+        return _json(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})
+    await watch(
+        lambda: services.reader.glance(caller, accepted.id),
+        hub=services.hub,
+        job_id=accepted.id,
+        seconds=wait.seconds,
+        is_enough=lambda seen: seen.has_ended,
     )
-    return _accepted(services.jobs.submit(caller, submission))
+    reading = await run_in_threadpool(services.reader.read, caller, accepted.id)
+    answer = _ending(reading.job, headers={**accepted.headers, **wait.headers()})
+    if answer.status_code == HTTPStatus.OK:
+        del answer.headers["Retry-After"]  # there is nothing to come again for
+    return answer
 
 
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs", responses=problem_responses(401, 422, 500, 503))
 def list_jobs(
     services: ServicesDep,
     caller: CallerDep,
+    *,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    state: Annotated[list[JobState], Query(description="Only jobs in this state; several may be given.")] = [],  # noqa: B006 - FastAPI copies it
+    kind: Annotated[list[JobKind], Query(description="Only jobs of this kind; several may be given.")] = [],  # noqa: B006
 ) -> JobPage:
     """List the caller's jobs, newest first."""
-    return services.jobs.page(caller, cursor=cursor, limit=limit, state=state)
+    return services.reader.page(caller, cursor=cursor, limit=limit, states=state, kinds=kind)
 
 
 @router.get(
@@ -99,11 +169,64 @@ def list_jobs(
     operation_id="read_job",
     summary="Read a job",
     response_model=JobRead,
-    responses=problem_responses(401, 404, 500, 503),
+    responses={
+        200: {"description": "The job.", "headers": _fields(ETAG | APPLIED)},
+        304: {"description": "It is as `If-None-Match` knows it.", "headers": _fields(ETAG | APPLIED)},
+        **problem_responses(401, 404, 410, 422, 500, 503),
+    },
+    openapi_extra={"parameters": [PREFER, IF_NONE_MATCH]},
 )
-def read_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
-    """Read where a job stands and, once it has succeeded, where its files are."""
-    return _json(services.jobs.read(caller, _job_id(job_id)).model_dump_json())
+async def read_job(
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    job_id: str,
+    *,
+    wait: Annotated[int | None, Query(ge=0, le=MAX_WAIT_S, description="As `Prefer: wait`, and before it.")] = None,
+) -> Response:
+    """Read where a job stands and, once it has succeeded, where its files are.
+
+    With a wait, the answer comes as soon as the job's state changes; with `If-None-Match`, as soon as anything of it is
+    not as known any more, and 304 if nothing is until then. A job that has ended is never waited for.
+    """
+    job = _job_id(job_id)
+    patience = read_wait(request.headers.getlist("prefer"), wait)
+    known = request.headers.getlist("if-none-match")
+    headers = {"Cache-Control": "private, no-cache", **patience.headers()}
+    if known or patience.seconds:
+        seen = await watch(
+            lambda: services.reader.glance(caller, job),
+            hub=services.hub,
+            job_id=job,
+            seconds=patience.seconds,
+            is_enough=(lambda seen: not is_known(seen.etag, known)) if known else None,
+        )
+        if is_known(seen.etag, known):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={**headers, "ETag": seen.etag})
+    reading = await run_in_threadpool(services.reader.read, caller, job)
+    return _json(reading.job.model_dump_json(), headers={**headers, "ETag": reading.etag})
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="delete_job",
+    summary="Delete a job",
+    response_model=DeletionRead,
+    responses={
+        200: {"description": "It is deleted: the receipt, the same whenever it is asked for."},
+        202: {"model": DeletionRead, "description": "It is gone for you, and the rest is deleted later."},
+        **problem_responses(401, 404, 409, 500, 503),
+    },
+)
+def delete_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+    """Delete a job that has ended, with its pictures, checkpoints, previews, results, logs, events and deliveries.
+
+    409 while it has not ended, and while a job that tries it again goes on from its checkpoints. What other jobs took
+    from it is theirs and stays. From then on every other request for it is answered with 410.
+    """
+    receipt = services.eraser.delete(caller, _job_id(job_id))
+    status = HTTPStatus.ACCEPTED if receipt.deleted_at is None else HTTPStatus.OK
+    return _json(receipt.model_dump_json(), status=status)
 
 
 @router.post(
@@ -112,7 +235,10 @@ def read_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     summary="Cancel a job",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses={200: {"model": JobRead, "description": "The job has ended."}, **problem_responses(401, 404, 500, 503)},
+    responses={
+        200: {"model": JobRead, "description": "The job has ended."},
+        **problem_responses(401, 404, 410, 500, 503),
+    },
 )
 def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     """Ask for a job to be given up: 202 while it is stopping, 200 once it has ended. Asking again changes nothing."""
@@ -127,7 +253,7 @@ def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Respons
     response_model=JobRead,
     responses={
         200: {"model": JobRead, "description": "The job has ended."},
-        **problem_responses(401, 404, 409, 500, 503),
+        **problem_responses(401, 404, 409, 410, 500, 503),
     },
 )
 def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
@@ -144,7 +270,7 @@ def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     summary="Try a job again",
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
-    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 422, 429, 500, 503)},
+    responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 410, 422, 429, 500, 503)},
 )
 def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: str, key: Key = None) -> Response:
     """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.
@@ -170,7 +296,7 @@ def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id
     responses={
         200: {"description": "Events as they happen.", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
         204: {"description": "The job has ended, and nothing happened after that event: do not ask again."},
-        **problem_responses(400, 401, 404, 422, 500, 503),
+        **problem_responses(400, 401, 404, 410, 422, 500, 503),
     },
 )
 async def stream_events(
@@ -198,7 +324,7 @@ async def stream_events(
     "/jobs/{job_id}/logs",
     operation_id="read_logs",
     summary="Read a job's log",
-    responses=problem_responses(401, 404, 422, 500, 503),
+    responses=problem_responses(401, 404, 410, 422, 500, 503),
 )
 def read_logs(
     services: ServicesDep,
@@ -218,7 +344,7 @@ def read_logs(
     "/jobs/{job_id}/attempts",
     operation_id="list_attempts",
     summary="List the attempts at a job's stages",
-    responses=problem_responses(401, 404, 500, 503),
+    responses=problem_responses(401, 404, 410, 500, 503),
 )
 def list_attempts(services: ServicesDep, caller: CallerDep, job_id: str) -> AttemptPage:
     """List which worker tried which stage when, from where, and how it ended."""
@@ -243,9 +369,9 @@ def _accepted(answer: Accepted) -> Response:
     return _json(answer.body, status=answer.status, headers=answer.headers)
 
 
-def _ending(job: JobRead) -> Response:
+def _ending(job: JobRead, headers: Mapping[str, str] | None = None) -> Response:
     status = HTTPStatus.OK if job.state in TERMINAL_JOBS else HTTPStatus.ACCEPTED
-    return _json(job.model_dump_json(), status=status)
+    return _json(job.model_dump_json(), status=status, headers=headers)
 
 
 def _json(body: str, *, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:

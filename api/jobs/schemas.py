@@ -58,6 +58,13 @@ class JobParams(Wire):
         description="So long after the submission the job ends: `expired` if it has not started, else `failed` with "
         "`deadline_exceeded`.",
     )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="So long after its end the job is deleted with everything it has, within the installation's bound. "
+        "Left out, it is kept as long as this installation keeps jobs.",
+    )
     webhook_url: str | None = Field(None, description="Told when the job ends, by a signed Standard Webhook.")
     webhook_events: list[str] | None = Field(
         None,
@@ -190,6 +197,9 @@ class JobSummary(Wire):
     started_at: datetime | None
     finished_at: datetime | None
     deadline_at: datetime | None
+    expires_at: datetime | None = Field(
+        description="Once it has ended: when it is deleted with everything it has, if not before on request."
+    )
     cancel_requested_at: datetime | None
     stop_requested_at: datetime | None
     retry_of: uuid.UUID | None = Field(description="The ended job that this one tries again, from its checkpoints.")
@@ -214,7 +224,38 @@ class JobPage(Wire):
     items: list[JobSummary]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. Null at the end.")
     limit: int
-    state: JobState | None = Field(description="The filter that was applied.")
+    state: list[JobState] = Field(description="The filter that was applied; empty for none.")
+    kind: list[JobKind] = Field(description="Likewise.")
+
+
+class Tally(Wire):
+    """How much there was of something."""
+
+    count: int
+    bytes: int
+
+
+class Erased(Wire):
+    """What was deleted with a job, by its records; remains of attempts that came to nothing go uncounted."""
+
+    inputs: Tally = Field(description="Pictures that came with the job.")
+    checkpoints: Tally = Field(description="Files of checkpoints that were kept at last.")
+    previews: Tally = Field(description="Results that are pictures.")
+    artifacts: Tally = Field(description="All other results.")
+    logs: Tally = Field(description="Lines, and the bytes of their text.")
+
+
+class DeletionRead(Wire):
+    """The receipt of a job's deletion."""
+
+    id: uuid.UUID
+    state: Literal["deleting", "deleted"] = Field(
+        description="`deleting`: the object store does not answer; the rest is done later, and nothing need be done."
+    )
+    cause: Literal["request", "expiry"]
+    requested_at: datetime | None
+    deleted_at: datetime | None = Field(description="When nothing was left of it. Null until then.")
+    erased: Erased = Field(description="What is deleted.")
 
 
 class LogLineRead(Wire):

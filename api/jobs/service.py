@@ -1,4 +1,4 @@
-"""What happens to jobs on request: submit, read, list, cancel, stop, try again.
+"""What happens to jobs on request: submit, cancel, stop, try again.
 
 Each call writes in one transaction, and never holds one while it talks to the store.
 """
@@ -8,26 +8,24 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from email.utils import format_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from api import idempotency
 from api.accounts import quotas
-from api.db import reading, transaction
-from api.errors import FieldError, InvalidParameters, NotFound
+from api.db import transaction
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
-from api.jobs import images, listing, repository, requests, view, wishes
+from api.jobs import images, listing, repository, requests, wishes
 from api.jobs.locking import instant
 from api.jobs.models import Job
 from api.jobs.plan import plan
-from api.jobs.queue import Lookout
-from api.jobs.schemas import JobPage
+from api.jobs.reading import JobReader
 from api.jobs.submission import Darkroom, Submission, Upload, check
 from api.storage import ObjectMissing, StoreError
 from api.webhooks import repository as webhooks
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from sqlalchemy import Connection
     from sqlalchemy.orm import Session, sessionmaker
 
     from api.accounts.service import Caller
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from api.jobs.queue import Outlook
     from api.jobs.requests import Retry
     from api.jobs.schemas import JobParams, JobRead
-    from api.jobs.states import JobState
     from api.settings import ApiSettings
     from api.storage import ObjectStore
     from duolora.config import PersonalizeConfig
@@ -88,16 +84,14 @@ class JobService:
     def __init__(self, settings: ApiSettings, sessions: sessionmaker[Session], store: ObjectStore) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._reading = reading(sessions)
         self._store = store
         self._darkroom = Darkroom(settings.images)
-        self._lookout = Lookout(sessions)
+        self.reader = JobReader(settings, sessions, store)
         self._ledger = Ledger(
             sessions,
             keeps=timedelta(seconds=settings.idempotency_ttl_s),
             locks=timedelta(seconds=settings.idempotency_lock_s),
         )
-        self._link_lifetime = timedelta(seconds=settings.artifact_url_lifetime_s)
 
     def submit(self, caller: Caller, submission: Submission) -> Accepted:
         """Check everything, store the pictures, write the job; a refusal or a failure leaves nothing behind.
@@ -117,57 +111,17 @@ class JobService:
         with self._ledger.once(caller.account_id, submission.idempotency_key, mark) as entry:
             return _again(entry) if isinstance(entry, Replay) else self._submit(caller, params, submission, entry)
 
-    def read(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
-        """Return a job of the caller's.
-
-        Raises:
-            NotFound: there is none of that id, or it is somebody else's.
-        """
-        outlook = self._lookout.outlook()
-        try:
-            with self._reading.connect() as connection:
-                return self._describe(connection, caller, job_id, outlook)
-        except OperationalError as error:
-            if not error.connection_invalidated:
-                raise
-        with self._reading.connect() as connection:  # the database was restarted a moment ago
-            return self._describe(connection, caller, job_id, outlook)
-
-    def page(self, caller: Caller, *, cursor: str | None, limit: int, state: JobState | None) -> JobPage:
-        """Return a page of the caller's jobs, newest first.
-
-        Raises:
-            InvalidParameters: the cursor is none of ours.
-        """
-        try:
-            after = None if cursor is None else listing.Cursor.decode(cursor)
-        except listing.InvalidCursor as error:
-            detail = "pass next_cursor of the page before, unchanged, or leave it out"
-            raise InvalidParameters(errors=[FieldError(pointer="/cursor", detail=detail, code="invalid")]) from error
-        outlook = self._lookout.outlook()
-        with transaction(self._sessions) as session:
-            jobs, following = listing.list_jobs(
-                session, account_id=caller.account_id, after=after, limit=limit, state=state
-            )
-        now = datetime.now(UTC)
-        return JobPage(
-            items=[view.summarize(job, now, outlook) for job in jobs],
-            next_cursor=None if following is None else following.encode(),
-            limit=limit,
-            state=state,
-        )
-
     def cancel(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
         """Ask for a job to be given up. Asking again changes nothing.
 
         Raises:
             NotFound: there is none of that id, or it is somebody else's.
         """
-        outlook = self._lookout.outlook()
+        outlook = self.reader.outlook()
         with transaction(self._sessions) as session:
             if not repository.request_cancel(session, account_id=caller.account_id, job_id=job_id):
-                raise NotFound(f"There is no job {job_id}.")
-            return self._describe(session, caller, job_id, outlook)
+                raise listing.missing(session, account_id=caller.account_id, job_id=job_id)
+            return self.reader.describe(session, caller, job_id, outlook).job
 
     def stop(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
         """Ask for a job to end early, with what it has. Asking again changes nothing.
@@ -176,10 +130,10 @@ class JobService:
             NotFound: there is none of that id, or it is somebody else's.
             Conflict: there is nothing to be merged yet.
         """
-        outlook = self._lookout.outlook()
+        outlook = self.reader.outlook()
         with transaction(self._sessions) as session:
             requests.request_stop(session, account_id=caller.account_id, job_id=job_id)
-            return self._describe(session, caller, job_id, outlook)
+            return self.reader.describe(session, caller, job_id, outlook).job
 
     def retry(
         self, caller: Caller, job_id: uuid.UUID, *, origin: str, traceparent: str | None, key: str | None
@@ -205,7 +159,7 @@ class JobService:
                 **found.fields | {"priority": min(found.fields["priority"], caller.max_priority), "retry_of": job_id},
                 id=fresh_id,
                 account_id=caller.account_id,
-                self_url=origin.rstrip("/") + view.self_path(fresh_id),
+                self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
             )
             job.images = found.rows(caller.account_id, fresh_id)
@@ -215,7 +169,7 @@ class JobService:
 
     def _submit(self, caller: Caller, params: JobParams, submission: Submission, entry: Fresh | None) -> Accepted:
         config = wishes.resolve(params, self._settings.base_models, self._settings.default_base_model)
-        check(submission, params, caller, self._settings.webhooks.allow_cidrs)
+        check(submission, params, caller, self._settings)
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), params, config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
@@ -241,7 +195,7 @@ class JobService:
     ) -> Accepted:
         """Store the pictures, from files or from another job's, and write the job; or leave nothing of either."""
         job_id, keys = order.job.id, [row.key for row in order.job.images]
-        outlook = self._lookout.outlook()
+        outlook = self.reader.outlook()
         try:
             self._store.put_files(files or {}, images.CONTENT_TYPE)
             for source, target in (copies or {}).items():
@@ -288,7 +242,7 @@ class JobService:
         return self._accept(session, caller, job.id, entry, outlook, headers=used.headers())
 
     def _accept_existing(self, caller: Caller, job_id: uuid.UUID, entry: Fresh | None) -> Accepted:
-        outlook = self._lookout.outlook()
+        outlook = self.reader.outlook()
         with transaction(self._sessions) as session:
             return self._accept(session, caller, job_id, entry, outlook)
 
@@ -302,19 +256,13 @@ class JobService:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> Accepted:
-        body = self._describe(session, caller, job_id, outlook).model_dump_json()
+        body = self.reader.describe(session, caller, job_id, outlook).job.model_dump_json()
         accepted = Accepted(id=job_id, body=body, headers=_headers(job_id, entry) | dict(headers or {}))
         if entry is not None:
             idempotency.complete(
-                session, entry, job_id=job_id, status=accepted.status, body=body, location=view.self_path(job_id)
+                session, entry, job_id=job_id, status=accepted.status, body=body, location=listing.path(job_id)
             )
         return accepted
-
-    def _describe(self, session: Session | Connection, caller: Caller, job_id: uuid.UUID, outlook: Outlook) -> JobRead:
-        job = listing.read_job(session, account_id=caller.account_id, job_id=job_id)
-        if job is None:
-            raise NotFound(f"There is no job {job_id}.")
-        return view.describe(job, self._store, outlook, link_lifetime=self._link_lifetime)
 
     def _discard(self, job_id: uuid.UUID, keys: list[str]) -> None:
         """Delete the pictures of a job that was not written.
@@ -339,7 +287,7 @@ class _TriedAlready(Exception):
 
 
 def _headers(job_id: uuid.UUID, entry: Fresh | Replay | None) -> dict[str, str]:
-    headers = {"Location": view.self_path(job_id), "Retry-After": str(RETRY_AFTER_S)}
+    headers = {"Location": listing.path(job_id), "Retry-After": str(RETRY_AFTER_S)}
     if entry is not None:
         headers["Idempotency-Expires"] = format_datetime(entry.expires_at, usegmt=True)
     return headers
@@ -362,7 +310,8 @@ def _job(
         params_version=SCHEMA_VERSION,
         request=wished,
         priority=params.priority,
+        retention_days=params.retention_days,
         webhook_url=params.webhook_url,
-        self_url=submission.origin.rstrip("/") + view.self_path(job_id),
+        self_url=submission.origin.rstrip("/") + listing.path(job_id),
         traceparent=submission.traceparent,
     )

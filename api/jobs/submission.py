@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from api.accounts.service import Caller
     from api.jobs.images import CleanImage
     from api.jobs.schemas import JobParams
-    from api.settings import ImageLimits, Network
+    from api.settings import ApiSettings, ImageLimits
 
 
 _CHUNK_BYTES = 1024 * 1024
@@ -142,15 +142,16 @@ class Darkroom:
         return cleaned
 
 
-def check(submission: Submission, params: JobParams, caller: Caller, allow_cidrs: Sequence[Network]) -> None:
-    """Refuse what the configuration does not know of: numbers of files, captions, priority, webhook.
+def check(submission: Submission, params: JobParams, caller: Caller, settings: ApiSettings) -> None:
+    """Refuse what the configuration does not know of: numbers of files, captions, priority, retention, webhook.
 
     Raises:
         InvalidParameters: all of it at once.
     """
     errors = [
-        *wishes.check_webhook(params, allow_cidrs),
+        *wishes.check_webhook(params, settings.webhooks.allow_cidrs),
         *wishes.check_priority(params.priority, caller.max_priority),
+        *wishes.check_retention(params.retention_days, settings.retention_max_days),
         *wishes.check_captions("content", params.content_captions, len(submission.content)),
         *wishes.check_captions("style", params.style_captions, len(submission.style)),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from api.jobs import listing
 from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
@@ -30,21 +31,18 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
 
 
-def self_path(job_id: object) -> str:
-    """Return the path of a job."""
-    return f"/jobs/{job_id}"
+def summarize(job: JobRecord, now: datetime, outlook: Outlook, *, retention: timedelta) -> JobSummary:
+    """Describe a job for a list; `retention` is how long a job is kept that has no time of its own."""
+    return JobSummary(**_summary(job, now, outlook, retention))
 
 
-def summarize(job: JobRecord, now: datetime, outlook: Outlook) -> JobSummary:
-    """Describe a job for a list."""
-    return JobSummary(**_summary(job, now, outlook))
-
-
-def describe(job: FullJobRecord, store: ObjectStore, outlook: Outlook, *, link_lifetime: timedelta) -> JobRead:
+def describe(
+    job: FullJobRecord, store: ObjectStore, outlook: Outlook, *, link_lifetime: timedelta, retention: timedelta
+) -> JobRead:
     """Describe a job in full. Links are minted here, at reading time."""
     now = datetime.now(UTC)
     return JobRead(
-        **_summary(job, now, outlook),
+        **_summary(job, now, outlook, retention),
         stages=[_stage(stage, now) for stage in job.stages],
         timings=_timings(job, now),
         params=job.params,
@@ -55,9 +53,9 @@ def describe(job: FullJobRecord, store: ObjectStore, outlook: Outlook, *, link_l
     )
 
 
-def _summary(job: JobRecord, now: datetime, outlook: Outlook) -> dict[str, Any]:
+def _summary(job: JobRecord, now: datetime, outlook: Outlook, retention: timedelta) -> dict[str, Any]:
     progress = _progress(job, now, outlook)
-    path = self_path(job.id)
+    path = listing.path(job.id)
     return {
         "id": job.id,
         "kind": job.kind,
@@ -70,6 +68,7 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "deadline_at": job.deadline_at,
+        "expires_at": job.expires_at or (None if job.finished_at is None else job.finished_at + retention),
         "cancel_requested_at": job.cancel_requested_at,
         "stop_requested_at": job.stop_requested_at,
         "retry_of": job.retry_of,

@@ -112,6 +112,14 @@ def check_priority(priority: int, highest: int) -> list[FieldError]:
     return [FieldError(pointer=f"{ROOT}/priority", detail=detail, code="priority_too_high")]
 
 
+def check_retention(days: int | None, most: int) -> list[FieldError]:
+    """Return what is wrong with the time that a job is to be kept."""
+    if days is None or days <= most:
+        return []
+    detail = f"jobs are kept for {most} days at most here; ask for fewer"
+    return [FieldError(pointer=f"{ROOT}/retention_days", detail=detail, code="too_long")]
+
+
 def check_captions(side: str, captions: Sequence[str] | None, pictures: int) -> list[FieldError]:
     """Return what is wrong with the number of captions of one side."""
     if captions is None or len(captions) <= pictures:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
 
 from api.deps import CallerDep, ServicesDep
-from api.errors import NotFound, TooLarge
+from api.errors import NotFound, TooLarge, UnsupportedMedia
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 from api.webhooks.models import DeliveryState
@@ -45,6 +45,8 @@ class SmallDocuments(APIRoute):
                 body += chunk
                 if len(body) > MAX_DOCUMENT_BYTES:
                     raise TooLarge(f"At most {MAX_DOCUMENT_BYTES} bytes are read here.")
+            if body and self.body_field is not None and not _is_json(request):
+                raise UnsupportedMedia("Send a JSON document as application/json.")
 
             async def receive() -> dict[str, Any]:
                 return {"type": "http.request", "body": body, "more_body": False}
@@ -52,6 +54,11 @@ class SmallDocuments(APIRoute):
             return await handle(Request(request.scope, receive))
 
         return bounded
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 router = APIRouter(tags=["webhooks"], route_class=SmallDocuments)
@@ -62,7 +69,7 @@ router = APIRouter(tags=["webhooks"], route_class=SmallDocuments)
     operation_id="create_webhook",
     summary="Have a server told of jobs",
     status_code=HTTPStatus.CREATED,
-    responses=problem_responses(401, 409, 413, 422, 500, 503),
+    responses=problem_responses(401, 409, 413, 415, 422, 500, 503),
 )
 def create_webhook(
     response: Response, services: ServicesDep, caller: CallerDep, wish: EndpointCreate
@@ -126,7 +133,7 @@ def read_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) -> E
     "/webhooks/{webhook_id}",
     operation_id="change_webhook",
     summary="Change a webhook",
-    responses=problem_responses(401, 404, 413, 422, 500, 503),
+    responses=problem_responses(401, 404, 413, 415, 422, 500, 503),
 )
 def change_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str, wish: EndpointPatch) -> EndpointRead:
     """Change its URL, what it is told of, its description, or whether it is told at all."""
@@ -160,7 +167,7 @@ def enable_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) ->
     "/webhooks/{webhook_id}/rotate",
     operation_id="rotate_webhook_secret",
     summary="Change a webhook's secret",
-    responses=problem_responses(401, 404, 413, 422, 500, 503),
+    responses=problem_responses(401, 404, 413, 415, 422, 500, 503),
 )
 def rotate_webhook_secret(
     services: ServicesDep, caller: CallerDep, webhook_id: str, wish: SecretRotation | None = None

@@ -21,7 +21,7 @@ INTERRUPTED = 130
 """Exit status of a shell command that was interrupted."""
 
 UP_TEXT = """\
-Start Postgres, Valkey, an S3 server, the API, the dispatcher and one worker, and keep them running until Ctrl-C.
+Start Postgres, Valkey, an S3 server, the API, the dispatcher and workers, and keep them running until Ctrl-C.
 
 Everything is kept in one folder: --data, or DUOLORA_DATA, or $XDG_DATA_HOME/duolora, which is ~/.local/share/duolora
 unless set otherwise. In it: postgres/ (rows), objects/ (pictures and results), logs/ (one per process), secrets.json
@@ -31,6 +31,9 @@ unless set otherwise. In it: postgres/ (rows), objects/ (pictures and results), 
 DATABASE_URL, REDIS_URL or S3_ENDPOINT (with S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY) in the environment
 replace the embedded server. Run as root where user namespaces are blocked, Postgres runs as `nobody`, and its files go
 to /var/lib/duolora when that user cannot enter the data folder.
+
+Every NVIDIA GPU gets a worker of its own; CUDA_VISIBLE_DEVICES chooses among them. A machine without one gets one
+worker, or as many as --workers says, which then share the cores.
 """
 
 
@@ -49,6 +52,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="offer a base model: a folder, a single-file checkpoint or a Hugging Face id; may be repeated, "
         "the first is the default of jobs that name none (default tiny=tiny)",
     )
+    up.add_argument("--workers", type=int, metavar="N", help="how many (default: one on each GPU, at least one)")
     up.set_defaults(run=_up)
     demo = commands.add_parser(
         "demo",
@@ -79,7 +83,7 @@ def _up(arguments: argparse.Namespace) -> int:
         if arguments.base:
             environment["BASE_MODELS"] = json.dumps(dict(arguments.base))
         data: Path = arguments.data or default_data_folder()
-        with Stack(data, environment=environment, port=arguments.port) as stack:
+        with Stack(data, environment=environment, port=arguments.port, workers=arguments.workers) as stack:
             print(f"DuoLoRA is up after {time.monotonic() - began:.1f} s. Ctrl-C stops it.\n")
             print(f"  API      {stack.api_url}  (described by /openapi.json)")
             print(f"  API key  {stack.owner.api_key}")

@@ -1,4 +1,4 @@
-"""The embedded stack: Postgres, Valkey, an S3 server, API, dispatcher and one worker, started and stopped as one.
+"""The embedded stack: Postgres, Valkey, an S3 server, API, dispatcher and workers, started and stopped as one.
 
 Each server gives way to one of the caller's own when its URL is in the environment: DATABASE_URL, REDIS_URL,
 S3_ENDPOINT (with S3_BUCKET, S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY).
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 import migrations
+from deploy.local.cards import cards, worker_environments
 from deploy.local.data_folder import FolderLock, Secrets, write_private
 from deploy.local.object_store import ObjectStoreServer
 from deploy.local.owner import owner_key
@@ -45,9 +46,18 @@ class Stack:
         environment: What the services inherit; a URL in it replaces the embedded server.
         port: Of the API on the loopback interface; 0 for any free one.
         durable: False trades crash safety of the database for speed; for the demo and tests.
+        workers: How many; None for one on each GPU, one where there is none.
     """
 
-    def __init__(self, data: Path, *, environment: Mapping[str, str], port: int = 0, durable: bool = True) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        environment: Mapping[str, str],
+        port: int = 0,
+        durable: bool = True,
+        workers: int | None = None,
+    ) -> None:
         self.data = data.absolute()
         self.env: dict[str, str] = {
             "PYTHONUNBUFFERED": "1",
@@ -56,6 +66,7 @@ class Stack:
         }
         self._port = port
         self._durable = durable
+        self._of_workers = worker_environments(self.env, cards(self.env), workers)
         self._children: list[Child] = []
         self._cleanup = ExitStack()
         self._owner: OwnerKey | None = None
@@ -92,7 +103,7 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Start everything in order and wait until the API is ready. The worker may still be loading its model then.
+        """Start everything in order and wait until the API is ready. Workers may still be loading their model then.
 
         Raises:
             LocalStackError: the folder is in use, or a part did not start; whatever had started is stopped again.
@@ -163,7 +174,9 @@ class Stack:
         address = {"HOST": LOOPBACK, "PORT": str(self._port)}
         api = self._service("api", "api", env=self.env | address)
         self._service("dispatcher", "worker.dispatcher", env=self.env)
-        self._service("worker", "worker", env=self.env, grace_s=WORKER_GRACE_S)
+        for index, own in enumerate(self._of_workers):
+            name = "worker" if index == 0 else f"worker-{index + 1}"
+            self._service(name, "worker", env=self.env | own, grace_s=WORKER_GRACE_S)
         api.wait_ready(self._api_is_ready, API_TIMEOUT_S)
 
     def _write_environment(self) -> None:

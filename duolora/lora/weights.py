@@ -90,14 +90,14 @@ class LoraLayer:
         """Count of the numbers in both factors."""
         return self.down_RI.numel() + self.up_OR.numel()
 
-    def delta_OI(self) -> Tensor:
-        """Change of the layer's weight as a matrix, (O, I), float32 at least."""
+    def delta_OI(self, device: torch.device | None = None) -> Tensor:
+        """Change of the layer's weight as a matrix, (O, I), float32 at least; worked out on a device, None: its own."""
         dtype = torch.promote_types(self.up_OR.dtype, torch.float32)
-        return self.scale * (self.up_OR.to(dtype) @ self.down_RI.to(dtype))
+        return self.scale * (self.up_OR.to(device=device, dtype=dtype) @ self.down_RI.to(device=device, dtype=dtype))
 
-    def delta_weight(self) -> Tensor:
-        """Change of the layer's weight in the weight's own shape, float32 at least."""
-        return self.delta_OI().reshape(self.weight_shape)
+    def delta_weight(self, device: torch.device | None = None) -> Tensor:
+        """Change of the layer's weight in the weight's own shape, otherwise as `delta_OI`."""
+        return self.delta_OI(device).reshape(self.weight_shape)
 
     def file_factors(self) -> tuple[Tensor, Tensor]:
         """Return down and up as files hold them: with four dimensions for a convolution."""

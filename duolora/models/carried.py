@@ -1,7 +1,8 @@
-"""Sampling with what a LoRA carries beside its transformer layers: convolutions and text encoders.
+"""Sampling with a LoRA added to the weights: what is the same for every sample of a pass need not be worked out in it.
 
-The rank-space adapter serves linear layers of the U-Net per sample. The rest is the same for every sample of a pass, so
-it is added to the weights for as long as it is needed, and the very same tensors are put back.
+The rank-space adapter serves linear layers of the U-Net's transformers per sample. Convolutions and text encoders, and
+all layers where one LoRA is sampled by itself, are added to the weights for as long as they are needed, and the very
+same tensors are put back.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def applied(base: DiffusionBase, lora: LoraWeights | None) -> Iterator[None]:
     try:
         with torch.no_grad():
             for (_, module), layer in places:
-                delta = layer.delta_weight().to(module.weight.device)
+                delta = layer.delta_weight(module.weight.device)
                 changed = (module.weight.to(delta.dtype) + delta).to(module.weight.dtype)
                 module.weight = nn.Parameter(changed, requires_grad=False)
         yield

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def fuse(unet: nn.Module, device: torch.device) -> None:
-    """Replace gated units, and group normalisations with the SiLU behind them; on CUDA with Triton only."""
+    """Replace gated units, and normalisations with what stands around them; on CUDA with Triton only."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return
     from duolora.kernels.geglu import geglu  # noqa: PLC0415 - needs Triton
 
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     keep_order(unet)
+    fuse_blocks(unet)
     for module in unet.modules():
         if isinstance(module, GEGLU):
             module.forward = partial(_gated, module, geglu)
@@ -48,6 +50,16 @@ def fuse(unet: nn.Module, device: torch.device) -> None:
         unet.conv_act = nn.Identity()
 
 
+def fuse_blocks(unet: nn.Module) -> None:
+    """Let transformer blocks add and normalise in one kernel, where layer norms and additions are all there is.
+
+    Needs Triton, and a CUDA device or its interpreter. Hooks of the normalisations are not called.
+    """
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock) and _is_plain(module):
+            module.forward = partial(_through_block, module)
+
+
 class _SiluOfTheEmbedding(nn.Module):
     """SiLU of a time embedding; pictures come here from a normalisation that has applied it."""
 
@@ -60,6 +72,52 @@ def _gated(module: nn.Module, geglu: Callable[[Tensor], Tensor], hidden_states: 
     """Do what diffusers' `GEGLU.forward` does; its projection may be an adapted one by now."""
     projected: Tensor = module.proj(hidden_states)  # type: ignore[operator]
     return geglu(projected)
+
+
+def _is_plain(block: BasicTransformerBlock) -> bool:
+    """Say whether a block is attention to itself, attention to the prompt and a feed-forward net, each after a norm."""
+    norms = (block.norm1, block.norm2, block.norm3)
+    return (
+        block.norm_type == "layer_norm"
+        and block.attn2 is not None
+        and block.pos_embed is None
+        and not block.only_cross_attention
+        and all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
+    )
+
+
+def _through_block(  # noqa: PLR0917 - in diffusers' order
+    block: BasicTransformerBlock,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    timestep: Tensor | None = None,
+    cross_attention_kwargs: dict[str, Any] | None = None,
+    *labels: Any,  # noqa: ANN401 - whatever diffusers hands on
+    **others: Any,  # noqa: ANN401
+) -> Tensor:
+    """Do what a plain block's forward does, (B, T, D); whatever is called with more goes diffusers' way."""
+    if cross_attention_kwargs or hidden_states.ndim != 3 or block._chunk_size is not None:  # noqa: SLF001
+        masks = (attention_mask, encoder_hidden_states, encoder_attention_mask)
+        usual: Tensor = BasicTransformerBlock.forward(
+            block, hidden_states, *masks, timestep, cross_attention_kwargs, *labels, **others
+        )
+        return usual
+    hidden, normed = _added_and_normed(None, hidden_states, block.norm1)
+    attended = block.attn1(normed, attention_mask=attention_mask)
+    hidden, normed = _added_and_normed(attended, hidden, block.norm2)
+    attended = block.attn2(normed, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
+    hidden, normed = _added_and_normed(attended, hidden, block.norm3)
+    out: Tensor = block.ff(normed) + hidden
+    return out
+
+
+def _added_and_normed(branch: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Return the sum, to go on with in the residual's place, and what the normalisation makes of it."""
+    from duolora.kernels.layer_norm import added_norm  # noqa: PLC0415 - needs Triton
+
+    return added_norm(branch, residual, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _fuse_norm(norm: nn.GroupNorm, *, silu: bool) -> None:

@@ -13,6 +13,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch.nn import functional
 
+from duolora.adapters import project
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -51,13 +53,11 @@ class PlainAttention:
         if attention_mask is not None or hidden_states.ndim != 3:
             usual: Tensor = self._usual(attn, hidden_states, encoder_hidden_states, attention_mask, **others)
             return usual
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-
-        def heads(projected: Tensor) -> Tensor:
-            of_heads: Tensor = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            return of_heads
-
-        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(seen)), heads(attn.to_v(seen))
+        if encoder_hidden_states is None:
+            projected = project((attn.to_q, attn.to_k, attn.to_v), hidden_states)
+        else:
+            projected = (attn.to_q(hidden_states), *project((attn.to_k, attn.to_v), encoder_hidden_states))
+        query, key, value = (each.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for each in projected)
         attended = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
         return out

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005_shared_passes"
+down_revision = "0004_deleted_jobs"
 branch_labels = None
 depends_on = None
 

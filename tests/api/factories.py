@@ -39,6 +39,9 @@ class Caller:
     def post(self, path, **options):
         return self._http.post(path, headers=self._headers(options), **options)
 
+    def request(self, method, path, **options):
+        return self._http.request(method, path, headers=self._headers(options), **options)
+
     def submit(self, content=None, style=None, params=None, **options):
         """Send a job; pictures are bytes."""
         content, style = [png()] if content is None else content, [png()] if style is None else style

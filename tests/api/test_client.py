@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -277,6 +279,55 @@ def test_waiting_may_be_bounded(client, pictures):
     client.cancel(job.id)
 
 
+def test_while_it_waits_it_asks_only_when_something_has_changed(client, pictures, sessions, objects, monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 3600.0)  # it would never come back from a look too many
+    job = submit(client, pictures)
+    asked, seen = [], []
+    client._api.event_hooks["request"].append(lambda request: asked.append(request.headers))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.wait, job.id, on_progress=lambda now: seen.append(now.state), timeout_s=60)
+        while len(asked) < 2:
+            time.sleep(0.01)
+        finish(sessions, objects, job, b"picture")
+        assert waiting.result(60).state == "succeeded"
+    assert seen[0] == "queued"
+    assert seen[-1] == "succeeded"
+    assert "if-none-match" not in asked[0]
+    assert {headers["prefer"] for headers in asked[1:]} == {"wait=20"}
+    assert all(headers["if-none-match"].startswith("W/") for headers in asked[1:])
+
+
+def test_a_job_may_be_given_time_to_end(client, pictures):
+    job = submit(client, pictures, wait_s=1)
+    assert job.state == client.job(job.id, wait_s=1).state == "queued"
+    client.cancel(job.id)
+    assert client.job(job.id, wait_s=60).state == "canceled"
+
+
+def test_an_ended_job_is_deleted_and_the_receipt_stays(client, pictures):
+    job = submit(client, pictures, retention_days=3)
+    with pytest.raises(ServiceRefused) as refusal:
+        client.delete(job.id)
+    assert refusal.value.problem["code"] == "job_not_ended"
+    ended = client.cancel(job.id)
+    assert (ended.expires_at - ended.finished_at).days == 3
+    receipt = client.delete(job.id)
+    assert (receipt.state, receipt.erased["inputs"].count) == ("deleted", 3)
+    assert client.delete(job.id) == receipt
+    with pytest.raises(ServiceRefused) as refusal:
+        client.job(job.id)
+    assert refusal.value.problem["code"] == "job_deleted"
+
+
+def test_jobs_are_chosen_by_state_and_kind(client, pictures):
+    canceled, waiting = submit(client, pictures), submit(client, pictures)
+    client.cancel(canceled.id)
+    assert [job.id for job in client.jobs(state=["canceled", "failed"])] == [canceled.id]
+    assert [job.id for job in client.jobs(state=["canceled", "queued"], page_size=1)] == [waiting.id, canceled.id]
+    assert [job.id for job in client.jobs(kind="personalize", state="queued")] == [waiting.id]
+    client.cancel(waiting.id)
+
+
 def test_all_jobs_come_newest_first_over_all_pages(client, pictures, monkeypatch):
     submitted = [submit(client, pictures).id for _ in range(3)]
     assert [job.id for job in client.jobs(page_size=2)] == submitted[::-1]
@@ -307,6 +358,23 @@ def test_waiting_outlives_a_service_that_is_away_for_a_while(monkeypatch):
     with Client("http://service", "duo_x") as client:
         answering(client, 503, 502, 504, 200)
         assert client.wait("x").state == "succeeded"
+
+
+def test_too_many_requests_are_waited_out_however_long_that_takes(monkeypatch):
+    monkeypatch.setattr("api.client.POLL_S", 0.0)
+    monkeypatch.setattr("api.client.PATIENCE_S", 0.0)
+    with Client("http://service", "duo_x") as client:
+        answering(client, 429, 429, 429, 429, 200)
+        assert client.wait("x").state == "succeeded"
+
+
+def test_a_refusal_says_when_to_come_again():
+    late = httpx.Response(429, json={"title": "too many"}, headers={"Retry-After": "7"})
+    with Client("http://service", "duo_x") as client:
+        client._api._transport = httpx.MockTransport(lambda _: late)
+        with pytest.raises(ServiceRefused) as refusal:
+            client.job("x")
+    assert refusal.value.retry_after_s == 7
 
 
 @pytest.mark.parametrize(("status", "patience_s"), [(503, 0.0), (401, 30.0), (500, 30.0)])

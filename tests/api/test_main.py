@@ -129,7 +129,7 @@ class TestOpenApi:
 
     def test_the_webhook_and_the_form_are_described(self, http):
         document = http.get("/openapi.json").json()
-        assert "post" in document["webhooks"]["job-ended"]
+        assert "post" in document["webhooks"]["job.succeeded"]
         form = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         assert set(form["properties"]) == {"content_images", "style_images", "params"}
 

@@ -31,9 +31,19 @@ def test_settings_come_from_the_environment(environment):
 
 def test_a_variable_that_happens_to_have_the_name_of_a_part_is_not_ours(environment):
     expected = ApiSettings()
-    for name in ("DATABASE", "REDIS", "STORE", "WEBHOOKS", "IMAGES", "images"):
+    for name in ("DATABASE", "REDIS", "STORE", "WEBHOOKS", "IMAGES", "images", "RATES"):
         environment.setenv(name, "mydb")
     assert ApiSettings() == expected
+
+
+def test_limits_of_requests_and_times_of_keeping_come_from_it_too(environment):
+    environment.setenv("RATE_LIMIT_REQUESTS", "5")
+    environment.setenv("RATE_LIMIT_WINDOW_S", "1")
+    environment.setenv("DISPATCHER_RETENTION_DAYS", "0.5")
+    environment.setenv("RETENTION_MAX_DAYS", "7")
+    settings = ApiSettings()
+    assert (settings.rates.requests, settings.rates.window_s) == (5, 1)
+    assert (settings.dispatcher_retention_days, settings.retention_max_days) == (0.5, 7)
 
 
 def test_the_default_base_is_the_tiny_one(environment):

@@ -68,7 +68,7 @@ def _measure(engine: Engine, sessions: sessionmaker[Session]) -> dict[str, Any]:
 
 def _list(sessions: sessionmaker[Session], account: Any) -> None:
     with transaction(sessions) as session:
-        jobs, _ = listing.list_jobs(session, account_id=account, after=None, limit=20, state=None)
+        jobs, _ = listing.list_jobs(session, account_id=account, after=None, limit=20)
         assert len(jobs) == 20
 
 

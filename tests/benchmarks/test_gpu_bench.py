@@ -16,12 +16,15 @@ from duolora.config import TargetLayers
 from duolora.errors import OutOfMemory
 from duolora.events import Progress
 from duolora.models.base import TARGET_PATTERNS
+from duolora.models.lean import PlainAttention
 from duolora.runtime import choose_runtime
-from tests.benchmarks.gpu import base_check, correctness, loss_curves, merge_rivals, profiles, random_sdxl
+from tests.benchmarks.gpu import base_check, cards, correctness, loss_curves, merge_rivals, profiles, random_sdxl
 from tests.benchmarks.gpu.__main__ import main
 from tests.benchmarks.gpu.diffusers_loop import DreamBoothLoop
+from tests.benchmarks.gpu.own_process import rows_of
 from tests.benchmarks.gpu.report import GOALS, Report
 from tests.benchmarks.gpu.sections import SECTIONS, run_sections
+from tests.benchmarks.gpu.stock import stock_unet
 from tests.benchmarks.gpu.timing import Stamps
 from tests.benchmarks.gpu.workbench import TINY, Findings, Workbench, attempted
 
@@ -109,6 +112,24 @@ def test_a_profile_that_is_too_small_says_where(bench: Workbench, monkeypatch: p
     assert "merge_peak_gib" not in row
 
 
+def test_every_card_runs_a_job_and_two_share_one(bench: Workbench) -> None:
+    findings = cards.measure(bench)
+    assert [(row["cards"], row["what"], row["result"]) for row in findings.rows] == [
+        (1, "a job on each", "ok"),
+        (2, "a job on each", "ok"),
+        (2, "one job, parted", "ok"),
+    ]
+    two = findings.rows[1]
+    assert 3600 / two["job_s"] < two["jobs_per_hour"] == findings.figures["jobs_per_hour_by_cards"][2]
+
+
+def test_a_process_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:
+    refused, fails = rows_of(cards.MODULE, [["--sides", "content"], ["--sides", "", "--small", f"--folder={tmp_path}"]])
+    assert refused["result"].startswith("failed: exit 2: ")
+    assert "--folder" in refused["result"]
+    assert fails["result"].startswith("failed: exit 1: ")
+
+
 def test_a_base_that_is_not_finite_is_refused(bench: Workbench) -> None:
     base_check.measure(bench)
     with torch.no_grad():
@@ -165,19 +186,30 @@ def test_too_little_memory_is_a_result_also_where_a_recording_fails_by_another_w
     assert attempted({"images": 16}, recorded) == {"images": 16, "result": "out of memory"}
 
 
-def test_rivals_give_the_base_back_as_it_was(bench: Workbench) -> None:
-    base = bench.base()
-    unet = base.pipeline.unet
+def test_rivals_run_on_a_stock_unet_and_leave_the_base_as_it_is(bench: Workbench) -> None:
+    unet = bench.base().pipeline.unet
     weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    with DreamBoothLoop(base, rank=2, checkpointing=True):
-        assert len(unet.state_dict()) > len(weights)
-    with merge_rivals.rival_merge(bench, over_ranks=True):
-        assert any(isinstance(each, merge_rivals.DenseMergedLinear) for each in unet.modules())
+    loop = DreamBoothLoop(bench.base(), rank=2, checkpointing=True)
+    assert len(loop.unet.state_dict()) > len(weights)
+    merge = merge_rivals.rival_merge(bench, over_ranks=True)
+    assert any(isinstance(each, merge_rivals.DenseMergedLinear) for each in merge.unet.modules())
+    for rival in (loop.unet, merge.unet):
+        assert rival.training
+        assert rival.is_gradient_checkpointing
+        assert not any(isinstance(each, PlainAttention) for each in rival.attn_processors.values())
     assert unet.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in unet.state_dict().items())
     assert not unet.training
-    assert not unet.is_gradient_checkpointing
     assert not any(each.requires_grad for each in unet.parameters())
+
+
+def test_a_stock_unet_has_the_bases_weights_in_the_bases_memory(bench: Workbench) -> None:
+    base, stock = bench.base(), stock_unet(bench.base())
+    ours = dict(base.pipeline.unet.named_parameters())
+    theirs = dict(stock.named_parameters())
+    shared = {name for name, each in theirs.items() if each.data_ptr() == ours[name].data_ptr()}
+    assert {name for name, each in theirs.items() if each.ndim != 4} <= shared
+    assert all(torch.equal(each, ours[name]) for name, each in theirs.items())
 
 
 @pytest.mark.parametrize("over_ranks", [True, False])
@@ -216,4 +248,4 @@ def test_stamps_time_a_step_by_its_note(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_section_is_without_a_test() -> None:
-    assert {*TIMINGS, "correctness", "loss_curves", "profiles"} == set(SECTIONS)
+    assert {*TIMINGS, "correctness", "loss_curves", "profiles", "cards"} == set(SECTIONS)

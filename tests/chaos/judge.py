@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TERMINAL_EVENTS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
 RESULTS = frozenset(
     {"content_lora", "content_lora_kohya", "style_lora", "style_lora_kohya"}
-    | {"merged_diffusers", "merged_kohya", "merge_report", "preview", "report"}
+    | {"merged_diffusers", "merged_kohya", "merge_report", "merge_plot", "preview", "report"}
 )
 LORAS = ("content_lora", "style_lora")
 IN_PAIRS = """

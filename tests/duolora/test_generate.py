@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.duolora.watch import Watcher
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from duolora.events import Progress
     from duolora.models.base import DiffusionBase, PromptEmbeddings
 
 
@@ -74,6 +76,33 @@ def test_lora_changes_the_pictures_and_the_base_is_restored(base: DiffusionBase)
 
     assert np.abs(changed - before).mean() > 10
     assert np.array_equal(draw(base, ["a dog"]), before)
+
+
+class Surgeon:
+    """Looks how many adapted layers the U-Net has while it draws."""
+
+    def __init__(self, base: DiffusionBase) -> None:
+        self._base = base
+        self.attached: set[int] = set()
+
+    def on_progress(self, _: Progress) -> None:
+        self.attached.add(sum(isinstance(module, RankSpaceLinear) for module in self._base.unet.modules()))
+
+    def should_stop(self) -> bool:
+        return False
+
+
+def test_one_lora_is_added_to_the_weights_unless_they_move(base: DiffusionBase) -> None:
+    lora, in_weights, beside = random_lora(base), Surgeon(base), Surgeon(base)
+    whole = np.stack(generate(base, ["a dog"], config(), lora, in_weights))
+    moving = replace(base.memory, name="moving", unet_gives_way=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "memory", moving)
+        adapted = np.stack(generate(base, ["a dog"], config(), lora, beside))
+
+    assert (in_weights.attached, beside.attached) == ({0}, {len(lora.layers)})
+    assert np.abs(whole.astype(int) - adapted).max() <= 1
 
 
 def test_lora_of_another_base_is_refused_and_nothing_stays_attached(base: DiffusionBase) -> None:

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
-CASES = Path(__file__).with_name("kernel_cases.py")
+from tests.duolora.interpreted import NEEDS_TRITON, assert_all_pass
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is made for Linux only")
+@NEEDS_TRITON
 def test_kernels_and_their_gradients_are_right():
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=--import-mode=importlib",
-        "--noconftest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        str(CASES),
-    ]
-    ended = subprocess.run(
-        command, env=os.environ | interpreted, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:]
-    assert "18 passed" in ended.stdout
+    assert_all_pass(Path(__file__).with_name("kernel_cases.py"), 40, interpreted=not torch.cuda.is_available())

@@ -22,6 +22,7 @@ ARTIFACTS = {
     "style_lora": "style_lora.safetensors",
     "style_lora_kohya": "style_lora.kohya.safetensors",
     "merge_report": "merge_report.json",
+    "merge_plot": "merge_plot.png",
     "merged_diffusers": "merged.diffusers.safetensors",
     "merged_kohya": "merged.kohya.safetensors",
     "preview": "preview.png",

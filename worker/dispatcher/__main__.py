@@ -10,18 +10,24 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from api.db import make_engine, session_factory
+from api.metrics import exposed, process_registry
 from api.storage import ObjectStore
 from api.webhooks.delivery import WebhookSender
 from worker import logs
 from worker.app import make_app
 from worker.dispatcher.deliverer import Deliverer
 from worker.dispatcher.duty import Duty
+from worker.dispatcher.gauges import RowGauges
 from worker.dispatcher.janitor import Janitor
 from worker.dispatcher.publisher import HintPublisher
 from worker.dispatcher.rounds import Relay, every, reap, republish
 from worker.settings import DispatcherSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session, sessionmaker
+
     from worker.dispatcher.duty import Round
 
 log = logging.getLogger("worker.dispatcher")
@@ -39,7 +45,21 @@ def main() -> int:
     settings = DispatcherSettings()
     logs.configure(settings.log_level)
     stop = threading.Event()
-    duties = _duties(settings, stop)
+    sessions = session_factory(
+        make_engine(
+            settings.database.url.get_secret_value(),
+            pool_size=settings.database.pool_size,
+            application_name="dispatcher",
+        )
+    )
+    registry = process_registry()
+    registry.register(RowGauges(sessions))
+    with exposed(settings.metrics, registry):
+        return _serve(_duties(settings, sessions, stop), stop)
+
+
+def _serve(duties: Sequence[Duty], stop: threading.Event) -> int:
+    """Run the duties until a signal comes or one of them dies."""
     for duty in duties:
         duty.start()
     log.info("dispatcher started")
@@ -56,11 +76,8 @@ def main() -> int:
     return 0
 
 
-def _duties(settings: DispatcherSettings, stop: threading.Event) -> list[Duty]:
+def _duties(settings: DispatcherSettings, sessions: sessionmaker[Session], stop: threading.Event) -> list[Duty]:
     database_url = settings.database.url.get_secret_value()
-    sessions = session_factory(
-        make_engine(database_url, pool_size=settings.database.pool_size, application_name="dispatcher")
-    )
     publisher = HintPublisher(make_app(settings.redis.url.get_secret_value()))
     rounds: dict[str, Round] = {
         "relay": Relay(sessions, publisher, stop=stop, poll_s=settings.dispatcher_relay_poll_s),

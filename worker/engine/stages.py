@@ -14,6 +14,7 @@ from duolora.images import list_pictures
 from duolora.lora.read import read_lora
 from duolora.lora.write import write_diffusers, write_kohya
 from duolora.memory import SDXL_UNET_NUMBERS, after_out_of_memory
+from duolora.merge_plot import merge_plot
 from duolora.models.registry import load_base
 from duolora.personalize import TrainingJob, draw_preview, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS = "application/octet-stream"
 MERGE_REPORT = "merge_report.json"
+MERGE_PLOT = "merge_plot.png"
 
 MEMORY_VARIABLE = "DUOLORA_MEMORY"
 """Names the memory profile of the engine process; `auto` or unset, the card decides."""
@@ -171,7 +173,7 @@ def _write_side(weights: LoraWeights, side: str, folder: Path, base: DiffusionBa
 
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
-    """Merge both LoRAs; write the result in both key formats and what the merge did."""
+    """Merge both LoRAs; write the result in both key formats, and what the merge did as numbers and as a picture."""
     [stage] = request.members
     result = merge_sides(
         base, _side_loras(stage, base), _pictures(stage), stage.config, observer, keeper=request.keeper
@@ -180,7 +182,12 @@ def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
     outputs = _write_both(
         result.weights, stage.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
     )
-    return [*outputs, Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json")]
+    merge_plot(result.report["layers"]).save(stage.outputs_dir / MERGE_PLOT)
+    return [
+        *outputs,
+        Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json"),
+        Output(name="merge_plot", filename=MERGE_PLOT, content_type="image/png"),
+    ]
 
 
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event, update
 
 from api.db import transaction
+from api.errors import NotFound
 from api.jobs import listing
 from api.jobs.listing import Cursor, InvalidCursor
 from api.jobs.models import Job
+from api.jobs.plan import JobKind
 from api.jobs.states import JobState
-from tests.api.factories import cancel, make_account, make_job
+from tests.api.factories import cancel, claim, make_account, make_job
 
 
 @pytest.fixture
@@ -19,9 +21,9 @@ def account(sessions):
     return make_account(sessions)
 
 
-def page(sessions, account, after=None, limit=2, state=None):
+def page(sessions, account, after=None, limit=2, **filters):
     with transaction(sessions) as session:
-        jobs, following = listing.list_jobs(session, account_id=account, after=after, limit=limit, state=state)
+        jobs, following = listing.list_jobs(session, account_id=account, after=after, limit=limit, **filters)
         return [job.id for job in jobs], following
 
 
@@ -72,10 +74,22 @@ def test_the_filter_holds_across_pages(sessions, account):
     made = [make_job(sessions, account) for _ in range(5)]
     for job_id in made[::2]:
         cancel(sessions, account, job_id)
-    first, after = page(sessions, account, state=JobState.CANCELED)
-    second, end = page(sessions, account, after, state=JobState.CANCELED)
+    filters = {"states": [JobState.CANCELED], "kinds": [JobKind.PERSONALIZE]}
+    first, after = page(sessions, account, **filters)
+    second, end = page(sessions, account, after, **filters)
     assert first + second == made[::2][::-1]
     assert end is None
+
+
+def test_several_states_are_one_list_in_order_and_a_cursor_outlives_the_filter(sessions, account):
+    made = [make_job(sessions, account) for _ in range(4)]
+    claim(sessions)  # the first is running
+    cancel(sessions, account, made[2])
+    first, after = page(sessions, account, states=[JobState.RUNNING, JobState.CANCELED], limit=1)
+    assert first == [made[2]]
+    assert page(sessions, account, after, states=[JobState.RUNNING, JobState.CANCELED]) == ([made[0]], None)
+    assert page(sessions, account, after) == ([made[1], made[0]], None)
+    assert page(sessions, account, states=[JobState.EXPIRED]) == ([], None)
 
 
 @given(
@@ -111,8 +125,11 @@ def test_reading_needs_the_right_account(sessions, account):
     with transaction(sessions) as session:
         assert listing.read_job(session, account_id=account, job_id=job_id).id == job_id
         theirs = make_account(sessions, "theirs")
-        assert listing.read_job(session, account_id=theirs, job_id=job_id) is None
-        assert listing.read_job(session, account_id=account, job_id=uuid.uuid4()) is None
+        for whose, which in ((theirs, job_id), (account, uuid.uuid4())):
+            with pytest.raises(NotFound):
+                listing.read_job(session, account_id=whose, job_id=which)
+            with pytest.raises(NotFound):
+                listing.glance_at_job(session.connection(), account_id=whose, job_id=which)
 
 
 def test_listing_costs_the_same_number_of_queries_however_many_jobs(sessions, account, engine):

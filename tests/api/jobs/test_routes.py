@@ -502,7 +502,7 @@ class TestList:
     def test_pages_lead_to_the_end(self, caller):
         made = [caller.submit().json()["id"] for _ in range(3)]
         page = caller.get("/jobs?limit=2").json()
-        assert (page["limit"], page["state"]) == (2, None)
+        assert (page["limit"], page["state"], page["kind"]) == (2, [], [])
         rest = caller.get("/jobs", params={"limit": 2, "cursor": page["next_cursor"]}).json()
         assert [job["id"] for job in page["items"] + rest["items"]] == made[::-1]
         assert rest["next_cursor"] is None
@@ -512,11 +512,17 @@ class TestList:
         caller.post(first.json()["urls"]["cancel"])
         page = caller.get("/jobs?state=canceled").json()
         assert [job["id"] for job in page["items"]] == [first.json()["id"]]
-        assert page["state"] == "canceled"
+        assert page["state"] == ["canceled"]
 
     @pytest.mark.parametrize(
         ("query", "pointer"),
-        [("limit=0", "/limit"), ("limit=101", "/limit"), ("state=done", "/state"), ("cursor=xyz", "/cursor")],
+        [
+            ("limit=0", "/limit"),
+            ("limit=101", "/limit"),
+            ("state=done", "/state/0"),
+            ("state=queued&kind=x", "/kind/0"),
+            ("cursor=xyz", "/cursor"),
+        ],
     )
     def test_a_bad_query_is_named(self, caller, query, pointer):
         assert pointers(problem(caller.get(f"/jobs?{query}"), 422)) == [pointer]

@@ -98,15 +98,15 @@ class TestQuotas:
 
     def test_one_job_more_than_may_wait_is_429(self, bounded, store):
         first = bounded.submit()
-        assert first.headers["ratelimit-policy"] == '"queued-jobs";q=1;qu="concurrent-requests"'
-        assert first.headers["ratelimit"] == '"queued-jobs";r=0'
+        assert first.headers["ratelimit-policy"].endswith(', "queued-jobs";q=1;qu="concurrent-requests"')
+        assert first.headers["ratelimit"].endswith(', "queued-jobs";r=0')
         keys = store.keys()
         answer = bounded.submit(headers=KEY)
         document = problem(answer, 429, "quota_exceeded")
         assert document["violated_policies"] == ["queued-jobs"]
         assert document["retryable"]
         assert int(answer.headers["retry-after"]) > 0
-        assert answer.headers["ratelimit"] == '"queued-jobs";r=0'
+        assert answer.headers["ratelimit"].endswith(', "queued-jobs";r=0')
         assert store.keys() == keys
         bounded.post(first.json()["urls"]["cancel"])
         assert bounded.submit(headers=KEY).status_code == 202  # the refusal did not use the key up

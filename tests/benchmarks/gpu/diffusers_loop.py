@@ -4,7 +4,8 @@ As the example does with `--mixed_precision bf16 --cache_latents`: a frozen U-Ne
 v and output projections with its factors in float32, the forward pass under autocast as accelerate wraps it, latents
 drawn anew each step from the distribution that the VAE gave once, prompts encoded once, AdamW, gradients clipped to
 norm 1, the loss read by the host for the progress bar in every step. Attention is diffusers' default, torch's
-scaled_dot_product_attention. The batches' pictures are handed out in turn.
+scaled_dot_product_attention. The U-Net is diffusers' own, without our kernels. The batches' pictures are handed out in
+turn.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from torch.nn import functional
 
 from duolora.images import load_pictures
+from tests.benchmarks.gpu.stock import stock_unet
 from tests.benchmarks.gpu.timing import GIB, measured, share_of, step_seconds
 from tests.benchmarks.gpu.workbench import Findings, Workbench, attempted
 
@@ -35,7 +37,7 @@ TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
 class DreamBoothLoop:
-    """A LoRA by PEFT on a base's U-Net and the example's step on it; leaving the context takes the LoRA off.
+    """A LoRA by PEFT on a stock U-Net with a base's weights and the example's step on it; the base stays as it is.
 
     Args:
         base: the base; its U-Net's dtype says whether autocast is on.
@@ -56,7 +58,7 @@ class DreamBoothLoop:
         weight_decay: float = 1e-2,
         max_grad_norm: float | None = 1.0,
     ) -> None:
-        self.unet: UNet2DConditionModel = base.pipeline.unet
+        self.unet = stock_unet(base)
         self._device = base.runtime.device
         self._mixed = base.runtime.dtype is not torch.float32
         self._dtype = base.runtime.dtype
@@ -72,14 +74,6 @@ class DreamBoothLoop:
             self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=weight_decay, eps=1e-8
         )
         self._rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda _step: 1.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.unet.disable_gradient_checkpointing()
-        self.unet.unload_lora()
-        self.unet.eval().requires_grad_(False)
 
     def learn(
         self,
@@ -177,10 +171,8 @@ def measure(bench: Workbench) -> Findings:
 def _row(bench: Workbench, batch: int, *, checkpointing: bool) -> dict[str, Any]:
     """Time the loop with one setting."""
     batches, scale = ExampleBatches(bench, batch), bench.scale
-    with (
-        DreamBoothLoop(bench.base(), rank=scale.rank, checkpointing=checkpointing) as loop,
-        measured(bench.device) as region,
-    ):
+    loop = DreamBoothLoop(bench.base(), rank=scale.rank, checkpointing=checkpointing)
+    with measured(bench.device) as region:
         seconds = step_seconds(
             lambda: loop.learn(*batches.draw()), bench.device, warm_up=scale.warm_up, times=scale.rival_steps
         )

@@ -79,12 +79,12 @@ def rival_training(runtime: Runtime, tasks: Sequence[LoraTask]) -> tuple[Curve, 
         config = task.config
         cached = CachedTask(base, task)
         start = _start(base, task)
-        with DreamBoothLoop(
+        loop = DreamBoothLoop(
             base, rank=config.rank, learning_rate=config.learning_rate, weight_decay=0.0, max_grad_norm=None
-        ) as loop:
-            _set_factors(base, start)
-            curves.append([_rival_step(base, loop, cached) for _ in range(config.steps)])
-            loras[task.side] = _factors(base, start)
+        )
+        _set_factors(loop, start)
+        curves.append([_rival_step(base, loop, cached) for _ in range(config.steps)])
+        loras[task.side] = _factors(loop, start)
     return {step: mean(losses) for step, losses in enumerate(zip(*curves, strict=True), start=1)}, loras
 
 
@@ -101,26 +101,26 @@ def _rival_step(base: DiffusionBase, loop: DreamBoothLoop, cached: CachedTask) -
     return loop.learn(batch.noisy_BCHW, batch.noise_BCHW, batch.timesteps_B, batch.prompts.hidden_BTD, added)
 
 
-def _peft_factors(base: DiffusionBase, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+def _peft_factors(loop: DreamBoothLoop, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
     """Return the down and up factors that PEFT trains in a layer."""
-    layer: Any = base.unet.get_submodule(name.removeprefix("unet."))
+    layer: Any = loop.unet.get_submodule(name.removeprefix("unet."))
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
 @torch.no_grad()
-def _set_factors(base: DiffusionBase, start: LoraWeights) -> None:
+def _set_factors(loop: DreamBoothLoop, start: LoraWeights) -> None:
     """Give PEFT's layers the factors of a LoRA."""
     for name, layer in start.layers.items():
-        down_RI, up_OR = _peft_factors(base, name)
+        down_RI, up_OR = _peft_factors(loop, name)
         down_RI.copy_(layer.down_RI)
         up_OR.copy_(layer.up_OR)
 
 
-def _factors(base: DiffusionBase, like: LoraWeights) -> LoraWeights:
+def _factors(loop: DreamBoothLoop, like: LoraWeights) -> LoraWeights:
     """Return what PEFT's layers have learnt, on the CPU."""
     layers: dict[str, LoraLayer] = {}
     for name, layer in like.layers.items():
-        down_RI, up_OR = (factor.detach().cpu().clone() for factor in _peft_factors(base, name))
+        down_RI, up_OR = (factor.detach().cpu().clone() for factor in _peft_factors(loop, name))
         layers[name] = replace(layer, down_RI=down_RI, up_OR=up_OR)
     return LoraWeights(layers)
 

@@ -13,7 +13,7 @@ from tests.benchmarks.gpu.workbench import Findings, Workbench, attempted, relea
 
 def measure(bench: Workbench) -> Findings:
     """Time the step at each number of jobs; about 60 s on an H100, nothing more if merges and previews are known."""
-    after_s = _after_training_s(bench)
+    after_s = after_training_s(bench)
     rows = [attempted({"jobs_at_once": jobs}, partial(_row, bench, jobs, after_s)) for jobs in bench.scale.tenants]
     hourly = {row["jobs_at_once"]: row["jobs_per_gpu_hour"] for row in rows if "jobs_per_gpu_hour" in row}
     note = (
@@ -23,7 +23,7 @@ def measure(bench: Workbench) -> Findings:
     return Findings({"jobs_per_gpu_hour": hourly} if hourly else {}, rows, note)
 
 
-def _after_training_s(bench: Workbench) -> float:
+def after_training_s(bench: Workbench) -> float:
     """Return what merge and previews of one job take, as measured in this run or else now."""
     if "duolora_merge_s" not in bench.figures:
         bench.figures.update(measure_merges(bench).figures)

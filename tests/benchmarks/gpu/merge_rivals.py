@@ -9,13 +9,13 @@ Assumed, always the cheaper way where the notes are silent: of the eight passes 
 LoRA on its own picture, and the two legs of either cycle) and two are students (the merged model on either picture), of
 ZipLoRA's four two and two; a teacher rebuilds its own LoRA's product alone; the product is added to the frozen weight,
 so that a layer is one linear map of its input; prompts are encoded once; one backward pass serves both students;
-neither autocast nor a gradient scaler; one Adam step a loss, foreach; the host does not read the loss.
+the U-Net is diffusers' own; neither autocast nor a gradient scaler; one Adam step a loss, foreach; the host does not
+read the loss.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from duolora.baselines.column_masks import swapped
 from duolora.baselines.duolora_release import release_prior
 from duolora.images import load_pictures
+from tests.benchmarks.gpu.stock import stock_unet
 from tests.benchmarks.gpu.timing import measured, step_seconds
 from tests.benchmarks.gpu.workbench import Findings, Workbench, attempted, random_lora
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+
+    from diffusers import UNet2DConditionModel
 
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase, PromptEmbeddings
@@ -101,6 +103,7 @@ class RivalMerge:
     """One rival's merge with both LoRAs attached; `masks` by side and by what shares a mask."""
 
     base: DiffusionBase
+    unet: UNet2DConditionModel
     samples: Samples
     attached: Attached
     masks: dict[str, dict[str, nn.Parameter]]
@@ -161,8 +164,8 @@ class RivalMerge:
         """Run the U-Net once, batch 1, with some LoRAs on; float32."""
         self.attached.sides, self.attached.masked = sides, masked
         self.calls += 1
-        dtype = self.base.pipeline.unet.dtype
-        predicted: Tensor = self.base.pipeline.unet(
+        dtype = self.unet.dtype
+        predicted: Tensor = self.unet(
             noisy.to(dtype),
             timesteps,
             encoder_hidden_states=prompt.hidden_BTD.to(dtype),
@@ -178,26 +181,19 @@ class RivalMerge:
         return loss.detach()
 
 
-@contextmanager
-def rival_merge(bench: Workbench, *, over_ranks: bool) -> Iterator[RivalMerge]:
-    """Attach two random LoRAs the dense way to a U-Net in half precision with checkpointing; restore it afterwards."""
-    base, unet = bench.base(), bench.base().pipeline.unet
-    held = base.runtime.dtype
-    half = torch.float16 if bench.device.type == "cuda" else held  # a CPU's convolutions know no half precision
+def rival_merge(bench: Workbench, *, over_ranks: bool) -> RivalMerge:
+    """Attach two random LoRAs the dense way to a stock U-Net in half precision with checkpointing."""
+    base, unet = bench.base(), stock_unet(bench.base())
+    half = torch.float16 if bench.device.type == "cuda" else base.runtime.dtype  # a CPU's convolutions know no half
+    unet.to(half)
     loras = {side: random_lora(base, bench.scale.rank, seed) for seed, side in enumerate(SIDES)}
-    samples = _samples(bench)
     attached = Attached()
     masks: dict[str, dict[str, nn.Parameter]] = {side: {} for side in SIDES}
-    try:
-        unet.to(half)
-        layers = _dense_layers(unet, loras, masks, attached, over_ranks=over_ranks)
-        with swapped(unet, layers):
-            unet.enable_gradient_checkpointing()
-            unet.train()
-            yield RivalMerge(base, samples, attached, masks)
-    finally:
-        unet.disable_gradient_checkpointing()
-        unet.eval().to(held)
+    for path, layer in _dense_layers(unet, loras, masks, attached, over_ranks=over_ranks).items():
+        unet.set_submodule(path, layer)
+    unet.enable_gradient_checkpointing()
+    unet.train()
+    return RivalMerge(base, unet, _samples(bench), attached, masks)
 
 
 def _dense_layers(
@@ -251,10 +247,11 @@ def measure(bench: Workbench) -> Findings:
 
 def _row(bench: Workbench, step: Callable[[RivalMerge], Tensor], *, over_ranks: bool) -> dict[str, Any]:
     """Time one rival's step."""
-    with rival_merge(bench, over_ranks=over_ranks) as merge, measured(bench.device) as region:
+    merge = rival_merge(bench, over_ranks=over_ranks)
+    with measured(bench.device) as region:
         seconds = step_seconds(lambda: step(merge), bench.device, warm_up=1, times=bench.scale.rival_merge_steps)
-        calls = merge.calls // (1 + bench.scale.rival_merge_steps)
-        numbers = sum(mask.numel() for of_side in merge.masks.values() for mask in of_side.values())
+    calls = merge.calls // (1 + bench.scale.rival_merge_steps)
+    numbers = sum(mask.numel() for of_side in merge.masks.values() for mask in of_side.values())
     return {
         "unet_passes_a_step": calls,
         "mask_numbers": numbers,

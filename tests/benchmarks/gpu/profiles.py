@@ -7,9 +7,6 @@ that a card of a size has that much less for the job.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +20,14 @@ from duolora.recipes import MERGE_RECIPES
 from duolora.runtime import choose_runtime
 from duolora.train import train_loras
 from tests.benchmarks.gpu.ours import SIDES, merge_sides, reserved_gib
+from tests.benchmarks.gpu.own_process import print_row, rows_of
 from tests.benchmarks.gpu.timing import GIB, Stamps, measured
-from tests.benchmarks.gpu.workbench import FAILED, FULL, OUT_OF_MEMORY, TINY, Findings, Workbench, random_lora
+from tests.benchmarks.gpu.workbench import FULL, OUT_OF_MEMORY, TINY, Findings, Workbench, random_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MODULE = "tests.benchmarks.gpu.profiles"
-REPOSITORY = Path(__file__).parents[3]
-
-PATIENCE_S = 300
-"""For one process."""
 
 
 def settings_of(profile_gib: int) -> dict[str, str]:
@@ -55,24 +49,10 @@ def measure(bench: Workbench) -> Findings:
 
 
 def _in_process(bench: Workbench, profile_gib: int) -> dict[str, Any]:
-    """Run one size of card in a process of its own; its last line is the row."""
-    command = [sys.executable, "-m", MODULE, "--gib", str(profile_gib), "--folder", str(bench.folder.resolve())]
-    command += ["--small"] if bench.is_small else []
-    row = {"profile_gib": profile_gib, **settings_of(profile_gib)}
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=REPOSITORY)
-    except subprocess.TimeoutExpired:
-        return {**row, "result": f"{FAILED} it did not end within {PATIENCE_S} s"}
-    lines = ended.stdout.strip().splitlines()
-    if ended.returncode != 0 or not lines:
-        return {**row, "result": f"{FAILED} {_last_words(ended)}"}
-    return {**row, **json.loads(lines[-1])}
-
-
-def _last_words(ended: subprocess.CompletedProcess[str]) -> str:
-    """Return how a process ended and the last line it said."""
-    said = ended.stderr.strip().splitlines() or [""]
-    return f"exit {ended.returncode}: {said[-1][-300:]}"
+    """Run one size of card in a process of its own."""
+    words = ["--gib", str(profile_gib), "--folder", str(bench.folder.resolve())]
+    words += ["--small"] if bench.is_small else []
+    return {"profile_gib": profile_gib, **settings_of(profile_gib), **rows_of(MODULE, [words])[0]}
 
 
 def short_job(bench: Workbench) -> dict[str, Any]:
@@ -156,7 +136,7 @@ def main() -> None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gib * GIB / total))
     bench = Workbench(TINY if arguments.small else FULL, runtime, arguments.folder)
-    sys.stdout.write(json.dumps(short_job(bench)) + "\n")
+    print_row(short_job(bench))
 
 
 if __name__ == "__main__":

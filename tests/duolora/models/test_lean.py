@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from duolora.adapters import project
 from duolora.models.lean import PlainAttention, keep_order, simplify_attention
 from tests.duolora.pico import pico_sd15_pipeline, pico_unet
 
@@ -56,6 +57,17 @@ def test_every_attention_is_a_plain_one_and_pictures_leave_transformers_in_the_o
     prediction(ordered)
     assert layouts
     assert all(picture.is_contiguous(memory_format=torch.channels_last) for picture in layouts)
+
+
+def test_projections_of_one_input_are_made_together(monkeypatch: pytest.MonkeyPatch):
+    _, light = same_weights()
+    seen = []
+    monkeypatch.setattr(
+        "duolora.models.lean.project", lambda layers, x: seen.append((len(layers), x.shape[-1])) or project(layers, x)
+    )
+    prediction(light)
+    assert {count for count, width in seen if width < 80} == {3}  # query, key and value of a picture
+    assert {count for count, width in seen if width == 80} == {2}  # key and value of a prompt
 
 
 def test_a_mask_is_heeded():

@@ -37,6 +37,7 @@ APART = {
         "merged_diffusers": "merged.diffusers.safetensors",
         "merged_kohya": "merged.kohya.safetensors",
         "merge_report": "merge_report.json",
+        "merge_plot": "merge_plot.png",
     },
     "package": {"preview": "preview.png", "report": "report.json"},
 }

@@ -28,7 +28,7 @@ FEW = {"steps": {"content": 2, "style": 3, "merge": 1}, "rank": 2}
 RESULT = {
     *(f"{side}_lora{infix}.safetensors" for side in ("content", "style") for infix in ("", ".kohya")),
     *(f"merged.{keys}.safetensors" for keys in ("diffusers", "kohya")),
-    *("merge_report.json", "preview.png", "report.json"),
+    *("merge_report.json", "merge_plot.png", "preview.png", "report.json"),
 }
 
 

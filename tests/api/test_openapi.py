@@ -1,0 +1,71 @@
+"""The committed document, and that its examples are what the service would take and say."""
+
+import difflib
+import json
+
+import pytest
+
+from api import health, openapi, schemas
+from api.jobs import schemas as jobs
+from api.jobs.event_types import EventType
+from api.webhooks import schemas as webhooks
+
+SPEC = openapi.document()
+BODIES = [
+    pytest.param(content, id=f"{operation['operationId']}-{status}")
+    for section in ("paths", "webhooks")
+    for entry in SPEC[section].values()
+    for operation in entry.values()
+    for status, part in [("request", operation.get("requestBody", {})), *operation["responses"].items()]
+    for content in part.get("content", {}).values()
+]
+
+
+def test_the_committed_document_is_that_of_the_code():
+    """If this fails: `make openapi`, and look at what changed."""
+    committed, current = openapi.COMMITTED.read_text(), openapi.text()
+    change = difflib.unified_diff(committed.splitlines(), current.splitlines(), "committed", "code", lineterm="", n=2)
+    lines = list(change)[:80]
+    assert not lines, "api/openapi.json is stale, `make openapi` writes it:\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize("content", BODIES)
+def test_every_body_has_an_example_of_its_shape(content):
+    examples = (
+        [each["value"] for each in content["examples"].values()] if "examples" in content else [content["example"]]
+    )
+    name = reference(content["schema"])
+    for example in examples:
+        if name is not None:
+            shape(name).model_validate_json(json.dumps(example), strict=True)
+
+
+def test_every_event_is_a_webhook_with_the_standard_headers():
+    assert set(SPEC["webhooks"]) == {*map(str, EventType), webhooks.PING}
+    for kind, entry in SPEC["webhooks"].items():
+        operation = entry["post"]
+        names = {parameter["name"] for parameter in operation["parameters"] if parameter["required"]}
+        assert names == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+        content = operation["requestBody"]["content"]["application/json"]
+        assert content["schema"]["properties"]["type"] == {"const": kind} == {"const": content["example"]["type"]}
+
+
+def test_what_a_form_may_hold_is_shown_by_an_example():
+    content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert set(content["example"]) == set(content["schema"]["properties"])
+    jobs.JobParams.model_validate(content["example"]["params"])
+
+
+def test_the_document_does_not_depend_on_who_asks(monkeypatch):
+    monkeypatch.setenv("PUBLIC_URL", "https://elsewhere.example")
+    monkeypatch.setenv("PORT", "1")
+    assert openapi.document() == SPEC
+
+
+def reference(schema):
+    parts = schema.get("allOf", [schema])
+    return parts[0]["$ref"].rsplit("/", 1)[1] if "$ref" in parts[0] else None
+
+
+def shape(name):
+    return next(getattr(module, name) for module in (jobs, schemas, webhooks, health) if hasattr(module, name))
