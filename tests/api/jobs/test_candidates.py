@@ -29,7 +29,8 @@ def test_a_long_queue_is_never_read_from_end_to_end(sessions, account):
         session.execute(
             text(
                 "INSERT INTO stages (id, job_id, name, ordinal, depends_on, state, max_attempts, runnable_at, likeness)"
-                " SELECT gen_random_uuid(), jobs.id, 'content_lora', 0, '{}', 'runnable', 3, now(), 'x' FROM jobs"
+                " SELECT gen_random_uuid(), jobs.id, 'content_lora', 0, '{}', 'runnable', 3, now(),"
+                " (ARRAY['x', gen_random_uuid()::text])[1 + (random() < 0.97)::int] FROM jobs"
                 " WHERE NOT EXISTS (SELECT 1 FROM stages WHERE stages.job_id = jobs.id)"
             )
         )
@@ -42,6 +43,6 @@ def test_a_long_queue_is_never_read_from_end_to_end(sessions, account):
             plan = session.scalars(text(f"EXPLAIN {statement.text}"), values | more).all()
             read = [line for line in plan if "Seq Scan on jobs" in line or "Seq Scan on stages" in line]
             assert not read, "\n".join(plan)
-        assert any("ix_stages_alike" in line for line in plan)
+    assert any("ix_stages_alike" in line for line in plan), "\n".join(plan)
     seen = [claim(sessions).account_id for _ in range(10)]
     assert set(seen) == set(accounts)
