@@ -11,12 +11,14 @@ import signal
 from typing import TYPE_CHECKING
 
 from api.db import make_engine, session_factory
+from api.metrics import exposed, process_registry
 from api.storage import ObjectStore
 from worker import logs, tasks
 from worker.app import make_app
 from worker.hints import HintListener
 from worker.loop import WorkLoop
 from worker.mailbox import Hint, Mailbox
+from worker.metrics import AttemptTimes, EngineGauges
 from worker.presence import Presence
 from worker.runner import StageRunner
 from worker.settings import WorkerSettings
@@ -54,6 +56,8 @@ def main() -> None:
     )
     presence = Presence(settings.worker_id, sessions=sessions, engine=engine, heartbeat_s=settings.worker_heartbeat_s)
     scratch = Scratch(settings.worker_scratch_dir)
+    registry = process_registry()
+    registry.register(EngineGauges(engine))
     runner = StageRunner(
         settings,
         sessions=sessions,
@@ -62,6 +66,7 @@ def main() -> None:
         scratch=scratch,
         mailbox=mailbox,
         presence=presence,
+        times=AttemptTimes(registry),
     )
     loop = WorkLoop(
         runner,
@@ -78,7 +83,8 @@ def main() -> None:
     ExitInTime(mailbox, settings.worker_grace_s, give_back=runner.give_back).start()
     log.info("worker started", extra={"worker": settings.worker_id})
     try:
-        loop.run()
+        with exposed(settings.metrics, registry):
+            loop.run()
     finally:
         scratch.close()
         database.dispose()

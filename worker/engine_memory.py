@@ -18,6 +18,8 @@ class EngineMemory:
         self._level: tuple[str, int] | None = None
         self._free_bytes: int | None = None
         self._tries = 0
+        self.held_bytes: int | None = None
+        """What the process held when it last said so."""
         self.is_swollen = False
         """It holds so much more than it should that it must be replaced."""
 
@@ -25,6 +27,7 @@ class EngineMemory:
         """Take what a process holds now that nothing runs; the first word after loading a base is its level."""
         if held_bytes is None:
             return
+        self.held_bytes = held_bytes
         if self._level is None or self._level[0] != base:
             self._level = (base, held_bytes)
             return
@@ -50,4 +53,4 @@ class EngineMemory:
 
     def forget(self) -> None:
         """The process is gone; what the device had free stays known."""
-        self._level, self.is_swollen = None, False
+        self._level, self.held_bytes, self.is_swollen = None, None, False

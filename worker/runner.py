@@ -11,6 +11,7 @@ import logging
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +23,7 @@ from duolora.errors import Fault
 from worker import logs
 from worker.attempt import Attempt
 from worker.mailbox import Interrupt
+from worker.metrics import SUCCEEDED
 from worker.outcomes import Abandon, Cancel, Fail, Release, Retry, classify
 from worker.patience import Patience
 from worker.reporter import StageReporter
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
     from worker.attempt import Finished
     from worker.mailbox import Mailbox
+    from worker.metrics import AttemptTimes
     from worker.outcomes import Outcome
     from worker.presence import Presence
     from worker.settings import WorkerSettings
@@ -59,6 +62,7 @@ class StageRunner:
         scratch: Scratch,
         mailbox: Mailbox,
         presence: Presence,
+        times: AttemptTimes,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
@@ -67,8 +71,10 @@ class StageRunner:
         self._scratch = scratch
         self._mailbox = mailbox
         self._presence = presence
+        self._times = times
         self._patience = Patience(settings.worker_patience_s, sessions=sessions, mailbox=mailbox)
         self._held: ClaimedStage | None = None
+        self._claimed_at = 0.0
 
     def run_next(self) -> bool:
         """Claim the best runnable stage and see it through; False when there is none.
@@ -93,7 +99,7 @@ class StageRunner:
             return False
         with logs.bound(job=str(stage.job_id), stage=stage.name, attempt=stage.attempt, traceparent=stage.traceparent):
             log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
-            self._held = stage
+            self._held, self._claimed_at = stage, monotonic()
             try:
                 self._attempt(stage)
             finally:
@@ -160,7 +166,9 @@ class StageRunner:
             except LeaseLost as error:
                 lost = error
                 continue
-            succeeded += [each.stage for each in of_job]
+            stages = [each.stage for each in of_job]
+            self._times.take(stages, SUCCEEDED, monotonic() - self._claimed_at)
+            succeeded += stages
             for each in of_job:
                 done = {"done": each.stage.name, "done_job": str(each.stage.job_id)}
                 log.info("stage succeeded", extra={**done, **each.timings})
@@ -173,10 +181,12 @@ class StageRunner:
             error = StageInterrupted(Interrupt.SHUTDOWN)
         outcome = classify(error, failures=attempt.stage.failures)
         expected = isinstance(outcome, Cancel | Release | Abandon)
+        word = type(outcome).__name__.lower()
+        self._times.take(attempt.stage.all, word, monotonic() - self._claimed_at)
         log.log(
             logging.INFO if expected else logging.ERROR,
             "stage ended: %s",
-            type(outcome).__name__.lower(),
+            word,
             exc_info=None if expected else error,
         )
         for stages in attempt.stage.by_job:

@@ -114,6 +114,7 @@ class WorkerSettings(ProcessSettings):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
 
     @property
     def lease(self) -> timedelta:

@@ -114,6 +114,16 @@ class EngineSupervisor:
         return None if self._ready is None else self._ready.engine_version
 
     @property
+    def starts(self) -> int:
+        """How many engine processes there have been."""
+        return self._generation
+
+    @property
+    def held_bytes(self) -> int | None:
+        """Memory that the engine held when it last rested, of its GPU if it has one; None if it has not said."""
+        return self._memory.held_bytes
+
+    @property
     def pairs(self) -> bool:
         """Whether it trains two LoRAs in one pass with advantage, as far as the last base loaded said."""
         return self._pairs

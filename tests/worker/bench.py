@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
@@ -23,6 +24,7 @@ from api.jobs.models import Job, Stage, StageAttempt
 from api.jobs.repository import request_cancel
 from worker.loop import WorkLoop
 from worker.mailbox import Mailbox
+from worker.metrics import AttemptTimes, EngineGauges
 from worker.presence import Presence
 from worker.runner import StageRunner
 from worker.settings import WorkerSettings
@@ -197,6 +199,8 @@ class InProcessWorker:
             settings.worker_id, sessions=sessions, engine=self.engine, heartbeat_s=settings.worker_heartbeat_s
         )
         self._scratch = Scratch(settings.worker_scratch_dir)
+        self.registry = CollectorRegistry()
+        self.registry.register(EngineGauges(self.engine))
         runner = StageRunner(
             settings,
             sessions=sessions,
@@ -205,6 +209,7 @@ class InProcessWorker:
             scratch=self._scratch,
             mailbox=self.mailbox,
             presence=presence,
+            times=AttemptTimes(self.registry),
         )
         self._loop = WorkLoop(
             runner,

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import httpx
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 from sqlalchemy import func, update
 
 from api.db import make_engine, session_factory, transaction
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
-from tests.worker.bench import eventually
 from tests.worker.jobs import submit
+from tests.worker.metric_samples import of_process, of_registry
 from worker.dispatcher.gauges import RowGauges
 
 if TYPE_CHECKING:
     from tests.worker.bench import Bench
 
 
-def samples(text: str) -> dict[tuple[str, ...], float]:
-    families = text_string_to_metric_families(text)
-    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
-
-
 def scraped(gauges: RowGauges) -> dict[tuple[str, ...], float]:
     registry = CollectorRegistry()
     registry.register(gauges)
-    return samples(generate_latest(registry).decode())
+    return of_registry(registry)
 
 
 def test_a_dispatcher_is_asked_over_http(bench: Bench):
     submit(bench)
     with bench.process("worker.dispatcher", METRICS_PORT="0", DISPATCHER_REPUBLISH_AFTER_S="600"):
-        log = bench.folder / "worker.dispatcher.log"
-
-        def port() -> int | None:
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
-            return next((line["port"] for line in lines if line["message"] == "metrics are told"), None)
-
-        seen = samples(httpx.get(f"http://127.0.0.1:{eventually(port)}/metrics").text)
+        seen = of_process(bench.folder / "worker.dispatcher.log")
     assert seen["duolora_database_up",] == 1
     assert seen["duolora_stages", "personalize", "content_lora", "runnable"] == 1
     assert seen["duolora_oldest_runnable_seconds", "personalize", "style_lora"] < 60
