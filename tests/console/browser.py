@@ -1,0 +1,65 @@
+"""The Chromium of the console's tests: `python -m tests.console.browser` sees to it that there is one.
+
+It takes the system's, else the one that Playwright has downloaded. Where there is neither, root installs Debian's
+package, and everybody else lets Playwright download its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+SKIP = "DUOLORA_NO_BROWSER"
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+PACKAGES = ("chromium", "fonts-liberation")
+MISSING = f"""\
+No Chromium was found, so the web console cannot be tested. Any of these helps:
+  make test                                        installs one
+  apt-get install chromium fonts-liberation        as root, on Debian
+  .venv/bin/python -m playwright install chromium  downloads one
+{SKIP}=1 leaves these tests out."""
+
+
+def find() -> str | None:
+    """Return the path of a Chromium."""
+    for name in NAMES:
+        if (found := shutil.which(name)) is not None:
+            return found
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+def install() -> None:
+    """Install a Chromium; one that could not be installed is not found afterwards."""
+    apt = shutil.which("apt-get")
+    if apt is not None and os.geteuid() == 0:
+        print("Installing Debian's Chromium, for the tests of the web console ...", flush=True)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+            subprocess.run([apt, "-qq", *command], env=environment, stdout=subprocess.DEVNULL, check=False)
+        if find() is not None:
+            return
+    print("Downloading Playwright's Chromium, for the tests of the web console ...", flush=True)
+    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+
+
+def main() -> int:
+    """Find or install one. Returns the exit status."""
+    if os.environ.get(SKIP) == "1":
+        return 0
+    if find() is None:
+        install()
+    if find() is not None:
+        return 0
+    print(MISSING, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
