@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,19 @@ from tests.support.servers import TestDatabases, running_object_store, running_p
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _pytest.terminal import TerminalReporter
+
     from api.settings import StoreSettings
     from api.storage import ObjectStore
     from deploy.local.object_store import ObjectStoreServer
     from deploy.local.postgres import Postgres
     from deploy.local.valkey import Valkey
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say loudly what was left out."""
+    if os.environ.get("DUOLORA_NO_BROWSER") == "1":
+        terminalreporter.section("THE WEB CONSOLE WAS NOT TESTED: DUOLORA_NO_BROWSER=1", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

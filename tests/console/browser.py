@@ -39,14 +39,19 @@ def install() -> None:
     """Install a Chromium; one that could not be installed is not found afterwards."""
     apt = shutil.which("apt-get")
     if apt is not None and os.geteuid() == 0:
-        print("Installing Debian's Chromium, for the tests of the web console ...", flush=True)
+        _say("Installing Debian's Chromium, for the tests of the web console ...")
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
             subprocess.run([apt, "-qq", *command], env=environment, stdout=subprocess.DEVNULL, check=False)
         if find() is not None:
             return
-    print("Downloading Playwright's Chromium, for the tests of the web console ...", flush=True)
+    _say("Downloading Playwright's Chromium, for the tests of the web console ...")
     subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def main() -> int:
@@ -57,7 +62,7 @@ def main() -> int:
         install()
     if find() is not None:
         return 0
-    print(MISSING, file=sys.stderr)
+    _say(MISSING)
     return 1
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from deploy.local.demo import Samples
 
-PATIENCE_MS = 20_000
+PATIENCE_MS = 30_000
 ARGUMENTS = (  # Chromium would ask its maker's servers for this and that
     "--no-sandbox",
     "--disable-gpu",
@@ -71,7 +71,7 @@ def samples() -> Samples:
     return shipped_samples()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # for as long as it lives Playwright's event loop keeps the thread from any other
 def chromium() -> Iterator[Browser]:
     if os.environ.get(browser.SKIP) == "1":
         pytest.skip(f"{browser.SKIP}=1: the console is not tested")

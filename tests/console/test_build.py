@@ -8,7 +8,9 @@ from tests.console.build_stamp import CONSOLE, is_up_to_date
 
 
 def test_the_built_console_is_that_of_its_sources():
-    assert is_up_to_date(CONSOLE), "api/console/web has changed since dist was built: run `make console` and commit both"
+    assert is_up_to_date(CONSOLE), (
+        "api/console/web has changed since dist was built: run `make console` and commit both"
+    )
 
 
 @pytest.mark.parametrize("changed", ["web/src/App.svelte", "dist/index.html", "dist/build.json"])

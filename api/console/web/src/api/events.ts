@@ -8,8 +8,8 @@ export interface ServerEvent {
   data: string;
 }
 
-/** Read a body of server-sent events (WHATWG HTML, section 9.2) until it ends. */
-export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerEvent> {
+/** Read a body of server-sent events (WHATWG HTML, section 9.2) until it ends; null is a sign of life without an event. */
+export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<ServerEvent | null> {
   const reader = body.pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>).getReader();
   let rest = "";
   try {
@@ -18,10 +18,7 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
       if (done) return;
       const blocks = (rest + value).replaceAll("\r\n", "\n").split("\n\n");
       rest = blocks.pop() ?? "";
-      for (const block of blocks) {
-        const event = parseEvent(block);
-        if (event !== null) yield event;
-      }
+      for (const block of blocks) yield parseEvent(block);
     }
   } finally {
     await reader.cancel().catch(() => undefined); // it may be broken already
@@ -47,7 +44,7 @@ export async function openEvents(
   id: string,
   lastEventId: string,
   signal: AbortSignal,
-): Promise<AsyncGenerator<ServerEvent> | null> {
+): Promise<AsyncGenerator<ServerEvent | null> | null> {
   const headers: Record<string, string> = lastEventId === "" ? {} : { "Last-Event-ID": lastEventId };
   const answer = await request(`jobs/${id}/events`, { headers, signal });
   return answer.status === 204 || answer.body === null ? null : readEvents(answer.body);

@@ -10,6 +10,9 @@ export const ENDED = new Set(["succeeded", "failed", "canceled", "expired"]);
 
 const REREAD_MS = 1000;
 const RETRY_MS = 2000;
+/** A place in the queue changes without an event of the job's own. */
+const QUEUE_MS = 5000;
+/** Three times the service's heartbeat. */
 const SILENCE_MS = 45_000;
 const LOG_LINES = 500;
 const RENEW_BEFORE_MS = 60_000;
@@ -76,6 +79,7 @@ export class Following {
     const broken = new AbortController();
     const signal = AbortSignal.any([this.#stop.signal, broken.signal]);
     let alarm = setTimeout(() => broken.abort(), SILENCE_MS);
+    const queue = setInterval(() => this.job?.state === "queued" && this.#readSoon(), QUEUE_MS);
     try {
       const events = await openEvents(this.#id, this.#lastEventId, signal);
       if (events === null) return;
@@ -83,12 +87,13 @@ export class Following {
       for await (const event of events) {
         clearTimeout(alarm);
         alarm = setTimeout(() => broken.abort(), SILENCE_MS);
-        this.#hear(event);
+        if (event !== null) this.#hear(event);
       }
     } catch {
       // The caller reads the job instead; that says what is wrong, if anything is.
     } finally {
       clearTimeout(alarm);
+      clearInterval(queue);
     }
   }
 
