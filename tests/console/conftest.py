@@ -51,7 +51,18 @@ def broken_base(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def chromium_path() -> str:
+    """Without a browser everything fails, unless it was said to leave these tests out."""
+    if os.environ.get(browser.SKIP) == "1":
+        pytest.skip(f"{browser.SKIP}=1: the console is not tested")
+    path = browser.find()
+    if path is None:
+        pytest.fail(browser.MISSING, pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stack(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """With a base model whose losses are no numbers, for jobs that fail."""
     folder = tmp_path_factory.mktemp("console")
     bases = json.dumps({"tiny": "tiny", "broken": str(broken_base(folder / "broken"))})
@@ -72,14 +83,9 @@ def samples() -> Samples:
 
 
 @pytest.fixture(scope="module")  # for as long as it lives Playwright's event loop keeps the thread from any other
-def chromium() -> Iterator[Browser]:
-    if os.environ.get(browser.SKIP) == "1":
-        pytest.skip(f"{browser.SKIP}=1: the console is not tested")
-    path = browser.find()
-    if path is None:
-        pytest.fail(browser.MISSING, pytrace=False)
+def chromium(chromium_path: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        running = playwright.chromium.launch(executable_path=chromium_path, args=list(ARGUMENTS))
         yield running
         running.close()
 

@@ -115,6 +115,10 @@ def test_from_dropped_pictures_to_the_merged_lora(window, samples):
     expect(page.get_by_label("Text for diffusers")).to_contain_text('pipe("a sbu animal in szn style"')
     expect(page.get_by_label("Text for curl")).to_contain_text("merged.diffusers.safetensors")
     expect(page.get_by_label("Text for ComfyUI")).to_contain_text("merged.kohya.safetensors")
+    window.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy the text for diffusers").click()
+    expect(page.get_by_text("Copied")).to_be_visible()
+    assert "load_lora_weights" in page.evaluate("navigator.clipboard.readText()")
 
 
 def test_a_failed_job_shows_its_reason_and_can_be_tried_again(window, samples):
@@ -203,6 +207,31 @@ def test_a_refusal_stands_at_the_field_it_names(window, samples):
     )
     rank.fill("4")
     expect(rank).to_have_attribute("aria-invalid", "false")
+
+
+LOSE_ONE_ANSWER = """
+const send = window.fetch;
+let lost = false;
+window.fetch = async (...request) => {
+    const answer = await send(...request);
+    if (lost || request[1]?.method !== "POST") return answer;
+    lost = true;
+    throw new TypeError("the answer was lost");
+};
+"""
+
+
+def test_sent_again_after_a_lost_answer_a_job_is_made_once(window, client, samples, running):
+    window.context.add_init_script(LOSE_ONE_ANSWER)
+    page = window.open(with_key=True)
+    choose(page, samples)
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_role("alert")).to_contain_text("The service does not answer.")
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_text("Number 1 in the queue")).to_be_visible()
+    assert [job.id for job in client.jobs() if job.state == "queued"] == [page.url.rsplit("/", 1)[1]]
+    page.get_by_role("button", name="Cancel").click()
+    expect(state(page, "Canceled")).to_be_visible()
 
 
 def test_jobs_are_listed_by_state_and_page(window, client, samples, running):
