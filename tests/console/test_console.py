@@ -4,12 +4,17 @@ import hashlib
 import json
 import re
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
+
+from api.db import make_engine, session_factory, transaction
+from api.jobs.models import LogLine
 
 pytestmark = [pytest.mark.xdist_group("console"), pytest.mark.timeout(240)]
 
@@ -259,6 +264,29 @@ def test_jobs_are_listed_by_state_and_page(window, client, samples, running):
     finally:
         for job in waiting:
             client.cancel(job.id)
+
+
+def test_the_end_of_a_long_log_is_shown(window, stack, running):
+    lines = [
+        LogLine(
+            job_id=uuid.UUID(running.id),
+            stage="content_lora",
+            attempt=1,
+            at=datetime.now(UTC),
+            level="WARNING",
+            message=f"line {number}",
+        )
+        for number in range(1100)
+    ]
+    engine = make_engine(stack.env["DATABASE_URL"])
+    with transaction(session_factory(engine)) as session:
+        session.add_all(lines)
+    engine.dispose()
+    log = window.open(f"/#/jobs/{running.id}", with_key=True).get_by_role("log")
+    expect(log).to_contain_text("Learn the subject line 1099")
+    log.scroll_into_view_if_needed()
+    expect(log.get_by_text("line 1099")).to_be_in_viewport()
+    assert log.locator("p").count() == 500
 
 
 def test_a_wrong_key_is_refused_and_a_right_one_opens(window):
