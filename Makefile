@@ -9,7 +9,7 @@ STAMP := .venv/installed
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-gpu check openapi fmt clean
+.PHONY: help setup demo up test chaos bench-gpu console check openapi fmt clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
@@ -23,6 +23,7 @@ up: $(STAMP) ## Start the service and keep it running (where the data lives: .ve
 
 # Idle threads of the arithmetic sleep: spinning ones slow their neighbours many times over.
 test: $(STAMP) ## Run all tests against real servers
+	@$(BIN)/python -m tests.console.browser
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 chaos: $(STAMP) ## Break everything 200 times and see that nothing is lost; writes tests/chaos/REPORT.md
@@ -31,6 +32,12 @@ chaos: $(STAMP) ## Break everything 200 times and see that nothing is lost; writ
 # make bench-gpu BENCH_OUT=folder; sections by themselves: .venv/bin/python -m tests.benchmarks.gpu --help
 bench-gpu: $(STAMP) ## Check and time SDXL's shapes and its rivals on one GPU; writes tests/benchmarks/gpu.md and .json
 	$(BIN)/python -m tests.benchmarks.gpu --out $(BENCH_OUT)
+
+console: $(STAMP) ## Build the web console anew; needs Node.js 20.19 or newer, which nothing else does
+	npm --prefix api/console/web ci
+	npm --prefix api/console/web run check
+	npm --prefix api/console/web run build
+	$(BIN)/python -m tests.console.build_stamp
 
 check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
 	$(BIN)/ruff format --check
@@ -49,7 +56,7 @@ fmt: $(STAMP) ## Format the code and mend what the linter can
 setup: $(STAMP) ## Make .venv with the pinned dependencies (all others do it when needed)
 
 clean: ## Remove .venv, caches, out/ and the demo's data
-	rm -rf .venv out .duolora build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv out .duolora build api/console/web/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by itself: whatever else asks for it then finds the pinned one in place.

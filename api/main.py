@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from api import health, openapi, problems
 from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
+from api.console import routes as console
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
@@ -94,6 +95,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(webhooks.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)
+    console.install(app, settings)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     registry = process_registry()

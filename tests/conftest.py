@@ -13,11 +13,21 @@ from tests.support.servers import TestDatabases, running_object_store, running_p
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _pytest.terminal import TerminalReporter
+
     from api.settings import StoreSettings
     from api.storage import ObjectStore
     from deploy.local.object_store import ObjectStoreServer
     from deploy.local.postgres import Postgres
     from deploy.local.valkey import Valkey
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Say loudly what was left out."""
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "tests/console/" in report.nodeid]
+    if left_out:
+        terminalreporter.section(f"THE WEB CONSOLE WAS NOT TESTED ({len(left_out)} TESTS)", red=True, bold=True)
+        terminalreporter.line(str(left_out[0].longrepr[-1] if left_out[0].longrepr else ""))
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ def _up(arguments: argparse.Namespace) -> int:
         data: Path = arguments.data or default_data_folder()
         with Stack(data, environment=environment, port=arguments.port, workers=arguments.workers) as stack:
             print(f"DuoLoRA is up after {time.monotonic() - began:.1f} s. Ctrl-C stops it.\n")
+            print(f"  console  {stack.api_url}/#key={stack.owner.api_key}")
             print(f"  API      {stack.api_url}  (described by /openapi.json)")
             print(f"  API key  {stack.owner.api_key}")
             print(f"  data     {stack.data}")

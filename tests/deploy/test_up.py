@@ -49,6 +49,7 @@ def first_key(data):
         url, key = printed(command.wait_for("API key"))
         assert jobs(url, key) == 200
         assert jobs(url, "duo_wrong") == 401
+        assert f"console  {url}/#key={key}\n" in command.text()
         family = command.family()
         assert len(family) > len(SERVICES)
         command.process.send_signal(signal.SIGINT)

@@ -1,0 +1,161 @@
+// Wire shapes, as far as the console reads them. The service describes all of them in /openapi.json.
+
+export type JobState = "queued" | "running" | "succeeded" | "failed" | "canceled" | "expired";
+export const JOB_STATES: readonly JobState[] = ["queued", "running", "succeeded", "failed", "canceled", "expired"];
+
+export type StageState = "waiting" | "runnable" | "running" | "succeeded" | "failed" | "canceled";
+
+export interface FieldError {
+  /** JSON pointer into the request: /params/rank, /content_images/3. */
+  pointer: string;
+  detail: string;
+  code: string;
+}
+
+/** An error as the service prints it (RFC 9457). */
+export interface ProblemDocument {
+  title: string;
+  status: number;
+  code: string;
+  retryable: boolean;
+  detail?: string;
+  request_id?: string;
+  stage?: string;
+  errors?: FieldError[];
+}
+
+export interface StageProgress {
+  step: number;
+  total: number;
+  fraction: number;
+  loss: number | null;
+  note: string;
+  steps_per_second: number | null;
+  eta_seconds: number | null;
+}
+
+export interface Stage {
+  name: string;
+  state: StageState;
+  attempt: number;
+  progress: StageProgress | null;
+  reused_from: string | null;
+  stopped_early: boolean;
+  started_at: string | null;
+  finished_at: string | null;
+  error: ProblemDocument | null;
+}
+
+export interface JobProgress {
+  fraction: number;
+  stage: string | null;
+  step: number | null;
+  total: number | null;
+  eta_seconds: number | null;
+  queue_position: number | null;
+  queue_eta_seconds: number | null;
+}
+
+export interface JobSummary {
+  id: string;
+  state: JobState;
+  stage: string | null;
+  progress: JobProgress;
+  error: ProblemDocument | null;
+  created_at: string;
+  started_at: string | null;
+  finished_at: string | null;
+  cancel_requested_at: string | null;
+  stop_requested_at: string | null;
+  retry_of: string | null;
+}
+
+export interface Artifact {
+  name: string;
+  filename: string;
+  content_type: string;
+  bytes: number;
+  sha256: string;
+  url: string;
+  expires_at: string;
+}
+
+export interface LoraConfig {
+  steps: number;
+  rank: number;
+  resolution_px: number;
+  seed: number;
+}
+
+/** The complete configuration of a job, and the defaults of a recipe. */
+export interface Configuration {
+  recipe: string;
+  base_model: string;
+  prompts: { subject_class: string; content_trigger: string; style_trigger: string };
+  content: LoraConfig;
+  style: LoraConfig;
+  merge: { method: string; steps: number };
+  preview: { resolution_px: number };
+}
+
+export interface Job extends JobSummary {
+  stages: Stage[];
+  params: Configuration;
+  images: { side: string; width: number; height: number }[];
+  result: { artifacts: Artifact[] } | null;
+}
+
+export interface JobPage {
+  items: JobSummary[];
+  next_cursor: string | null;
+}
+
+export interface LogLine {
+  id: number;
+  at: string;
+  stage: string;
+  level: string;
+  message: string;
+}
+
+export interface LogPage {
+  items: LogLine[];
+  next_after: number | null;
+}
+
+export interface RecipePage {
+  recipes: { name: string; description: string; defaults: Configuration }[];
+  merge_recipes: Record<string, unknown>;
+  base_models: string[];
+  default_base_model: string;
+}
+
+/** What the console checks before it sends anything; /console.json. */
+export interface Limits {
+  max_images_per_side: number;
+  max_image_bytes: number;
+  max_image_pixels: number;
+  min_image_side_px: number;
+  max_request_bytes: number;
+}
+
+export interface StepWishes {
+  content?: number;
+  style?: number;
+  merge?: number;
+}
+
+/** The part `params` of a submission. */
+export interface JobParams {
+  recipe?: string;
+  base_model?: string;
+  merge_recipe?: string;
+  subject_class?: string;
+  content_trigger?: string;
+  style_trigger?: string;
+  style_captions?: string[];
+  steps?: StepWishes;
+  rank?: number;
+  resolution_px?: number;
+  seed?: number;
+}

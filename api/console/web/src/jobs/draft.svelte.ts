@@ -1,0 +1,146 @@
+// The job that is being put together: its fields, what is wrong with them, and how it is sent.
+
+import { newIdempotencyKey, Problem, submitJob } from "../api/client";
+import type { FieldError, Job, JobParams, Limits, StepWishes } from "../api/types";
+import { countProblem, Picture } from "./pictures.svelte";
+
+/** Fields that hold one word or number, by the JSON pointer that the service names them by. */
+export type Pointer =
+  | "/params/subject_class"
+  | "/params/recipe"
+  | "/params/base_model"
+  | "/params/merge_recipe"
+  | "/params/seed"
+  | "/params/content_trigger"
+  | "/params/style_trigger"
+  | "/params/steps/content"
+  | "/params/steps/style"
+  | "/params/steps/merge"
+  | "/params/rank"
+  | "/params/resolution_px";
+
+const NUMBERS = /^\/params\/(seed|rank|resolution_px|steps\/.*)$/;
+const GAP = "Pictures and captions go by order: give this picture one too, or clear those after it.";
+
+export type Side = "content" | "style";
+
+export class Draft {
+  pictures = $state<Record<Side, Picture[]>>({ content: [], style: [] });
+  values = $state<Partial<Record<Pointer, string>>>({});
+  errors = $state<FieldError[]>([]);
+  /** What is wrong with the request as a whole. */
+  complaint = $state("");
+  sending = $state(false);
+
+  #idempotencyKey = "";
+  #sent = "";
+
+  constructor(readonly limits: Limits) {}
+
+  add(side: Side, files: Iterable<File>): void {
+    for (const file of files) this.pictures[side].push(new Picture(file, this.limits));
+    this.#forgetErrors(`/${side}_images`);
+  }
+
+  remove(side: Side, picture: Picture): void {
+    picture.release();
+    this.pictures[side] = this.pictures[side].filter(({ id }) => id !== picture.id);
+    this.#forgetErrors(`/${side}_images`);
+    this.#forgetErrors(`/params/${side}_captions`);
+  }
+
+  set(pointer: Pointer, value: string): void {
+    this.values[pointer] = value;
+    this.#forgetErrors(pointer);
+  }
+
+  error(pointer: string): string {
+    return this.errors.find((error) => error.pointer === pointer)?.detail ?? "";
+  }
+
+  /** Send the job; null if something is wrong, which `errors` and `complaint` then say. */
+  async send(): Promise<Job | null> {
+    this.complaint = "";
+    this.errors = this.#check();
+    if (this.errors.length > 0) return null;
+    this.sending = true;
+    try {
+      return await submitJob(this.#params(), this.#files("content"), this.#files("style"), this.#key());
+    } catch (error) {
+      if (error instanceof Problem) this.errors = error.document.errors ?? [];
+      this.complaint = error instanceof Error ? error.message : String(error);
+      return null;
+    } finally {
+      this.sending = false;
+    }
+  }
+
+  /** Let the pictures go. */
+  release(): void {
+    for (const picture of [...this.pictures.content, ...this.pictures.style]) picture.release();
+  }
+
+  #check(): FieldError[] {
+    const found: FieldError[] = [];
+    const say = (pointer: string, detail: string) => detail !== "" && found.push({ pointer, detail, code: "" });
+    for (const side of ["content", "style"] as const) {
+      say(`/${side}_images`, countProblem(this.pictures[side], this.limits));
+      this.pictures[side].forEach(({ problem }, index) => say(`/${side}_images/${index}`, problem));
+    }
+    this.#captions().forEach((caption, index) => say(`/params/style_captions/${index}`, caption === "" ? GAP : ""));
+    for (const [pointer, value] of Object.entries(this.values)) {
+      const number = value.trim();
+      const wanted = NUMBERS.test(pointer) && number !== "" && !(/^\d+$/.test(number) && Number.isSafeInteger(Number(number)));
+      say(pointer, wanted ? "Write a whole number, or leave it empty." : "");
+    }
+    return found;
+  }
+
+  #captions(): string[] {
+    const captions = this.pictures.style.map(({ caption }) => caption.trim());
+    return captions.slice(0, captions.findLastIndex((caption) => caption !== "") + 1);
+  }
+
+  #files(side: Side): File[] {
+    return this.pictures[side].map(({ file }) => file);
+  }
+
+  #params(): JobParams {
+    const words = ["subject_class", "recipe", "base_model", "merge_recipe", "content_trigger", "style_trigger"] as const;
+    const params: JobParams = {};
+    for (const name of words) {
+      const value = this.#value(`/params/${name}`);
+      if (value !== "") params[name] = value;
+    }
+    for (const name of ["seed", "rank", "resolution_px"] as const) {
+      const value = this.#value(`/params/${name}`);
+      if (value !== "") params[name] = Number(value);
+    }
+    const steps: StepWishes = {};
+    for (const name of ["content", "style", "merge"] as const) {
+      const value = this.#value(`/params/steps/${name}`);
+      if (value !== "") steps[name] = Number(value);
+    }
+    if (Object.keys(steps).length > 0) params.steps = steps;
+    const captions = this.#captions();
+    if (captions.length > 0) params.style_captions = captions;
+    return params;
+  }
+
+  #value(pointer: Pointer): string {
+    return (this.values[pointer] ?? "").trim();
+  }
+
+  /** The same key for as long as the same is sent: after a lost answer, sending again does nothing twice. */
+  #key(): string {
+    const pictures = [...this.pictures.content, ...this.pictures.style].map(({ id }) => id);
+    const sent = JSON.stringify([this.#params(), pictures]);
+    if (sent !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
+    this.#sent = sent;
+    return this.#idempotencyKey;
+  }
+
+  #forgetErrors(prefix: string): void {
+    this.errors = this.errors.filter(({ pointer }) => pointer !== prefix && !pointer.startsWith(`${prefix}/`));
+  }
+}
