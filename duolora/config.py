@@ -280,6 +280,10 @@ class PersonalizeConfig(Frozen):
             raise ValueError("content and style need the same resolution_px to keep each other company")
         return self
 
+    def of_side(self, side: str) -> LoraTrainConfig:
+        """Return how one side is trained: `content` or `style`."""
+        return self.content if side == "content" else self.style
+
     @property
     def trains_together(self) -> bool:
         """Whether both LoRAs are trained in one pass, each in the other's company."""

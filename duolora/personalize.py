@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from duolora.config import LoraTrainConfig, PersonalizeConfig, Prompts
+    from duolora.config import PersonalizeConfig, Prompts
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
@@ -95,26 +95,19 @@ def without_company(config: PersonalizeConfig) -> PersonalizeConfig:
 
     Their files differ by rounding only.
     """
-    return config.model_copy(
-        update={each: _settings(each, config).model_copy(update={"company": 0.0}) for each in SIDES}
-    )
-
-
-def _settings(side: str, config: PersonalizeConfig) -> LoraTrainConfig:
-    """Return how one side is trained."""
-    return config.content if side == CONTENT else config.style
+    return config.model_copy(update={each: config.of_side(each).model_copy(update={"company": 0.0}) for each in SIDES})
 
 
 def _task(side: str, pictures: Sequence[Path], config: PersonalizeConfig) -> LoraTask:
     """Return the training of one side."""
-    return LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), _settings(side, config))
+    return LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), config.of_side(side))
 
 
 def _signed(trained: LoraWeights, side: str, config: PersonalizeConfig) -> LoraWeights:
     """Return one side's LoRA with the words that its files carry."""
     prompts = config.prompts
     trigger = prompts.content if side == CONTENT else f"in {prompts.style_trigger} style"
-    seed = _settings(side, config).seed
+    seed = config.of_side(side).seed
     return trained.with_metadata(**provenance(config, title=f"{side} LoRA", trigger=trigger, seed=seed))
 
 

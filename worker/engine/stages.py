@@ -19,6 +19,7 @@ from duolora.models.registry import load_base
 from duolora.personalize import TrainingJob, draw_preview, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
 from worker.engine.keeping import SIDE_STAGES
+from worker.engine.narration import tell_of_merge, tell_of_preview, tell_of_training
 from worker.engine.protocol import Output, StageOfJob, StageRequest
 
 if TYPE_CHECKING:
@@ -144,12 +145,9 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
 def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Train the LoRAs of all members' sides in the same passes; write both key formats of each."""
     jobs = list(dict.fromkeys(member.job for member in request.members))
-    trained = train_jobs(
-        base,
-        [_training([member for member in request.members if member.job == job]) for job in jobs],
-        observer,
-        keeper=request.keeper,
-    )
+    trainings = [_training([member for member in request.members if member.job == job]) for job in jobs]
+    tell_of_training(base, {side: trainings[0].config.of_side(side) for side in trainings[0].pictures}, len(jobs))
+    trained = train_jobs(base, trainings, observer, keeper=request.keeper)
     loras = dict(zip(jobs, trained, strict=True))
     return [
         replace(output, member=place)
@@ -178,6 +176,7 @@ def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
     result = merge_sides(
         base, _side_loras(stage, base), _pictures(stage), stage.config, observer, keeper=request.keeper
     )
+    tell_of_merge(result.report)
     (stage.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
     outputs = _write_both(
         result.weights, stage.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
@@ -195,6 +194,7 @@ def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> 
     [stage] = request.members
     merged = read_lora(stage.inputs_dir / "merged.diffusers.safetensors", base.layers())
     loras = {**_side_loras(stage, base), "merged": merged}
+    tell_of_preview(stage.config.preview)
     preview = draw_preview(base, loras, _pictures(stage), stage.config, observer, keeper=request.keeper)
     preview.save(stage.outputs_dir / "preview.png")
     merge_report = json.loads((stage.inputs_dir / MERGE_REPORT).read_text())

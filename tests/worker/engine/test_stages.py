@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,29 @@ def test_stages_leave_exactly_the_artifacts_of_a_job(
     assert PersonalizeConfig.model_validate(report["config"]) == config
     assert report["merge"] == json.loads((inputs / "merge_report.json").read_text())
     assert report["merge"]["trainable"] == 2 * 2 * 88
+
+
+def test_every_stage_says_in_the_jobs_log_what_it_does(
+    inputs: Path, config: PersonalizeConfig, models: BaseModels, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: dict[str, list[str]] = {}
+    for stage in APART:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "worker.engine"):
+            _, folder = run(stage, inputs, config, models)
+        lines = [record.getMessage() for record in caplog.records if record.name == "worker.engine"]
+        said[stage] = [line for line in lines if line != "base loaded"]  # whoever comes first
+        for path in folder.iterdir():
+            shutil.copy(path, inputs)
+    where = "on cpu in float32, memory profile 80gb"
+    assert said == {
+        "content_lora": ["learning content: 2 steps at 64 px, batch 2, rank 2, learning rate 0.002", where],
+        "style_lora": ["learning style: 2 steps at 64 px, batch 2, rank 2, learning rate 0.002", where],
+        "merge": [
+            "merged by duolora, begun with masks measured: kept 176 of 176 ranks of content, 176 of 176 of style"
+        ],
+        "package": ["drawing 2 pictures with each LoRA: 2 steps at 64 px, guidance 4"],
+    }
 
 
 def test_both_files_of_a_lora_hold_the_same(
