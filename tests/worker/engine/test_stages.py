@@ -167,7 +167,7 @@ def test_every_stage_says_in_the_jobs_log_what_it_does(
         "content_lora": ["learning content: 2 steps at 64 px, batch 2, rank 2, learning rate 0.002", where],
         "style_lora": ["learning style: 2 steps at 64 px, batch 2, rank 2, learning rate 0.002", where],
         "merge": [
-            "merged by duolora, begun with masks measured: kept 176 of 176 ranks of content, 176 of 176 of style"
+            "merged by duolora, begun with masks measured: kept 176 of 176 ranks of content, 176 of 176 ranks of style"
         ],
         "package": ["drawing 2 pictures with each LoRA: 2 steps at 64 px, guidance 4"],
     }
