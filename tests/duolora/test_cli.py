@@ -138,7 +138,7 @@ def test_commands_go_on_from_their_own_checkpoints_only(
     assert duolora(*words, "--out", out / "first") == 0
     assert [path.name for path in kept.iterdir()] == ["2"]
     steps: list[int] = []
-    monkeypatch.setattr(Lesson, "step", lambda _self, step: steps.append(step) or 0.0)
+    monkeypatch.setattr(Lesson, "step", lambda _self, step: steps.append(step) or [0.0])
 
     assert duolora(*words, "--out", out / "second") == 0
     assert steps == []
