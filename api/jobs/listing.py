@@ -97,6 +97,7 @@ class JobRecord:
 
     id: uuid.UUID
     kind: JobKind
+    mock_outcome: str | None
     state: JobState
     priority: int
     created_at: datetime
@@ -151,7 +152,7 @@ _STAGES = """
      ) ORDER BY s.ordinal), '[]') FROM stages s WHERE s.job_id = j.id) AS stages
 """
 _SUMMARY = """
-    j.id, j.kind, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+    j.id, j.kind, j.mock_outcome, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
     j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error, j.expires_at
 """
 _WEBHOOK = """

@@ -101,7 +101,16 @@ def prepare_retry(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID)
         retry_of=job_id,
         fields={
             name: getattr(job, name)
-            for name in ("kind", "params", "params_version", "request", "priority", "retention_days", "webhook_url")
+            for name in (
+                "kind",
+                "mock_outcome",
+                "params",
+                "params_version",
+                "request",
+                "priority",
+                "retention_days",
+                "webhook_url",
+            )
         },
         deadline=None if job.deadline_at is None else job.deadline_at - job.created_at,
         stages=stages,

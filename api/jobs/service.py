@@ -22,6 +22,7 @@ from api.db import transaction
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import images, listing, repository, requests, wishes
+from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.locking import instant
 from api.jobs.models import Job
 from api.jobs.plan import plan
@@ -309,6 +310,7 @@ def _job(
         params=config.model_dump(mode="json"),
         params_version=SCHEMA_VERSION,
         request=wished,
+        mock_outcome=(params.mock_outcome or MockOutcome.SUCCEED) if params.engine is EngineName.MOCK else None,
         priority=params.priority,
         retention_days=params.retention_days,
         webhook_url=params.webhook_url,
