@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -15,7 +17,7 @@ from duolora import recipes
 from duolora.config import Prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -23,9 +25,29 @@ if TYPE_CHECKING:
     from duolora.config import PersonalizeConfig
 
 ROOT = "/params"
+"""Where complaints point, unless `pointing` says where else the request has its parameters."""
 _WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions", "content_captions")
 _SHARED = {"rank", "resolution_px", "seed"}
 """Fields of the configuration's parts that one wish fills in several."""
+
+
+@contextmanager
+def pointing(root: str) -> Iterator[None]:
+    """Have complaints about parameters point below another root than ROOT: empty for those at the top of a document.
+
+    Raises:
+        InvalidParameters: what the block raised, so changed.
+    """
+    try:
+        yield
+    except InvalidParameters as refusal:
+        refusal.errors = tuple(
+            replace(entry, pointer=root + entry.pointer.removeprefix(ROOT) or "/")
+            if f"{entry.pointer}/".startswith(f"{ROOT}/")
+            else entry
+            for entry in refusal.errors
+        )
+        raise
 
 
 def parse(text: str) -> JobParams:
