@@ -45,9 +45,16 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a job shows of its LoRAs: the labelled grid, and the slider's pictures from all content to all style."""
+    """What a job shows of its LoRAs.
+
+    Attributes:
+        preview: the labelled grid.
+        drawn: name of a LoRA -> the pictures drawn with it.
+        slider: pictures of the merge, from all content to all style.
+    """
 
     preview: Image.Image
+    drawn: Mapping[str, Sequence[Image.Image]]
     slider: Sequence[Image.Image]
 
 
@@ -98,7 +105,7 @@ def draw_results(
     rows = [PreviewRow(*_SENT[side], open_pictures(pictures[side])) for side in (CONTENT, STYLE) if side in pictures]
     rows += [PreviewRow(title, f'"{prompt}"', drawn[name]) for name, (title, prompt) in shown.items()]
     slider = [picture for name in sorted(drawn) if name.startswith(_SLIDER) for picture in drawn[name]]
-    return Results(preview_grid(rows, columns=preview.images), slider)
+    return Results(preview_grid(rows, columns=preview.images), {name: drawn[name] for name in shown}, slider)
 
 
 def _shown(loras: Mapping[str, LoraWeights], prompts: Prompts) -> dict[str, tuple[str, str]]:
@@ -157,7 +164,7 @@ def draw_prompts(
         )
         for place, prompt in enumerate(config.prompts)
     ]
-    drawn = _draw_in_turn(samplings, config.sampling.steps, observer or Silent(), keeper, may_finish=True)
+    drawn = _draw_in_turn(samplings, config.sampling.steps, observer or Silent(), keeper, many=True)
     return [drawn[name] for name in sorted(drawn)]
 
 
@@ -176,9 +183,12 @@ def _draw_in_turn(
     observer: Observer,
     keeper: Keeper | None,
     *,
-    may_finish: bool = False,
+    many: bool = False,
 ) -> dict[str, list[Image.Image]]:
-    """Draw what a checkpoint does not have yet; every sampling takes `steps` steps."""
+    """Draw what a checkpoint does not have yet; every sampling takes `steps` steps.
+
+    Of `many`, which may end early, a checkpoint is kept when one is due; of few, after each.
+    """
     saved, total = resumed(keeper), len(samplings) * steps
     drawn: dict[str, Tensor] = {} if saved is None else dict(saved.part(_DRAWN).tensors)
 
@@ -189,10 +199,10 @@ def _draw_in_turn(
         for place, sampling in enumerate(samplings):
             if sampling.name in drawn:
                 continue
-            if may_finish and keeper is not None and drawn and keeper.should_finish():
+            if many and keeper is not None and drawn and keeper.should_finish():
                 break
             part = Segment(observer, before=place * steps, total=total, note=sampling.note)
             drawn[sampling.name] = picture_bytes(sampling.draw(part))
-            if keeper is not None and place + 1 < len(samplings) and keeper.is_due():
+            if keeper is not None and place + 1 < len(samplings) and (not many or keeper.is_due()):
                 keeper.keep(Saved((place + 1) * steps, total, {_DRAWN: Part(drawn)}))
     return {name: pictures_of_bytes(bytes_NHWC) for name, bytes_NHWC in drawn.items()}
