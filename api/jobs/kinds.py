@@ -139,7 +139,14 @@ def _generation(params: JobParams, whole: PersonalizeConfig) -> GenerateJobConfi
             },
         )
     except ValidationError as error:
-        raise InvalidParameters(errors=wishes.complaints(error.errors(), _generation_pointer)) from error
+        places = [each["loc"] for each in error.errors()]
+        # Of a list none of whose entries can be used it is also said that it is too short.
+        told = [
+            each
+            for each in error.errors()
+            if not any(place != each["loc"] and place[: len(each["loc"])] == each["loc"] for place in places)
+        ]
+        raise InvalidParameters(errors=wishes.complaints(told, _generation_pointer)) from error
 
 
 def _generation_pointer(location: tuple[int | str, ...]) -> str:
