@@ -64,6 +64,8 @@ class Job(_Record):
 
     id: str
     kind: str
+    engine: str = "duolora"
+    """`mock`: nothing was learnt."""
     state: str
     progress: Progress
     timings: Timings | None = None
@@ -145,4 +147,6 @@ class Wishes(TypedDict, total=False):
     webhook_url: str
     webhook_events: Sequence[str]
     webhook_secret: str
+    engine: str
+    mock_outcome: str
     priority: int

@@ -13,6 +13,8 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts import routes as accounts
+from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.console import routes as console
@@ -53,13 +55,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
+    ring = KeyRing(sessions, keep_s=settings.key_cache_s)
     decider = JobService(settings, sessions, store)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
-        keys=KeyRing(sessions, keep_s=settings.key_cache_s),
+        keys=ring,
+        account_keys=KeyService(sessions, ring),
         rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
         jobs=decider,
         reader=decider.reader,
@@ -93,6 +97,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(webhooks.router)
+    app.include_router(accounts.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)
     console.install(app, settings)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Iterable
 
+    from api.jobs.engines import MockOutcome
     from api.jobs.models import Artifact, Job, MemoryProfile, Stage
 
 
@@ -93,6 +94,8 @@ class ClaimedStage:
     memory_profile: MemoryProfile
     stop_requested: bool = False
     """It is to end as soon as it has anything to show."""
+    mock_outcome: MockOutcome | None = None
+    """How the mock engine ends it; None for work of the real engine. Mates have the same."""
     mates: tuple[ClaimedStage, ...] = ()
     """Claimed along with it to share every pass of the U-Net: the job's other LoRA, LoRAs of other jobs."""
     traceparent: str | None
@@ -162,6 +165,7 @@ def describe(job: Job, stage: Stage) -> ClaimedStage:
         checkpoint=stage.checkpoint,
         memory_profile=stage.memory_profile,
         stop_requested=job.stop_requested_at is not None,
+        mock_outcome=job.mock_outcome,
         traceparent=job.traceparent,
     )
 

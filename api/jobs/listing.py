@@ -98,6 +98,7 @@ class JobRecord:
     id: uuid.UUID
     kind: JobKind
     name: str | None
+    mock_outcome: str | None
     state: JobState
     priority: int
     created_at: datetime
@@ -153,7 +154,7 @@ _STAGES = """
      ) ORDER BY s.ordinal), '[]') FROM stages s WHERE s.job_id = j.id) AS stages
 """
 _SUMMARY = """
-    j.id, j.kind, j.name, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+    j.id, j.kind, j.name, j.mock_outcome, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
     j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error, j.expires_at
 """
 _WEBHOOK = """

@@ -13,6 +13,7 @@ from sqlalchemy.types import Text
 
 from api.db import Base, Document
 from api.identifiers import uuid7
+from api.jobs.engines import MockOutcome
 from api.jobs.failures import FailureClass
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
@@ -74,6 +75,7 @@ class Job(Base):
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'canceled', 'expired'))", name="finished"
         ),
         UniqueConstraint("account_id", "idempotency_key"),
+        CheckConstraint("mock_outcome IN ('succeed', 'fail', 'slow')", name="mock_outcome"),
         Index("ix_jobs_newest", "account_id", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_unfinished", "account_id", "state", postgresql_where=text("finished_at IS NULL")),
         Index("ix_jobs_queue", text("priority DESC"), "created_at", "id", postgresql_where=text("state = 'queued'")),
@@ -96,6 +98,8 @@ class Job(Base):
     """`duolora.config.SCHEMA_VERSION` of `params`."""
     request: Mapped[Document]
     """What the caller wrote, before a recipe filled it."""
+    mock_outcome: Mapped[MockOutcome | None]
+    """How the mock engine ends it; null for a job of the real engine."""
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Higher goes first; bounded by the account."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

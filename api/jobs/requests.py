@@ -115,6 +115,7 @@ def prepare_retry(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID)
             for name in (
                 "kind",
                 "name",
+                "mock_outcome",
                 "params",
                 "params_version",
                 "request",

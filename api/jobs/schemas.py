@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.event_types import EventType
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
@@ -101,6 +102,16 @@ class JobParams(Wire):
         None,
         description="Signs them in place of the account's secret: `whsec_` and the base64 of 24 to 64 random bytes. "
         "Never shown again.",
+    )
+    engine: EngineName = Field(
+        EngineName.DUOLORA,
+        description="`mock`: nothing is learnt. The job goes the whole way in about a second, with events, progress, "
+        "webhooks and small files that say that they are none; for the tests of whoever uses this interface.",
+    )
+    mock_outcome: MockOutcome | None = Field(
+        None,
+        description="Of a mock job: `succeed` if left out; `fail` ends it with `mock_failure`; `slow` takes some "
+        "seconds for each stage.",
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, up to what the account may ask for.")
 
@@ -226,6 +237,7 @@ class JobSummary(Wire):
     id: uuid.UUID
     kind: JobKind
     name: str | None = Field(description="What its owner calls it.")
+    engine: EngineName = Field(description="`mock`: its results are none.")
     state: JobState
     stage: str | None = Field(description="The stage that runs now; the first, if two do.")
     progress: JobProgress

@@ -16,6 +16,7 @@ from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import kinds, listing, repository, requests, wishes
 from api.jobs.darkroom import Darkroom
+from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.ingredients import Ingredient, find_ingredients
 from api.jobs.inputs import gather, to_inputs, with_loras
 from api.jobs.models import Job
@@ -183,6 +184,7 @@ def _job(caller: Caller, job_id: uuid.UUID, config: JobConfig, submission: Submi
         params=config.model_dump(mode="json"),
         params_version=SCHEMA_VERSION,
         request=wished,
+        mock_outcome=(params.mock_outcome or MockOutcome.SUCCEED) if params.engine is EngineName.MOCK else None,
         priority=params.priority,
         retention_days=params.retention_days,
         webhook_url=params.webhook_url,

@@ -63,6 +63,7 @@ def check(submission: Submission, config: JobConfig, caller: Caller, settings: A
     params = submission.params
     errors = [
         *wishes.check_webhook(params, settings.webhooks.allow_cidrs),
+        *wishes.check_engine(params),
         *wishes.check_priority(params.priority, caller.max_priority),
         *wishes.check_retention(params.retention_days, settings.retention_max_days),
         *wishes.check_captions("content", params.content_captions, len(submission.content)),

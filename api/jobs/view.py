@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from api.jobs import listing
+from api.jobs.engines import EngineName
 from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
@@ -62,6 +63,7 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook, retention: timedel
         "id": job.id,
         "kind": job.kind,
         "name": job.name,
+        "engine": EngineName.DUOLORA if job.mock_outcome is None else EngineName.MOCK,
         "state": job.state,
         "stage": progress.stage,
         "progress": progress,

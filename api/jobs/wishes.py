@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from api.errors import FieldError, InvalidParameters
+from api.jobs.engines import EngineName
 from api.jobs.event_types import EventType
 from api.jobs.schemas import JobParams, LoraWish, StepWishes
 from api.webhooks.guard import TargetRefused, check_at_submit
@@ -133,6 +134,14 @@ def check_webhook(params: JobParams, allow: Iterable[Network]) -> list[FieldErro
             pointer, known = f"{ROOT}/webhook_events/{place}", ", ".join(EventType)
             errors.append(FieldError(pointer=pointer, detail=f"there is no {name!r}; known: {known}", code="unknown"))
     return errors
+
+
+def check_engine(params: JobParams) -> list[FieldError]:
+    """Return what is wrong with the wish for an engine."""
+    if params.mock_outcome is None or params.engine is EngineName.MOCK:
+        return []
+    detail = "only a job of the mock engine ends as one likes; send engine mock with it, or leave it out"
+    return [FieldError(pointer=f"{ROOT}/mock_outcome", detail=detail, code="needs_mock")]
 
 
 def check_priority(priority: int, highest: int) -> list[FieldError]:

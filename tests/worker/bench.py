@@ -218,6 +218,7 @@ class InProcessWorker:
             presence=presence,
             poll_s=settings.worker_poll_s,
             warm_base=settings.warm_location,
+            needs_engine=not settings.mocks_only,
         )
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="in-process worker")

@@ -156,3 +156,15 @@ def test_a_merge_recipe_replaces_the_whole_merge_and_wishes_go_over_it():
     merge = wishes.resolve(params, {"tiny": "tiny"}, "tiny").merge
     assert merge == MERGE_RECIPES["paper"].model_copy(update={"steps": 7, "seed": 5})
     assert wishes.resolve(wishes.parse("{}"), {"tiny": "tiny"}, "tiny").merge == MERGE_RECIPES["duolora"]
+
+
+@pytest.mark.parametrize(
+    ("document", "refused"),
+    [
+        ({"engine": "mock", "mock_outcome": "fail"}, []),
+        ({"engine": "mock"}, []),
+        ({"mock_outcome": "fail"}, ["needs_mock"]),
+    ],
+)
+def test_only_a_mock_job_ends_as_one_likes(document, refused):
+    assert [error.code for error in wishes.check_engine(wishes.parse(json.dumps(document)))] == refused
