@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class Timings(_Record):
     stages: dict[str, dict[str, Any]] = {}
 
 
-class Job(_Record):
+class JobRecord(_Record):
     """A job as the service shows it; what a list leaves out is None."""
 
     id: str
@@ -126,6 +126,100 @@ class LogLine(_Record):
     attempt: int
     level: str
     message: str
+
+
+class Attempt(_Record):
+    """One attempt at a stage of a job and how it ended."""
+
+    stage: str
+    attempt: int
+    worker: str
+    started_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    outcome: str | None = None
+    """None while it runs."""
+    failure_class: str | None = None
+    resumed_step: int | None = None
+    error: dict[str, Any] | None = None
+
+
+class Recipes(_Record):
+    """What an installation can run."""
+
+    recipes: tuple[dict[str, Any], ...]
+    merge_recipes: dict[str, dict[str, Any]]
+    base_models: tuple[str, ...]
+    default_base_model: str
+
+
+class Webhook(_Record):
+    """A server that is told of what happens to jobs."""
+
+    id: str
+    job_id: str | None = None
+    """The one job it is told of; None for all of the account's."""
+    url: str
+    events: tuple[str, ...]
+    """Empty: the lifecycle."""
+    description: str
+    state: str
+    disabled_at: AwareDatetime | None = None
+    disabled_reason: str | None = None
+    previous_secret_expires_at: AwareDatetime | None = None
+    created_at: AwareDatetime
+    secret: str | None = None
+    """Signs what it is sent: told only when it is new."""
+
+
+class DeliveryAttempt(_Record):
+    """One attempt at a delivery."""
+
+    attempt: int
+    started_at: AwareDatetime
+    duration_ms: int
+    status: int | None = None
+    error: str | None = None
+
+
+class Delivery(_Record):
+    """One event on its way to one webhook."""
+
+    id: str
+    endpoint_id: str | None = None
+    job_id: str | None = None
+    type: str
+    webhook_id: str
+    state: str
+    attempts: int
+    next_attempt_at: AwareDatetime | None = None
+    last_status: int | None = None
+    last_error: str | None = None
+    replay_of: str | None = None
+    created_at: AwareDatetime
+    delivered_at: AwareDatetime | None = None
+    url: str | None = None
+    """Where it goes; a list leaves it out, like the next two."""
+    body: str | None = None
+    log: tuple[DeliveryAttempt, ...] = ()
+
+
+class Key(_Record):
+    """An API key of the account."""
+
+    id: str
+    prefix: str
+    label: str
+    scopes: tuple[str, ...]
+    state: str
+    """`active`, `rotated` (it works until `expires_at`), `expired` or `revoked`."""
+    is_current: bool
+    created_at: AwareDatetime
+    last_used_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+    rotated_to: str | None = None
+    key: str | None = Field(None, repr=False)
+    """The key itself: told only when it is new."""
 
 
 class Wishes(TypedDict, total=False):
