@@ -110,9 +110,11 @@ def openapi_body() -> dict[str, Any]:
     }
     schema = {
         "type": "object",
-        "required": ["content_images", "style_images"],
         "properties": {
-            "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
+            "content_images": {
+                **pictures,
+                "description": "Pictures of one subject: JPEG, PNG or WebP. Kinds differ in what they need.",
+            },
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},
             "params": {"$ref": "#/components/schemas/JobParams"},
         },
