@@ -64,6 +64,7 @@ class JobRecord(_Record):
 
     id: str
     kind: str
+    name: str | None = None
     engine: str = "duolora"
     """`mock`: nothing was learnt."""
     state: str

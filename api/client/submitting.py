@@ -58,7 +58,9 @@ class Submitting(Core):
             OSError: a file cannot be read.
         """
         params = {"subject_class": subject_class, **wishes}
-        return await self._submit(params, content, style, idempotency_key, wait_s, on_upload)
+        return await self._submit(
+            params, content=content, style=style, idempotency_key=idempotency_key, wait_s=wait_s, on_upload=on_upload
+        )
 
     @Operation
     async def train(
@@ -72,7 +74,10 @@ class Submitting(Core):
         **wishes: Unpack[TrainWishes],
     ) -> JobRecord:
         """Submit a job: learn a subject, or a style, or both, and merge nothing. Takes and raises as `personalize`."""
-        return await self._submit({"kind": "train", **wishes}, content, style, idempotency_key, wait_s, on_upload)
+        params = {"kind": "train", **wishes}
+        return await self._submit(
+            params, content=content, style=style, idempotency_key=idempotency_key, wait_s=wait_s, on_upload=on_upload
+        )
 
     @Operation
     async def merge(
@@ -93,7 +98,9 @@ class Submitting(Core):
         `personalize`.
         """
         params = {"kind": "merge", "content_lora_id": content_lora_id, "style_lora_id": style_lora_id, **wishes}
-        return await self._submit(params, content, style, idempotency_key, wait_s, on_upload)
+        return await self._submit(
+            params, content=content, style=style, idempotency_key=idempotency_key, wait_s=wait_s, on_upload=on_upload
+        )
 
     @Operation
     async def generate(
@@ -119,16 +126,17 @@ class Submitting(Core):
         """
         used = [{"lora_id": lora_id, "strength": strength} for lora_id, strength in (loras or {}).items()]
         params = {"kind": "generate", "prompts": list(prompts), "loras": used, **wishes}
-        return await self._submit(params, (), (), idempotency_key, wait_s, None)
+        return await self._submit(params, idempotency_key=idempotency_key, wait_s=wait_s)
 
     async def _submit(
         self,
         params: Mapping[str, Any],
-        content: Sequence[Name],
-        style: Sequence[Name],
+        *,
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
         idempotency_key: str | None,
         wait_s: int,
-        on_upload: Callable[[int, int], object] | None,
+        on_upload: Callable[[int, int], object] | None = None,
     ) -> JobRecord:
         with ExitStack() as stack:
             files = [
