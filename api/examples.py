@@ -41,6 +41,7 @@ def _stage(name: str, state: str = "waiting", **known: object) -> Document:
 _SUMMARY: Document = {
     "id": JOB_ID,
     "kind": "personalize",
+    "name": "Rex in ink",
     "engine": "duolora",
     "state": "queued",
     "stage": None,
@@ -70,6 +71,7 @@ _QUEUED: Document = _SUMMARY | {
         {"side": "content", "ordinal": 0, "sha256": _SHA, "bytes": 48213, "width": 512, "height": 512},
         {"side": "style", "ordinal": 0, "sha256": _SHA, "bytes": 50977, "width": 512, "height": 512},
     ],
+    "loras": [],
     "webhook_url": None,
     "webhook": None,
     "result": None,
@@ -181,7 +183,7 @@ REQUESTS: Mapping[str, Document] = {
     "submit_job": {
         "content_images": ["cat1.jpg", "cat2.jpg"],
         "style_images": ["ink.png"],
-        "params": {"subject_class": "cat", "steps": {"content": 60}, "seed": 5},
+        "params": {"name": "Rex in ink", "subject_class": "cat", "steps": {"content": 60}, "slider": 5, "seed": 5},
     },
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},

@@ -117,14 +117,26 @@ class MockEngine:
 def write_outputs(member: Member) -> Iterator[OutputFile]:
     """Write the files that a stage would leave, under the names they would have."""
     folder = Path(member.outputs_dir)
-    for name, filename in _FILES.get(member.stage, (("report", "report.json"),)):
+    for name, filename in (*_pictures(member), *_FILES.get(member.stage, _LAST)):
         yield _write(member, folder, name, filename)
+
+
+def _pictures(member: Member) -> list[tuple[str, str]]:
+    """Return names and files of the pictures that a job asked for: a slider's, or those of its prompts."""
+    names: list[str] = []
+    if member.stage == "package":
+        names = [f"slider_{place}" for place in range(member.config.get("slider", 0))]
+    elif member.stage == "generate":
+        count = len(member.config["prompts"]) * member.config["sampling"]["images"]
+        names = [f"picture_{place:03d}" for place in range(count)]
+    return [(name, f"{name}.png") for name in names]
 
 
 _SIDE_FILES = {
     side: ((f"{side}_lora", f"{side}_lora.safetensors"), (f"{side}_lora_kohya", f"{side}_lora.kohya.safetensors"))
     for side in ("content", "style")
 }
+_LAST = (("preview", "preview.png"), ("report", "report.json"))
 _FILES: dict[str, tuple[tuple[str, str], ...]] = {
     "content_lora": _SIDE_FILES["content"],
     "style_lora": _SIDE_FILES["style"],
@@ -135,7 +147,6 @@ _FILES: dict[str, tuple[tuple[str, str], ...]] = {
         ("merge_report", "merge_report.json"),
         ("merge_plot", "merge_plot.png"),
     ),
-    "package": (("preview", "preview.png"), ("report", "report.json")),
 }
 """Names and files by stage, as `worker.engine.stages` leaves them."""
 

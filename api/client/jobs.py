@@ -6,16 +6,16 @@ import hashlib
 import json
 import math
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from api.client.core import AWAY, Core, Operation, Stream, once
+from api.client.core import AWAY, Operation, Stream, once
 from api.client.errors import DamagedDownload, JobNotSucceeded, ServiceRefused, refusal
-from api.client.files import Tally, counted
-from api.client.records import TERMINAL, Artifact, Attempt, Deletion, Event, JobRecord, LogLine, Recipes, Wishes
+from api.client.files import Tally
+from api.client.records import TERMINAL, Artifact, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
+from api.client.submitting import Submitting, prefer
 from api.client.wires import Ask
 
 if TYPE_CHECKING:
@@ -34,54 +34,8 @@ SILENCE_S = 60.0
 """A stream of events that is silent for longer has broken off: the service gives signs of life more often."""
 
 
-class Jobs(Core):
+class Jobs(Submitting):
     """Submit, follow, decide, fetch."""
-
-    @Operation
-    async def personalize(
-        self,
-        *,
-        content: Sequence[Name],
-        style: Sequence[Name],
-        subject_class: str,
-        idempotency_key: str | None = None,
-        wait_s: int = 0,
-        on_upload: Callable[[int, int], object] | None = None,
-        **wishes: Unpack[Wishes],
-    ) -> JobRecord:
-        """Submit a job: learn a subject and a style, and merge them.
-
-        Args:
-            content: Pictures of one subject, 1 to 20 files.
-            style: Pictures in one style, 1 to 20 files.
-            subject_class: What the subject is, in a word or two: dog, backpack, teapot.
-            idempotency_key: Of your choice, new for each job: the same call with the same key again, in another process
-                say, returns the first job in place of a second one. Left out, each call has one of its own, so that it
-                may be repeated where the network failed.
-            wait_s: Give the job so long to end before it is returned; the service waits for a minute at most.
-            on_upload: Called with the bytes of the files sent so far, and with those of all.
-            wishes: See `Wishes`.
-
-        Raises:
-            ServiceRefused: the request is at fault; `problem["errors"]` names the fields.
-            OSError: a file cannot be read.
-        """
-        params = {"subject_class": subject_class, **wishes}
-        with ExitStack() as stack:
-            files = [
-                (field, path.name, stack.enter_context(path.open("rb")))
-                for field, names in (("content_images", content), ("style_images", style))
-                for path in map(Path, names)
-            ]
-            answer = await self._request(
-                "POST",
-                "/jobs",
-                files=[("params", (None, json.dumps(params), "application/json")), *counted(files, on_upload)],
-                headers={**once(idempotency_key), **_prefer(wait_s)},
-                timeout=self._patient(wait_s),
-                repeatable=True,
-            )
-        return JobRecord.model_validate(answer.json())
 
     @Operation
     async def job(self, job_id: str, *, wait_s: int = 0) -> JobRecord:
@@ -103,7 +57,7 @@ class Jobs(Core):
         self, job_id: str, *, wait_s: int, known: str | None = None, retries: int | None = None
     ) -> httpx.Response:
         """Read one job; 304 if the tag that is known still holds after the wait."""
-        headers = _prefer(wait_s) if known is None else {**_prefer(wait_s), "If-None-Match": known}
+        headers = prefer(wait_s) if known is None else {**prefer(wait_s), "If-None-Match": known}
         timeout = self._patient(wait_s)
         return await self._request("GET", f"/jobs/{job_id}", headers=headers, timeout=timeout, retries=retries)
 
@@ -310,16 +264,6 @@ class Jobs(Core):
             partial.unlink()
             raise DamagedDownload(f"{artifact.filename} has SHA-256 {digest.hexdigest()}, not {artifact.sha256}")
         return partial.replace(path)
-
-    def _patient(self, wait_s: int) -> httpx.Timeout:
-        """Give an answer its usual time beside that for which it was asked to wait."""
-        usual = self._usual
-        read = None if usual.read is None else usual.read + wait_s
-        return httpx.Timeout(connect=usual.connect, read=read, write=usual.write, pool=usual.pool)
-
-
-def _prefer(wait_s: int) -> dict[str, str]:
-    return {"Prefer": f"wait={wait_s}"} if wait_s > 0 else {}
 
 
 def _several(values: str | Sequence[str]) -> list[str]:

@@ -64,6 +64,7 @@ class JobRecord(_Record):
 
     id: str
     kind: str
+    name: str | None = None
     engine: str = "duolora"
     """`mock`: nothing was learnt."""
     state: str
@@ -222,18 +223,11 @@ class Key(_Record):
     """The key itself: told only when it is new."""
 
 
-class Wishes(TypedDict, total=False):
-    """Optional parameters of a personalize job; what is left out takes the recipe's value."""
-
+class _WishesOfAll(TypedDict, total=False):
+    name: str
     recipe: str
     base_model: str
-    merge_recipe: str
-    content_trigger: str
-    style_trigger: str
-    style_captions: Sequence[str]
-    content_captions: Sequence[str]
     steps: Mapping[str, int]
-    rank: int
     resolution_px: int
     seed: int
     deadline_seconds: int
@@ -244,3 +238,40 @@ class Wishes(TypedDict, total=False):
     engine: str
     mock_outcome: str
     priority: int
+
+
+class _Words(TypedDict, total=False):
+    content_trigger: str
+    style_trigger: str
+    style_captions: Sequence[str]
+    content_captions: Sequence[str]
+
+
+class Wishes(_WishesOfAll, _Words, total=False):
+    """Optional parameters of a personalize job; what is left out takes the recipe's value."""
+
+    merge_recipe: str
+    rank: int
+    slider: int
+
+
+class TrainWishes(_WishesOfAll, _Words, total=False):
+    """Optional parameters of a train job, likewise."""
+
+    subject_class: str
+    rank: int
+
+
+class MergeWishes(_WishesOfAll, _Words, total=False):
+    """Optional parameters of a merge job. Words that are left out are those that the library knows of its LoRAs."""
+
+    subject_class: str
+    merge_recipe: str
+    slider: int
+
+
+class GenerateWishes(_WishesOfAll, total=False):
+    """Optional parameters of a generate job; `steps` has `sampling`."""
+
+    images_per_prompt: int
+    guidance_scale: float

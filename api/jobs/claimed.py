@@ -26,6 +26,16 @@ class InputImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputLora:
+    """A LoRA that came with the job, as the store has it."""
+
+    role: str
+    ordinal: int
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredArtifact:
     """A file of a stage, whole in the store: published, or about to be."""
 
@@ -74,8 +84,9 @@ class ClaimedStage:
     """The same failures by `api.jobs.failures.FailureClass`."""
     fencing_token: uuid.UUID
     params: dict[str, Any]
-    """`duolora.config.PersonalizeConfig` as JSON."""
+    """`duolora.job_configs.JobConfig` as JSON."""
     images: tuple[InputImage, ...]
+    loras: tuple[InputLora, ...] = ()
     upstream: tuple[StoredArtifact, ...]
     """Artifacts of all stages that this one depends on, also indirectly."""
     checkpoint: dict[str, Any] | None
@@ -114,7 +125,8 @@ class ClaimedStage:
 def describe(job: Job, stage: Stage) -> ClaimedStage:
     """Describe a stage that was just claimed.
 
-    The job has its pictures loaded, and for a stage that depends on others its stages and artifacts as well.
+    The job has its pictures loaded, its LoRAs if it is of a kind that takes some, and for a stage that depends on
+    others its stages and artifacts as well.
     """
     ancestors = _ancestors(stage, job.stages) if stage.depends_on else set()
     token = stage.fencing_token
@@ -140,6 +152,10 @@ def describe(job: Job, stage: Stage) -> ClaimedStage:
                 content_type=image.content_type,
             )
             for image in job.images
+        ),
+        loras=tuple(
+            InputLora(role=lora.role, ordinal=lora.ordinal, key=lora.key, sha256=lora.sha256)
+            for lora in (job.loras if job.kind.takes_loras else ())
         ),
         upstream=tuple(
             StoredArtifact.of(artifact)

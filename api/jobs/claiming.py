@@ -211,10 +211,13 @@ def _lock_job(session: Session, stage: Stage, *, wait: bool = True) -> Job | Non
     parts = [selectinload(Job.images)]
     if stage.depends_on:
         parts += [selectinload(Job.artifacts), selectinload(Job.stages)]
-    return session.scalars(
+    job = session.scalars(
         select(Job).where(Job.id == stage.job_id).options(*parts).with_for_update(key_share=True, skip_locked=not wait),
         execution_options={"populate_existing": True},
     ).one_or_none()
+    if job is not None and job.kind.takes_loras:
+        session.scalars(select(Job).where(Job.id == job.id).options(selectinload(Job.loras))).one()
+    return job
 
 
 def _may_start(session: Session, job: Job, *, wait: bool = True) -> bool:

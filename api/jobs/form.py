@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import FormData, UploadFile
 
 from api.errors import FieldError, InvalidParameters, UnsupportedMedia
-from api.jobs.submission import Submission, Upload
+from api.jobs import wishes
+from api.jobs.sources import ReceivedFile
+from api.jobs.submission import Submission
 from duolora.config import MAX_IMAGES_PER_SIDE
 
 if TYPE_CHECKING:
@@ -50,9 +52,9 @@ def to_submission(form: FormData, *, origin: str, traceparent: str | None, idemp
     """Sort the parts by name.
 
     Raises:
-        InvalidParameters: a part is unknown, of the wrong sort, or there are several `params`.
+        InvalidParameters: a part is unknown, of the wrong sort, there are several `params`, or they cannot be read.
     """
-    files: dict[str, list[Upload]] = {"content_images": [], "style_images": []}
+    files: dict[str, list[ReceivedFile]] = {"content_images": [], "style_images": []}
     texts: list[str] = []
     errors: list[FieldError] = []
     for raw, value in form.multi_items():
@@ -60,19 +62,21 @@ def to_submission(form: FormData, *, origin: str, traceparent: str | None, idemp
         if name is None:
             detail = "unknown part; known: content_images, style_images, params"
             errors.append(FieldError(pointer=f"/{raw}", detail=detail, code="extra_forbidden"))
-        elif name == "params":
+            continue
+        if name == "params":
             texts.append(_text(value))
-        elif isinstance(value, UploadFile):
-            files[name].append(Upload(value.file, value.size or 0))
+            continue
+        pointer = f"/{name}/{len(files[name])}"
+        if isinstance(value, UploadFile):
+            files[name].append(ReceivedFile(value.file, value.size or 0, pointer))
         else:
-            pointer = f"/{name}/{len(files[name])}"
             errors.append(FieldError(pointer=pointer, detail="must be a file, not text", code="not_a_file"))
     if len(texts) > 1:
         errors.append(FieldError(pointer="/params", detail="came more than once; send it once", code="too_many"))
     if errors:
         raise InvalidParameters(errors=errors)
     return Submission(
-        params=texts[0] if texts else "{}",
+        params=wishes.parse(texts[0] if texts else "{}"),
         content=files["content_images"],
         style=files["style_images"],
         origin=origin,
@@ -106,9 +110,11 @@ def openapi_body() -> dict[str, Any]:
     }
     schema = {
         "type": "object",
-        "required": ["content_images", "style_images"],
         "properties": {
-            "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
+            "content_images": {
+                **pictures,
+                "description": "Pictures of one subject: JPEG, PNG or WebP. Kinds differ in what they need.",
+            },
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},
             "params": {"$ref": "#/components/schemas/JobParams"},
         },

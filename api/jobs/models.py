@@ -20,12 +20,18 @@ from api.jobs.states import JobState, StageState
 
 
 class Side(StrEnum):
-    """What a picture shows."""
+    """What a picture shows: the subject or the style."""
 
     CONTENT = "content"
-    """The subject."""
     STYLE = "style"
-    """The style."""
+
+
+class LoraUse(StrEnum):
+    """What a LoRA that came with a job is for: one side of its merge, or to draw with."""
+
+    CONTENT = "content"
+    STYLE = "style"
+    DRAWING = "drawing"
 
 
 class AttemptOutcome(StrEnum):
@@ -83,9 +89,11 @@ class Job(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
     account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
     kind: Mapped[JobKind]
+    name: Mapped[str | None]
+    """What its owner calls it."""
     state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
     params: Mapped[Document]
-    """The resolved configuration: `duolora.config.PersonalizeConfig` as JSON, so the job can be run again as it was."""
+    """The resolved configuration: `duolora.job_configs.JobConfig` as JSON, so the job can be run again as it was."""
     params_version: Mapped[int]
     """`duolora.config.SCHEMA_VERSION` of `params`."""
     request: Mapped[Document]
@@ -125,6 +133,9 @@ class Job(Base):
     images: Mapped[list[JobImage]] = relationship(
         lazy="raise", order_by="(JobImage.side, JobImage.ordinal)", cascade="all, delete-orphan", passive_deletes=True
     )
+    loras: Mapped[list[JobLora]] = relationship(
+        lazy="raise", order_by="(JobLora.role, JobLora.ordinal)", cascade="all, delete-orphan", passive_deletes=True
+    )
     stages: Mapped[list[Stage]] = relationship(
         lazy="raise", order_by="Stage.ordinal", cascade="all, delete-orphan", passive_deletes=True
     )
@@ -153,6 +164,29 @@ class JobImage(Base):
     width: Mapped[int]
     height: Mapped[int]
     content_type: Mapped[str]
+
+
+class JobLora(Base):
+    """A LoRA that a job works with: its own copy of a file of the library, whatever becomes of that."""
+
+    __tablename__ = "job_loras"
+    __table_args__ = (
+        CheckConstraint("role IN ('content', 'style', 'drawing')", name="role"),
+        CheckConstraint("bytes > 0", name="size"),
+    )
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[LoraUse] = mapped_column(primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    """Place among those of its role, from 0."""
+    lora_id: Mapped[uuid.UUID]
+    """Of the library's row, which may be gone by now."""
+    name: Mapped[str]
+    """What it was called there."""
+    key: Mapped[str]
+    sha256: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    strength: Mapped[float]
 
 
 class Stage(Base):

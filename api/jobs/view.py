@@ -11,6 +11,7 @@ from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
     ImageRead,
+    JobLoraRead,
     JobProgress,
     JobRead,
     JobResult,
@@ -48,6 +49,7 @@ def describe(
         timings=_timings(job, now),
         params=job.params,
         images=[ImageRead(**image) for image in job.images],
+        loras=[JobLoraRead(**lora) for lora in job.loras],
         webhook_url=job.webhook_url,
         webhook=None if job.webhook is None else JobWebhook(**job.webhook),
         result=_result(job, store, now, link_lifetime) if job.state is JobState.SUCCEEDED else None,
@@ -60,6 +62,7 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook, retention: timedel
     return {
         "id": job.id,
         "kind": job.kind,
+        "name": job.name,
         "engine": EngineName.DUOLORA if job.mock_outcome is None else EngineName.MOCK,
         "state": job.state,
         "stage": progress.stage,

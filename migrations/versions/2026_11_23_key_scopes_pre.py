@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0009_key_scopes"
-down_revision = "0005_shared_passes"
+down_revision = "0008_job_loras"
 branch_labels = None
 depends_on = None
 

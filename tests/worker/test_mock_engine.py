@@ -73,6 +73,20 @@ def test_one_that_trains_both_sides_at_once_leaves_the_same_files(bench: Bench):
     assert {each.name: each.filename for each in done.artifacts} == ARTIFACTS
 
 
+def test_jobs_that_draw_leave_as_many_pictures_as_they_were_asked_for(bench: Bench):
+    drawing = submit(bench, engine="mock", kind="generate", pictures=(), prompts=["a", "b"], images_per_prompt=2)
+    sliding = submit(bench, engine="mock", slider=2)
+    with bench.worker(**ALONE):
+        done = [bench.wait_for(job.id, "succeeded") for job in (drawing, sliding)]
+    pictures = {f"picture_{place:03d}": f"picture_{place:03d}.png" for place in range(4)}
+    last = {"preview": "preview.png", "report": "report.json"}
+    slider = {f"slider_{place}": f"slider_{place}.png" for place in range(2)}
+    assert [{each.name: each.filename for each in job.artifacts} for job in done] == [
+        pictures | last,
+        ARTIFACTS | slider,
+    ]
+
+
 def test_a_pair_is_worked_on_like_any_other(bench: Bench):
     job = submit(bench, engine="mock")
     with bench.worker(WORKER_PAIRS="true"):

@@ -10,20 +10,33 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused, Wishes
+from api.accounts.service import authenticate
+from api.client import (
+    Client,
+    DamagedDownload,
+    GenerateWishes,
+    JobNotSucceeded,
+    MergeWishes,
+    ServiceRefused,
+    TrainWishes,
+    Wishes,
+)
 from api.db import transaction
 from api.jobs.models import LogLine
 from api.jobs.schemas import JobParams
 from deploy.local.processes import LOOPBACK, free_port
 from duolora.recipes import MERGE_RECIPES
 from tests.api.client.play import finish, submit
+from tests.api.factories import make_lora
 
 pytestmark = pytest.mark.xdist_group("client")
 
 
 def test_everything_a_job_takes_can_be_wished_for(client, pictures):
     """Beside what `personalize` itself names."""
-    assert Wishes.__annotations__.keys() == JobParams.model_fields.keys() - {"kind", "subject_class"}
+    own = {"kind", "content_lora_id", "style_lora_id", "loras", "prompts"}
+    of_kinds = (Wishes, TrainWishes, MergeWishes, GenerateWishes)
+    assert {name for wishes in of_kinds for name in wishes.__annotations__} == JobParams.model_fields.keys() - own
     captions = ["a sbu teapot at sea", ""]
     job = submit(client, pictures, merge_recipe="paper", content_captions=captions)
     params = client.wire.api.get(f"/jobs/{job.id}").json()["params"]
@@ -310,3 +323,20 @@ def test_only_httpx_and_pydantic_are_needed():
     code = f"import sys, api.client; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_jobs_of_every_kind_are_submitted(client, api_key, sessions, pictures):
+    trained = client.train(style=pictures, style_trigger="inky", name="ink", steps={"style": 3})
+    assert (trained.kind, trained.name, trained.state) == ("train", "ink", "queued")
+    account_id = authenticate(sessions, api_key).account_id
+    missing = str(make_lora(sessions, account_id))
+    for submit_it, pointers in (
+        (lambda: client.merge(content_lora_id=missing, style_lora_id=missing, slider=3), ["/params/content_lora_id"]),
+        (lambda: client.generate(prompts=["a"], loras={missing: 0.5}), ["/params/loras/0/lora_id"]),
+    ):
+        with pytest.raises(ServiceRefused) as refused:  # the row is there, its file is not
+            submit_it()
+        assert [error["pointer"] for error in refused.value.problem["errors"]] == pointers
+    drawing = client.generate(prompts=["a dog", "a cat"], images_per_prompt=1, steps={"sampling": 2})
+    assert drawing.kind == "generate"
+    assert {job.kind for job in client.jobs(kind=["train", "generate"])} == {"train", "generate"}
