@@ -17,6 +17,7 @@ from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.reading import JobReader
 from api.jobs.service import JobService
+from api.loras.service import LoraService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
 from api.webhooks.service import WebhookService
@@ -45,6 +46,7 @@ class Services:
     history: JobHistory
     eraser: Eraser
     hub: EventHub
+    loras: LoraService
     webhooks: WebhookService
 
 

@@ -23,6 +23,8 @@ from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
+from api.loras import routes as loras
+from api.loras.service import LoraService
 from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
 from api.request_times import RequestTimes
@@ -66,6 +68,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         history=JobHistory(sessions),
         eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
+        loras=LoraService(settings, sessions, store),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 
@@ -92,6 +95,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(loras.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)

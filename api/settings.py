@@ -140,7 +140,7 @@ class _FlatEnvironment(EnvSettingsSource):
 
 
 class ApiSettings(ProcessSettings):
-    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, ARTIFACT_URL_LIFETIME_S, LOG_LEVEL."""
+    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, LORA_MAX_BYTES and so on."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -149,6 +149,8 @@ class ApiSettings(ProcessSettings):
     base_models: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1)
     """JSON object: name a caller may ask for -> location (folder, file or hub id) that the worker loads."""
     max_request_bytes: int = Field(400 * MIB, ge=1)
+    lora_max_bytes: int = Field(384 * MIB, ge=1)
+    """The largest LoRA file that may be sent in; a whole request is bounded by `max_request_bytes`."""
     artifact_url_lifetime_s: int = Field(3600, ge=60, le=604_800)
     """How long a signed link works; 7 days is the most that SigV4 allows."""
     idempotency_ttl_s: int = Field(86_400, ge=60)

@@ -77,6 +77,16 @@ def checkpoint_key(
     return artifact_key(account_id, job_id, stage, attempt, f"checkpoints/{step}/{filename}")
 
 
+def loras_prefix(account_id: uuid.UUID, lora_id: uuid.UUID) -> str:
+    """Return what the keys of all objects begin with that a LoRA of the library has of its own."""
+    return f"accounts/{account_id}/loras/{lora_id}/"
+
+
+def lora_key(account_id: uuid.UUID, lora_id: uuid.UUID, writing: uuid.UUID, filename: str) -> str:
+    """Return the key of a LoRA's file; `writing` is of one act only, so that no act overwrites another's."""
+    return f"{loras_prefix(account_id, lora_id)}{writing}/{filename}"
+
+
 def _client(settings: StoreSettings, endpoint: str) -> S3Client:
     """Make a client; checksums only where S3 requires them, as other servers do not all speak the newer ones."""
     return boto3.client(

@@ -1,5 +1,7 @@
 """Deletes what retention has ended: objects first, rows after them, each act in a transaction of its own.
 
+Only rows of the library go before the objects of the job that they stand on: nobody may be shown what is half gone.
+
 Every act may be done twice or be broken off anywhere: a row whose objects are gone is found again, and deleting an
 object that is not there is no error. No transaction is open while the store is talked to.
 """
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING
 from api.db import transaction
 from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
+from api.loras.disposal import settle
+from api.loras.repository import withdraw_made
 from api.storage import StoreError, artifact_key
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 50
-"""Jobs and checkpoints in one round: so many calls to the store, and no more."""
+"""Jobs, checkpoints and LoRAs in one round: so many calls to the store, and no more."""
 ROWS = 1_000
 """Rows of logs in one round."""
 PROGRESS_KEPT = timedelta(days=1)
@@ -70,9 +74,10 @@ class Janitor:
     def tidy(self) -> bool:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
-        done = (self._purge_jobs(), self._purge_checkpoints())
+        settled = settle(self._sessions, self._store, limit=BATCH)
+        done = (self._purge_jobs(), self._purge_checkpoints(), settled)
         if any(done):
-            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1]})
+            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1], "loras": done[2]})
         return max(done) == BATCH
 
     def _purge_jobs(self) -> int:
@@ -80,6 +85,8 @@ class Janitor:
         with transaction(self._sessions) as session:
             jobs = repository.overdue_jobs(session, finished_before=before, limit=BATCH)
         for job in jobs:
+            with transaction(self._sessions) as session:
+                withdraw_made(session, job.job_id)
             self._store.delete(self._store.keys(_prefix(job.account_id, job.job_id)))
             with transaction(self._sessions) as session:
                 repository.purge_job(session, job.job_id)
