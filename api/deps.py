@@ -19,6 +19,7 @@ from api.jobs.reading import JobReader
 from api.jobs.service import JobService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Services:
     history: JobHistory
     eraser: Eraser
     hub: EventHub
+    uploads: UploadService
     webhooks: WebhookService
 
 

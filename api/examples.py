@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
 from api.jobs.event_types import EventType
+from api.uploads import examples as uploads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,6 +171,7 @@ REQUESTS: Mapping[str, Document] = {
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},
+    **uploads.REQUESTS,
 }
 """Request bodies by operation. In a form, a file is its name."""
 
@@ -252,6 +254,7 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
         ],
     },
     ("replay_delivery", 202): _DELIVERY | {"replay_of": _ENDPOINT_ID, "attempts": 0, "last_status": None},
+    **uploads.ANSWERS,
     ("livez", 200): {"status": "ok"},
     ("readyz", 200): {"status": "ok", "database": "ok", "migrations": "ok", "store": "ok", "broker": "ok"},
     ("readyz", 503): {"status": "down", "database": "ok", "migrations": "ok", "store": "down", "broker": "ok"},
@@ -272,6 +275,7 @@ _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 429): "quota_exceeded",
     ("retry_job", 429): "quota_exceeded",
     ("submit_job", 503): "store_unavailable",
+    **uploads.CODES,
 }
 """Codes that say more of an operation than the usual one of the status."""
 _FIELD: Document = {"pointer": "/params/rank", "detail": "Input should be less than or equal to 128", "code": "less"}
@@ -327,6 +331,7 @@ def refusal(operation: str, status: int, path: str) -> tuple[str, Document]:
         status=status,
         retryable=kind.retryable or code in _RETRYABLE,
         instance=path.replace("{job_id}", JOB_ID)
+        .replace("{upload_id}", uploads.UPLOAD_ID)
         .replace("{webhook_id}", _ENDPOINT_ID)
         .replace("{delivery_id}", _DELIVERY_ID),
         request_id="7f3c0d52a9e14b6f",

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 
-from api.errors import FieldError, InvalidParameters, UnsupportedMedia
+from api.errors import FieldError, InvalidParameters
+from api.forms import MAX_TEXT_BYTES, MEDIA_TYPE
 from api.jobs import wishes
 from api.jobs.sources import ReceivedFile
 from api.jobs.submission import Submission
 from duolora.config import MAX_IMAGES_PER_SIDE
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from fastapi import Request
-
-MEDIA_TYPE = "multipart/form-data"
 MAX_FILES = 10 * MAX_IMAGES_PER_SIDE
 """More parts are not even counted; up to here the answer names the field that has too many."""
-MAX_FIELDS = 16
-MAX_PARAMS_BYTES = 64 * 1024
+MAX_PARAMS_BYTES = MAX_TEXT_BYTES
+REMEDY = f"Send {MEDIA_TYPE} with content_images, style_images and params."
 
 _NAMES = {
     "content_images": "content_images",
@@ -32,20 +26,6 @@ _NAMES = {
     "params": "params",
 }
 """Accepted names of parts; some clients write lists with brackets."""
-
-
-@asynccontextmanager
-async def received_form(request: Request) -> AsyncIterator[FormData]:
-    """Receive the form; large files go to temporary files, gone when the request ends.
-
-    Raises:
-        UnsupportedMedia: the body is no multipart form.
-        starlette.exceptions.HTTPException: it is malformed (400).
-    """
-    if request.headers.get("content-type", "").split(";", 1)[0].strip().lower() != MEDIA_TYPE:
-        raise UnsupportedMedia(f"Send {MEDIA_TYPE} with content_images, style_images and params.")
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_PARAMS_BYTES) as form:
-        yield form
 
 
 def to_submission(form: FormData, *, origin: str, traceparent: str | None, idempotency_key: str | None) -> Submission:

@@ -16,7 +16,8 @@ from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import listing, repository, requests, wishes
 from api.jobs.darkroom import Darkroom
-from api.jobs.inputs import Copy, Inputs, gather, to_inputs
+from api.jobs.gathering import Gatherer
+from api.jobs.inputs import Copy, Inputs, to_inputs
 from api.jobs.models import Job
 from api.jobs.orders import Accepted, Order, OrderBook, again
 from api.jobs.plan import plan
@@ -52,7 +53,7 @@ class JobService:
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._darkroom = darkroom or Darkroom(settings.images)
+        self._gatherer = Gatherer(sessions, darkroom or Darkroom(settings.images))
         self.reader = JobReader(settings, sessions, store)
         self._orders = OrderBook(sessions, store, self.reader)
         self._ledger = Ledger(
@@ -146,7 +147,7 @@ class JobService:
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            pictures = gather(submission, self._darkroom, Path(folder))
+            pictures = self._gatherer.gather(caller, submission, Path(folder))
             order = Order(
                 job=job,
                 inputs=to_inputs(pictures, account_id=caller.account_id, job_id=job.id),

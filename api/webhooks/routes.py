@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.routing import APIRoute
 
 from api.deps import CallerDep, ServicesDep
-from api.errors import NotFound, TooLarge, UnsupportedMedia
+from api.documents import SmallDocuments
+from api.errors import NotFound
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 from api.webhooks.models import DeliveryState
@@ -27,39 +26,6 @@ from api.webhooks.schemas import (
     SecretRotation,
 )
 from api.webhooks.service import endpoint_path
-
-MAX_DOCUMENT_BYTES = 64 * 1024
-"""FastAPI reads a JSON body before it knows who sends it, so here it is a small one."""
-
-
-class SmallDocuments(APIRoute):
-    """A path that takes a small body."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the usual handler, given a body that was read within bounds."""
-        handle = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            body = b""
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_DOCUMENT_BYTES:
-                    raise TooLarge(f"At most {MAX_DOCUMENT_BYTES} bytes are read here.")
-            if body and self.body_field is not None and not _is_json(request):
-                raise UnsupportedMedia("Send a JSON document as application/json.")
-
-            async def receive() -> dict[str, Any]:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            return await handle(Request(request.scope, receive))
-
-        return bounded
-
-
-def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-
 
 router = APIRouter(tags=["webhooks"], route_class=SmallDocuments)
 

@@ -8,6 +8,7 @@ import pytest
 from api import health, openapi, schemas
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
+from api.uploads import schemas as uploads
 from api.webhooks import schemas as webhooks
 
 SPEC = openapi.document()
@@ -68,4 +69,4 @@ def reference(schema):
 
 
 def shape(name):
-    return next(getattr(module, name) for module in (jobs, schemas, webhooks, health) if hasattr(module, name))
+    return next(getattr(module, name) for module in (jobs, schemas, uploads, webhooks, health) if hasattr(module, name))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from api.db import transaction
 from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
-from api.storage import StoreError, artifact_key
+from api.storage import StoreError, artifact_key, upload_prefix
+from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 50
-"""Jobs and checkpoints in one round: so many calls to the store, and no more."""
+"""Jobs, checkpoints and uploads in one round: so many calls to the store, and no more."""
 ROWS = 1_000
 """Rows of logs in one round."""
 PROGRESS_KEPT = timedelta(days=1)
@@ -70,9 +71,9 @@ class Janitor:
     def tidy(self) -> bool:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
-        done = (self._purge_jobs(), self._purge_checkpoints())
+        done = (self._purge_jobs(), self._purge_checkpoints(), self._purge_uploads())
         if any(done):
-            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1]})
+            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1], "uploads": done[2]})
         return max(done) == BATCH
 
     def _purge_jobs(self) -> int:
@@ -95,6 +96,15 @@ class Janitor:
             with transaction(self._sessions) as session:
                 repository.forget_checkpoint(session, found.stage_id)
         return len(stale)
+
+    def _purge_uploads(self) -> int:
+        with transaction(self._sessions) as session:
+            over = uploads.overdue(session, limit=BATCH)
+        for upload in over:
+            self._store.delete(self._store.keys(upload_prefix(upload.account_id, upload.upload_id)))
+            with transaction(self._sessions) as session:
+                uploads.purge(session, upload.upload_id)
+        return len(over)
 
     def _drop_rows(self) -> None:
         """Delete rows that no object belongs to."""
