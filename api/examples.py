@@ -162,18 +162,22 @@ _STREAM = (
     f'data: {{"id":41,"type":"job.started","job_id":"{JOB_ID}","at":"2026-11-23T10:00:01+00:00","data":{{}}}}\n\n'
 )
 
+_WISHES: Document = {"subject_class": "cat", "steps": {"content": 60}, "seed": 5}
+
+FORMS: Mapping[str, Document] = {
+    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": _WISHES},
+    **uploads.FORMS,
+}
+"""Bodies of forms by operation. A file is its name."""
+
 REQUESTS: Mapping[str, Document] = {
-    "submit_job": {
-        "content_images": ["cat1.jpg", "cat2.jpg"],
-        "style_images": ["ink.png"],
-        "params": {"subject_class": "cat", "steps": {"content": 60}, "seed": 5},
-    },
+    "submit_job": _WISHES | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID]},
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},
     **uploads.REQUESTS,
 }
-"""Request bodies by operation. In a form, a file is its name."""
+"""Other request bodies by operation."""
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,

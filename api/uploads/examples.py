@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 UPLOAD_ID = "019ab2ed-51b7-7e14-9a3c-5c0f6e2d7b18"
+OTHER_ID = "019ab2ed-6a02-7b51-8d27-0e9b1c4f3a65"
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 _READY: dict[str, Any] = {
@@ -23,8 +24,8 @@ _READY: dict[str, Any] = {
 }
 _PENDING = _READY | {"state": "pending", "bytes": 2481932, "width": None, "height": None}
 
+FORMS: Mapping[str, dict[str, Any]] = {"create_upload": {"file": "cat1.jpg", "purpose": "image"}}
 REQUESTS: Mapping[str, dict[str, Any]] = {
-    "create_upload": {"file": "cat1.jpg", "purpose": "image"},
     "presign_upload": {"bytes": 2481932, "content_type": "image/jpeg", "sha256": _SHA},
 }
 ANSWERS: Mapping[tuple[str, int], dict[str, Any]] = {

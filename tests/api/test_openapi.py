@@ -53,7 +53,7 @@ def test_every_event_is_a_webhook_with_the_standard_headers():
 
 def test_what_a_form_may_hold_is_shown_by_an_example():
     content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(content["example"]) == set(content["schema"]["properties"])
+    assert {*content["example"], "archive"} == set(content["schema"]["properties"])
     jobs.JobParams.model_validate(content["example"]["params"])
 
 
