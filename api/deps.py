@@ -20,6 +20,7 @@ from api.jobs.service import JobService
 from api.loras.service import LoraService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Services:
     eraser: Eraser
     hub: EventHub
     loras: LoraService
+    uploads: UploadService
     webhooks: WebhookService
 
 

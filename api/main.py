@@ -19,6 +19,7 @@ from api.console import routes as console
 from api.db import make_engine, session_factory
 from api.deps import Services
 from api.jobs import routes as jobs
+from api.jobs.darkroom import Darkroom
 from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
@@ -29,6 +30,8 @@ from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
 from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
+from api.uploads import routes as uploads
+from api.uploads.service import UploadService
 from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
 from api.webhooks.service import WebhookService
@@ -55,7 +58,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
-    decider = JobService(settings, sessions, store)
+    darkroom = Darkroom(settings.images)
+    decider = JobService(settings, sessions, store, darkroom=darkroom)
     services = Services(
         settings=settings,
         engine=engine,
@@ -69,6 +73,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         loras=LoraService(settings, sessions, store),
+        uploads=UploadService(settings.uploads, settings.images, sessions, store, darkroom),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 
@@ -96,6 +101,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(loras.router)
+    app.include_router(uploads.router)
     app.include_router(webhooks.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,29 +17,60 @@ from duolora import recipes
 from duolora.config import Prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
     from api.settings import Network
     from duolora.config import PersonalizeConfig
 
+_Params = TypeVar("_Params", bound=JobParams)
+
 ROOT = "/params"
+"""Where complaints point, unless `pointing` says where else the request has its parameters."""
 _WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions", "content_captions")
 _SHARED = {"rank", "resolution_px", "seed"}
 """Fields of the configuration's parts that one wish fills in several."""
 
 
-def parse(text: str) -> JobParams:
+@contextmanager
+def pointing(root: str) -> Iterator[None]:
+    """Have complaints about parameters point below another root than ROOT: empty for those at the top of a document.
+
+    Raises:
+        InvalidParameters: what the block raised, so changed.
+    """
+    try:
+        yield
+    except InvalidParameters as refusal:
+        refusal.errors = tuple(
+            replace(entry, pointer=root + entry.pointer.removeprefix(ROOT) or "/")
+            if f"{entry.pointer}/".startswith(f"{ROOT}/")
+            else entry
+            for entry in refusal.errors
+        )
+        raise
+
+
+def parse(text: str | bytes) -> JobParams:
     """Read the JSON part; values must have the type they are documented with.
 
     Raises:
         InvalidParameters: it is not JSON, or a key or type is wrong.
     """
+    return parse_as(text, JobParams)
+
+
+def parse_as(text: str | bytes, shape: type[_Params]) -> _Params:
+    """Read a document that holds parameters, and perhaps more besides.
+
+    Raises:
+        InvalidParameters: it is not JSON, or a key or type is wrong.
+    """
     try:
-        return JobParams.model_validate_json(text or "{}", strict=True)
+        return shape.model_validate_json(text or "{}", strict=True)
     except ValidationError as error:
-        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer)) from error
+        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer, shape)) from error
 
 
 def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str) -> PersonalizeConfig:
@@ -133,13 +166,15 @@ def _unknown(name: str, value: str, known: Iterable[str]) -> FieldError:
     return FieldError(pointer=f"{ROOT}/{name}", detail=detail, code="unknown")
 
 
-def _complaints(errors: Iterable[ErrorDetails], point: _Pointer) -> list[FieldError]:
+def _complaints(
+    errors: Iterable[ErrorDetails], point: _Pointer, shape: type[JobParams] = JobParams
+) -> list[FieldError]:
     """Turn pydantic's complaints into ours, one for each field."""
     found: dict[str, FieldError] = {}
     for error in errors:
         pointer, detail = point(error["loc"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            known = JobParams.model_fields if len(error["loc"]) == 1 else StepWishes.model_fields
+            known = shape.model_fields if len(error["loc"]) == 1 else StepWishes.model_fields
             detail = f"unknown parameter; known: {', '.join(known)}"
         found.setdefault(pointer, FieldError(pointer=pointer, detail=detail, code=error["type"]))
     return list(found.values())

