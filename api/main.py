@@ -13,6 +13,8 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts import routes as accounts
+from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.console import routes as console
@@ -59,13 +61,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
     darkroom = Darkroom(settings.images)
+    ring = KeyRing(sessions, keep_s=settings.key_cache_s)
     decider = JobService(settings, sessions, store, darkroom=darkroom)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
-        keys=KeyRing(sessions, keep_s=settings.key_cache_s),
+        keys=ring,
+        account_keys=KeyService(sessions, ring),
         rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
         jobs=decider,
         reader=decider.reader,
@@ -103,6 +107,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.include_router(loras.router)
     app.include_router(uploads.router)
     app.include_router(webhooks.router)
+    app.include_router(accounts.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)
     console.install(app, settings)

@@ -82,6 +82,11 @@ def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
     return f"{upload_prefix(account_id, upload_id)}ready"
 
 
+def job_lora_key(account_id: uuid.UUID, job_id: uuid.UUID, role: str, ordinal: int, sha256: str) -> str:
+    """Return the key of a job's own copy of a LoRA that it works with."""
+    return f"{job_prefix(account_id, job_id)}inputs/loras/{role}-{ordinal}-{sha256[:12]}.safetensors"
+
+
 def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
     """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
     return f"{job_prefix(account_id, job_id)}{stage}/{attempt}/{filename}"

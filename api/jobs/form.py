@@ -107,7 +107,10 @@ def openapi_content() -> dict[str, Any]:
     schema = {
         "type": "object",
         "properties": {
-            "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
+            "content_images": {
+                **pictures,
+                "description": "Pictures of one subject: JPEG, PNG or WebP. Kinds differ in what they need.",
+            },
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},
             "archive": {
                 "type": "string",

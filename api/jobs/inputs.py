@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Mapping, Sequence
 
-    from api.jobs.models import Side
+    from api.jobs.ingredients import Ingredient
+    from api.jobs.models import JobLora, Side
     from api.jobs.sources import Picture
     from api.storage import ObjectStore
 
@@ -42,6 +43,7 @@ class Inputs:
     """The objects of a job about to be written, and the rows that speak of them."""
 
     images: Sequence[JobImage] = ()
+    loras: Sequence[JobLora] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
     """By key."""
     copies: Sequence[Copy] = ()
@@ -54,7 +56,7 @@ class Inputs:
     @property
     def bytes(self) -> int:
         """What they count against the account's quota."""
-        return sum(row.bytes for row in self.images)
+        return sum(row.bytes for row in self.images) + sum(row.bytes for row in self.loras)
 
     def store(self, store: ObjectStore) -> None:
         """Put them into the store.
@@ -93,3 +95,15 @@ def to_inputs(pictures: Sequence[tuple[Side, int, Picture]], *, account_id: uuid
         else:
             copies.append(Copy(source=picture.place, target=key, pointer=picture.pointer))
     return Inputs(images=rows, files=files, copies=copies)
+
+
+def with_loras(
+    inputs: Inputs, ingredients: Sequence[Ingredient], *, account_id: uuid.UUID, job_id: uuid.UUID
+) -> Inputs:
+    """Return the same with copies of LoRAs of the library."""
+    rows = [ingredient.row(account_id, job_id) for ingredient in ingredients]
+    copies = [
+        Copy(source=ingredient.file.key, target=row.key, pointer=ingredient.pointer)
+        for ingredient, row in zip(ingredients, rows, strict=True)
+    ]
+    return replace(inputs, loras=rows, copies=[*inputs.copies, *copies])

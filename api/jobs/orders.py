@@ -83,7 +83,7 @@ class OrderBook:
 
         Raises:
             InvalidParameters: something that the request named is gone.
-            Conflict: what it tries again has no pictures any more, or another request has the key now.
+            Conflict: what it tries again works with is not there any more, or another request has the key now.
             QuotaExceeded: the account has as many jobs or bytes as it may.
             StoreError: the store does not take them.
         """
@@ -96,7 +96,7 @@ class OrderBook:
         except SourceGone as gone:
             self._discard(job_id, keys)
             if order.retry is not None:
-                raise requests.not_retryable("Its pictures have been deleted; submit a new job.") from gone
+                raise requests.not_retryable("What it works with has been deleted; submit a new job.") from gone
             detail = "it was deleted a moment ago; upload it again"
             raise InvalidParameters(
                 errors=[FieldError(pointer=gone.copy.pointer, detail=detail, code="gone")]
@@ -124,7 +124,7 @@ class OrderBook:
         used = quotas.reserve(session, caller.account_id, stored_bytes=order.inputs.bytes)
         if order.deadline is not None:
             job.deadline_at = instant(session) + order.deadline
-        job.images = list(order.inputs.images)
+        job.images, job.loras = list(order.inputs.images), list(order.inputs.loras)
         repository.insert_job(session, job, order.stages, checkpoints=None if retry is None else retry.checkpoints)
         if order.webhook is not None and order.webhook.webhook_url is not None:
             webhooks.add_job_endpoint(
@@ -169,7 +169,7 @@ class OrderBook:
                     return
             self._store.delete(keys)
         except (StoreError, SQLAlchemyError) as error:
-            logger.warning("pictures of job %s, which was not written, may be left in the store: %s", job_id, error)
+            logger.warning("inputs of job %s, which was not written, may be left in the store: %s", job_id, error)
 
 
 class _TriedAlready(Exception):

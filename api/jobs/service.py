@@ -14,10 +14,12 @@ from api.accounts import quotas
 from api.db import transaction
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
-from api.jobs import listing, repository, requests, wishes
+from api.jobs import kinds, listing, repository, requests, wishes
 from api.jobs.darkroom import Darkroom
+from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.gathering import Gatherer
-from api.jobs.inputs import Copy, Inputs, to_inputs
+from api.jobs.ingredients import Ingredient, find_ingredients
+from api.jobs.inputs import to_inputs, with_loras
 from api.jobs.models import Job
 from api.jobs.orders import Accepted, Order, OrderBook, again
 from api.jobs.plan import plan
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from api.accounts.service import Caller
-    from api.jobs.schemas import JobRead
+    from api.jobs.schemas import JobParams, JobRead
     from api.settings import ApiSettings
     from api.storage import ObjectStore
-    from duolora.config import PersonalizeConfig
+    from duolora.job_configs import JobConfig
 
 __all__ = ["Accepted", "JobService", "Submission"]
 
@@ -134,40 +136,56 @@ class JobService:
                 self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
             )
-            rows = found.rows(caller.account_id, fresh_id)
-            copies = [Copy(source=image["key"], target=row.key) for image, row in zip(found.images, rows, strict=True)]
-            inputs = Inputs(images=rows, copies=copies)
+            inputs = found.inputs(caller.account_id, fresh_id)
             order = Order(job=job, inputs=inputs, stages=found.stages, deadline=found.deadline, retry=found)
             return self._orders.place(caller, order, entry)
 
     def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Accepted:
         params = submission.params
-        config = wishes.resolve(params, self._settings.base_models, self._settings.default_base_model)
-        check(submission, caller, self._settings)
+        ingredients = self._ingredients(caller, params)
+        config = kinds.resolve(
+            params,
+            self._settings.base_models,
+            self._settings.default_base_model,
+            pictures=submission.counts,
+            ingredients=ingredients,
+        )
+        check(submission, config, caller, self._settings)
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
             pictures = self._gatherer.gather(caller, submission, Path(folder))
+            inputs = to_inputs(pictures, account_id=caller.account_id, job_id=job.id)
             order = Order(
                 job=job,
-                inputs=to_inputs(pictures, account_id=caller.account_id, job_id=job.id),
-                stages=plan(params.kind, config),
+                inputs=with_loras(inputs, ingredients, account_id=caller.account_id, job_id=job.id),
+                stages=plan(config),
                 deadline=None if params.deadline_seconds is None else timedelta(seconds=params.deadline_seconds),
                 webhook=None if params.webhook_url is None else params,
             )
             return self._orders.place(caller, order, entry)
 
+    def _ingredients(self, caller: Caller, params: JobParams) -> list[Ingredient]:
+        """Return the LoRAs that a request names."""
+        kinds.check_fields(params)
+        if not params.kind.takes_loras:
+            return []
+        with transaction(self._sessions) as session:
+            return find_ingredients(session, account_id=caller.account_id, params=params)
 
-def _job(caller: Caller, job_id: uuid.UUID, config: PersonalizeConfig, submission: Submission) -> Job:
+
+def _job(caller: Caller, job_id: uuid.UUID, config: JobConfig, submission: Submission) -> Job:
     params = submission.params
     wished: dict[str, Any] = params.model_dump(mode="json", exclude_unset=True, exclude={"webhook_secret"})
     return Job(
         id=job_id,
         account_id=caller.account_id,
         kind=params.kind,
+        name=params.name,
         params=config.model_dump(mode="json"),
         params_version=SCHEMA_VERSION,
         request=wished,
+        mock_outcome=(params.mock_outcome or MockOutcome.SUCCEED) if params.engine is EngineName.MOCK else None,
         priority=params.priority,
         retention_days=params.retention_days,
         webhook_url=params.webhook_url,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from api.errors import FieldError, InvalidParameters
-from api.jobs import wishes
+from api.errors import InvalidParameters
+from api.jobs import kinds, wishes
 from api.jobs.models import Side
-from duolora.config import MAX_IMAGES_PER_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from api.jobs.schemas import JobParams
     from api.jobs.sources import Source
     from api.settings import ApiSettings
+    from duolora.job_configs import JobConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,11 @@ class Submission(Contents):
         """Both sides with their pictures."""
         return (Side.CONTENT, self.content), (Side.STYLE, self.style)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pictures there are of each side."""
+        return {side.value: len(sources) for side, sources in self.sides}
+
     def marks(self) -> list[tuple[str, int, str]]:
         """Return side, place and mark of each picture, by which the request is known again."""
         return [
@@ -55,7 +60,7 @@ class Submission(Contents):
         ]
 
 
-def check(submission: Submission, caller: Caller, settings: ApiSettings) -> None:
+def check(submission: Submission, config: JobConfig, caller: Caller, settings: ApiSettings) -> None:
     """Refuse what the configuration does not know of: numbers of files, captions, priority, retention, webhook.
 
     Raises:
@@ -64,16 +69,12 @@ def check(submission: Submission, caller: Caller, settings: ApiSettings) -> None
     params = submission.params
     errors = [
         *wishes.check_webhook(params, settings.webhooks.allow_cidrs),
+        *wishes.check_engine(params),
         *wishes.check_priority(params.priority, caller.max_priority),
         *wishes.check_retention(params.retention_days, settings.retention_max_days),
         *wishes.check_captions("content", params.content_captions, len(submission.content)),
         *wishes.check_captions("style", params.style_captions, len(submission.style)),
+        *kinds.check_pictures(params, config, submission.counts, submission.fields),
     ]
-    for side, sources in submission.sides:
-        if not 1 <= len(sources) <= MAX_IMAGES_PER_SIDE:
-            field = submission.fields.format(side=side)
-            code = "too_many" if sources else "missing"
-            detail = f"{len(sources)} pictures came; send 1 to {MAX_IMAGES_PER_SIDE} in {field}"
-            errors.append(FieldError(pointer=f"/{field}", detail=detail, code=code))
     if errors:
         raise InvalidParameters(errors=errors)

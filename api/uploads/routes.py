@@ -8,7 +8,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, ServicesDep
+from api.deps import ServicesDep, WritesUploads
 from api.documents import SmallDocuments
 from api.forms import received_form
 from api.problems import problem_responses
@@ -28,7 +28,9 @@ documents = APIRouter(route_class=SmallDocuments)
     responses=problem_responses(400, 401, 413, 415, 422, 429, 500, 503),
     openapi_extra=openapi_body(),
 )
-async def create_upload(request: Request, response: Response, services: ServicesDep, caller: CallerDep) -> UploadRead:
+async def create_upload(
+    request: Request, response: Response, services: ServicesDep, caller: WritesUploads
+) -> UploadRead:
     """Send a picture before the job it is for; name its id in the submission. It is kept for a while, then deleted."""
     async with received_form(request, max_files=MAX_FILES, remedy=REMEDY) as form:
         made = await run_in_threadpool(lambda: services.uploads.take(caller, *to_file(form)))
@@ -44,7 +46,7 @@ async def create_upload(request: Request, response: Response, services: Services
     responses=problem_responses(401, 409, 413, 415, 422, 429, 500, 503),
 )
 def presign_upload(
-    response: Response, services: ServicesDep, caller: CallerDep, wish: UploadAnnouncement
+    response: Response, services: ServicesDep, caller: WritesUploads, wish: UploadAnnouncement
 ) -> PresignedUpload:
     """Announce a picture and get a link to the object store: PUT the file there, then confirm."""
     made = services.uploads.announce(caller, wish)
@@ -58,7 +60,7 @@ def presign_upload(
     summary="Confirm an upload by link",
     responses=problem_responses(401, 404, 409, 422, 429, 500, 503),
 )
-def confirm_upload(services: ServicesDep, caller: CallerDep, upload_id: uuid.UUID) -> UploadRead:
+def confirm_upload(services: ServicesDep, caller: WritesUploads, upload_id: uuid.UUID) -> UploadRead:
     """Have what was written to the store looked at: it is ready then, or refused and deleted. Again: no effect."""
     return services.uploads.confirm(caller, upload_id)
 
@@ -69,7 +71,7 @@ def confirm_upload(services: ServicesDep, caller: CallerDep, upload_id: uuid.UUI
     summary="Read an upload",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_upload(services: ServicesDep, caller: CallerDep, upload_id: uuid.UUID) -> UploadRead:
+def read_upload(services: ServicesDep, caller: WritesUploads, upload_id: uuid.UUID) -> UploadRead:
     """Read what is kept of an upload, and until when."""
     return services.uploads.read(caller, upload_id)
 
@@ -81,7 +83,7 @@ def read_upload(services: ServicesDep, caller: CallerDep, upload_id: uuid.UUID) 
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(401, 404, 500, 503),
 )
-def delete_upload(services: ServicesDep, caller: CallerDep, upload_id: uuid.UUID) -> None:
+def delete_upload(services: ServicesDep, caller: WritesUploads, upload_id: uuid.UUID) -> None:
     """Delete an upload before its time. Jobs that were submitted with it keep their copies."""
     services.uploads.delete(caller, upload_id)
 
