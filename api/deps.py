@@ -19,8 +19,10 @@ from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.reading import JobReader
 from api.jobs.service import JobService
+from api.loras.service import LoraService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Services:
     history: JobHistory
     eraser: Eraser
     hub: EventHub
+    loras: LoraService
+    uploads: UploadService
     webhooks: WebhookService
 
 
@@ -107,5 +111,3 @@ WritesUploads = Annotated[Caller, Security(_caller, scopes=[Scope.UPLOADS_WRITE]
 ReadsWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_READ])]
 WritesWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_WRITE])]
 Admin = Annotated[Caller, Security(_caller, scopes=[Scope.ADMIN])]
-CallerDep = Annotated[Caller, Depends(_caller)]
-"""Names no scope, so it lets in `admin` only: an operation has one of those above."""

@@ -17,6 +17,7 @@ from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, Ser
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
 from api.client.keys import Keys
+from api.client.loras import Loras
 from api.client.records import (
     Artifact,
     Attempt,
@@ -28,6 +29,8 @@ from api.client.records import (
     JobRecord,
     Key,
     LogLine,
+    Lora,
+    LoraFile,
     MergeWishes,
     Progress,
     Recipes,
@@ -35,10 +38,12 @@ from api.client.records import (
     Tally,
     Timings,
     TrainWishes,
+    Upload,
     Webhook,
     Wishes,
 )
 from api.client.signatures import InvalidSignature, verify_webhook
+from api.client.uploads import Uploads
 from api.client.webhooks import Webhooks
 
 __all__ = [
@@ -60,6 +65,8 @@ __all__ = [
     "JobRecord",
     "Key",
     "LogLine",
+    "Lora",
+    "LoraFile",
     "MergeWishes",
     "Progress",
     "Recipes",
@@ -68,13 +75,14 @@ __all__ = [
     "Tally",
     "Timings",
     "TrainWishes",
+    "Upload",
     "Webhook",
     "Wishes",
     "verify_webhook",
 ]
 
 
-class Client(Jobs, Webhooks, Keys, SyncCore):
+class Client(Jobs, Webhooks, Keys, Loras, Uploads, SyncCore):
     """A connection to one service.
 
     Args:
@@ -92,7 +100,7 @@ class Client(Jobs, Webhooks, Keys, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, AsyncCore):
+class AsyncClient(Jobs, Webhooks, Keys, Loras, Uploads, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:

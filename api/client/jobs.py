@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from api.client.core import AWAY, Operation, Stream, once
-from api.client.errors import DamagedDownload, JobNotSucceeded, ServiceRefused, refusal
-from api.client.files import Tally
-from api.client.records import TERMINAL, Artifact, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
+from api.client.errors import JobNotSucceeded, ServiceRefused, refusal
+from api.client.fetching import Fetching
+from api.client.files import Meter
+from api.client.records import TERMINAL, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
 from api.client.submitting import Submitting, prefer
 from api.client.wires import Ask
 
@@ -34,7 +34,7 @@ SILENCE_S = 60.0
 """A stream of events that is silent for longer has broken off: the service gives signs of life more often."""
 
 
-class Jobs(Submitting):
+class Jobs(Submitting, Fetching):
     """Submit, follow, decide, fetch."""
 
     @Operation
@@ -242,28 +242,8 @@ class Jobs(Submitting):
             raise JobNotSucceeded(fresh)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        tally = Tally(sum(artifact.bytes for artifact in fresh.result.artifacts), on_download)
-        return {each.name: await self._fetch(each, target, tally) for each in fresh.result.artifacts}
-
-    async def _fetch(self, artifact: Artifact, folder: Path, tally: Tally) -> Path:
-        path = folder / Path(artifact.filename).name  # a name from outside must not lead out of the folder
-        partial = path.with_name(path.name + ".part")
-        digest = hashlib.sha256()
-        answer = await self._wire.open(Ask("GET", artifact.url, of_store=True), "bytes")
-        try:
-            if answer.response.is_error:
-                raise ServiceRefused(answer.response.status_code, {"title": f"the store refused {artifact.filename}"})
-            with partial.open("wb") as file:
-                while (chunk := await self._wire.read_on(answer)) is not None:
-                    digest.update(chunk)
-                    file.write(chunk)
-                    tally.add(len(chunk))
-        finally:
-            await self._wire.drop(answer)
-        if digest.hexdigest() != artifact.sha256:
-            partial.unlink()
-            raise DamagedDownload(f"{artifact.filename} has SHA-256 {digest.hexdigest()}, not {artifact.sha256}")
-        return partial.replace(path)
+        meter = Meter(sum(artifact.bytes for artifact in fresh.result.artifacts), on_download)
+        return {each.name: await self._fetch(each, each.url, target, meter) for each in fresh.result.artifacts}
 
 
 def _several(values: str | Sequence[str]) -> list[str]:

@@ -153,6 +153,55 @@ class Recipes(_Record):
     default_base_model: str
 
 
+class LoraFile(_Record):
+    """A safetensors file of a LoRA."""
+
+    format: str
+    """How its keys are named: `diffusers`, `kohya`, `peft` or `other`."""
+    filename: str
+    sha256: str
+    bytes: int
+    url: str | None = None
+    """Works without a key until `expires_at`; a list leaves it out."""
+    expires_at: AwareDatetime | None = None
+
+
+class Lora(_Record):
+    """A LoRA of the account's library."""
+
+    id: str
+    name: str
+    tags: tuple[str, ...]
+    role: str
+    """`content`, `style`, `merged` or `other`."""
+    base_model: str | None = None
+    rank: int | None = None
+    trigger: str | None = None
+    source: str
+    """`job` or `upload`."""
+    job_id: str | None = None
+    """The job that made it, which may be gone by now."""
+    kept: bool
+    """Whether it stays when its job goes."""
+    created_at: AwareDatetime
+    files: tuple[LoraFile, ...]
+
+
+class Upload(_Record):
+    """A picture that came before its job."""
+
+    id: str
+    state: str
+    """`pending` until it is confirmed, then `ready`."""
+    kind: str
+    bytes: int
+    sha256: str | None = None
+    """Of what is kept, once it is ready."""
+    width: int | None = None
+    height: int | None = None
+    expires_at: AwareDatetime
+
+
 class Webhook(_Record):
     """A server that is told of what happens to jobs."""
 

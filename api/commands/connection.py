@@ -110,19 +110,16 @@ def _status(error: Exception) -> int | None:
 
     from api.client import ClientError, JobNotSucceeded, ServiceRefused  # noqa: PLC0415
 
-    match error:
-        case ServiceRefused():
-            return _STATUSES.get(error.status, FAILED)
-        case JobNotSucceeded():
-            return NOT_SUCCEEDED
-        case TimeoutError():
-            return LATE
-        case httpx.TransportError() | httpx.InvalidURL():
-            return AWAY
-        case ClientError() | OSError():
-            return FAILED
-        case _:
-            return None
+    if isinstance(error, ServiceRefused):
+        return _STATUSES.get(error.status, FAILED)
+    meanings: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
+        (JobNotSucceeded, NOT_SUCCEEDED),
+        (TimeoutError, LATE),
+        ((httpx.TransportError, httpx.InvalidURL), AWAY),
+        ((ClientError, OSError), FAILED),
+        (ValueError, USAGE),
+    )
+    return next((status for kinds, status in meanings if isinstance(error, kinds)), None)
 
 
 def _words(error: Exception, url: str) -> str:

@@ -12,14 +12,17 @@ from api.commands.connection import Group
 from api.commands.screen import names, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from api.client import Client, Job
+    from api.client import Client, Job, Upload
     from api.commands.screen import Screen
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 """What is sent of a folder."""
+KINDS = ("personalize", "train", "merge", "generate")
+UPLOAD = "upload:"
 _TEXTS = {
+    "name": "a name of your choice",
     "recipe": "a complete configuration by name (see `duolora jobs recipes`)",
     "base-model": "by name",
     "merge-recipe": "how to merge, by name",
@@ -31,6 +34,8 @@ _TEXTS = {
 }
 _NUMBERS = {
     "rank": "of both LoRAs",
+    "slider": "so many pictures from all content to all style",
+    "images-per-prompt": "of a job that draws",
     "resolution-px": "side of the training pictures",
     "seed": "other than the recipe's",
     "priority": "higher goes first",
@@ -78,9 +83,15 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _submit_options(parser: argparse.ArgumentParser) -> None:
     for side in ("content", "style"):
         parser.add_argument(
-            f"--{side}", nargs="+", type=Path, required=True, metavar="FILE", help="pictures, or folders of them"
+            f"--{side}", nargs="+", default=[], metavar="FILE", help="pictures, folders of them, or upload:ID"
         )
-    parser.add_argument("--class", dest="subject_class", required=True, help="what the subject is: dog, teapot")
+    parser.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is made (default %(default)s)")
+    parser.add_argument("--class", dest="subject_class", help="what the subject is: dog, teapot")
+    parser.add_argument("--content-lora", metavar="ID", help="of a merge: the library's LoRA of the subject")
+    parser.add_argument("--style-lora", metavar="ID", help="of a merge: the library's LoRA of the style")
+    parser.add_argument("--lora", type=_lora, action="append", metavar="ID=STRENGTH", help="to draw with; repeatable")
+    parser.add_argument("--prompt", action="append", help="what to draw; may be repeated")
+    parser.add_argument("--archive", type=Path, metavar="ZIP", help="all in one: content/, style/ and params.json")
     for name, about in _TEXTS.items():
         parser.add_argument(f"--{name}", help=about)
     for name, about in _NUMBERS.items():
@@ -109,6 +120,11 @@ def _steps(text: str) -> tuple[str, int]:
     return part, int(count)
 
 
+def _lora(text: str) -> tuple[str, float]:
+    lora_id, equals, strength = text.partition("=")
+    return lora_id, float(strength) if equals else 1.0
+
+
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     try:
@@ -119,18 +135,24 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _pictures(paths: Iterable[Path]) -> list[Path]:
-    """Return files as they are named, and the pictures of folders by name.
+def _pictures(client: Client, given: Iterable[str]) -> list[Path | Upload]:
+    """Return uploads by their ids, files as they are named, and the pictures of folders by name.
 
     Raises:
         argparse.ArgumentTypeError: a folder has none.
     """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        if not inside:
-            raise argparse.ArgumentTypeError(f"{path} holds no pictures ({names(sorted(PICTURES))})")
-        found += inside
+    found: list[Path | Upload] = []
+    for each in given:
+        path = Path(each)
+        if each.startswith(UPLOAD):
+            found.append(client.read_upload(each.removeprefix(UPLOAD)))
+        elif path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+            if not inside:
+                raise argparse.ArgumentTypeError(f"{path} holds no pictures ({names(sorted(PICTURES))})")
+            found += inside
+        else:
+            found.append(path)
     return found
 
 
@@ -141,6 +163,7 @@ def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.
             *(each.replace("-", "_") for each in (*_TEXTS, *_NUMBERS)),
             *(each.replace("-", "_") + "s" for each in _LISTS),
             "engine",
+            "subject_class",
         )
     }
     given["steps"] = None if arguments.steps is None else dict(arguments.steps)
@@ -148,21 +171,49 @@ def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.
 
 
 def _submit(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
-    content, style = _pictures(arguments.content), _pictures(arguments.style)
+    pictures: dict[str, Any] = {side: _pictures(client, getattr(arguments, side)) for side in ("content", "style")}
     with screen.counting("sending") as see:
-        job = client.personalize(
-            content=content,
-            style=style,
-            subject_class=arguments.subject_class,
-            idempotency_key=arguments.idempotency_key,
-            on_upload=see,
-            **_wishes(arguments),
-        )
+        job = _ordered(client, arguments, pictures, on_upload=see)
     if arguments.watch or arguments.out:
         screen.remark(f"job {job.id}")
         _follow(client, job.id, arguments, screen)
     else:
         screen.line(job, job.id)
+
+
+def _ordered(
+    client: Client,
+    arguments: argparse.Namespace,
+    pictures: dict[str, Any],
+    *,
+    on_upload: Callable[[int, int], None] | None,
+) -> Job:
+    """Submit what was asked for.
+
+    Raises:
+        argparse.ArgumentTypeError: an option is missing that the kind needs.
+    """
+    wishes: Any = _wishes(arguments) | {"idempotency_key": arguments.idempotency_key}
+    if arguments.archive is not None:
+        return client.submit_archive(arguments.archive, on_upload=on_upload, **wishes)
+    if arguments.kind == "generate":
+        prompts = _needed(arguments, "prompt")
+        return client.generate(prompts=prompts, loras=dict(arguments.lora or ()), **wishes)
+    if arguments.kind == "merge":
+        ids = {f"{side}_lora_id": _needed(arguments, f"{side}_lora") for side in pictures}
+        return client.merge(**ids, **pictures, on_upload=on_upload, **wishes)
+    if arguments.kind == "train":
+        return client.train(**pictures, on_upload=on_upload, **wishes)
+    _needed(arguments, "subject_class")
+    return client.personalize(**pictures, on_upload=on_upload, **wishes)
+
+
+def _needed(arguments: argparse.Namespace, name: str) -> Any:  # noqa: ANN401 - as the option has it
+    value = getattr(arguments, name)
+    if value is None:
+        option = name.removeprefix("subject_").replace("_", "-")
+        raise argparse.ArgumentTypeError(f"a {arguments.kind} job needs --{option}")
+    return value
 
 
 def _list(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
@@ -172,6 +223,8 @@ def _list(client: Client, arguments: argparse.Namespace, screen: Screen) -> None
         list(islice(found, arguments.limit)),
         {
             "id": lambda job: job.id,
+            "name": lambda job: job.name,
+            "kind": lambda job: job.kind,
             "state": lambda job: job.state,
             "done": lambda job: f"{job.progress.fraction:.0%}",
             "stage": lambda job: job.progress.stage,
@@ -197,6 +250,7 @@ def _display(job: Job, screen: Screen) -> None:
         job,
         {
             "id": lambda job: job.id,
+            "name": lambda job: job.name,
             "kind": lambda job: job.kind,
             "engine": lambda job: job.engine,
             "state": lambda job: job.state,

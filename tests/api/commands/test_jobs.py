@@ -76,7 +76,7 @@ def test_a_wait_that_is_over_is_status_8_and_a_slow_job_can_be_canceled(submit, 
 def test_lists_are_tables_for_people_and_arrays_for_programs(finished, submit, duolora):
     other = submit("--watch", "--json").document()["id"]
     table = duolora("jobs", "list", "--limit", 2).out.splitlines()
-    assert table[0].split() == ["id", "state", "done", "stage", "engine", "created", "took"]
+    assert table[0].split() == ["id", "name", "kind", "state", "done", "stage", "engine", "created", "took"]
     assert [line.split()[0] for line in table[1:]] == [other, finished]
     array = duolora("jobs", "list", "--kind", "personalize", "--state", "succeeded", "--json").document()
     assert [job["id"] for job in array[:2]] == [other, finished]
