@@ -6,6 +6,7 @@ import json
 import pytest
 
 from api import health, openapi, schemas
+from api.jobs import check_schemas as checks
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
 from api.uploads import schemas as uploads
@@ -35,10 +36,9 @@ def test_every_body_has_an_example_of_its_shape(content):
     examples = (
         [each["value"] for each in content["examples"].values()] if "examples" in content else [content["example"]]
     )
-    name = reference(content["schema"])
-    for example in examples:
-        if name is not None:
-            shape(name).model_validate_json(json.dumps(example), strict=True)
+    names = [name for schema in content["schema"].get("anyOf", [content["schema"]]) if (name := reference(schema))]
+    for example, name in zip(examples, names * len(examples) if len(names) == 1 else names, strict=bool(names)):
+        shape(name).model_validate_json(json.dumps(example), strict=True)
 
 
 def test_every_event_is_a_webhook_with_the_standard_headers():
@@ -69,4 +69,6 @@ def reference(schema):
 
 
 def shape(name):
-    return next(getattr(module, name) for module in (jobs, schemas, uploads, webhooks, health) if hasattr(module, name))
+    return next(
+        getattr(module, name) for module in (jobs, checks, schemas, uploads, webhooks, health) if hasattr(module, name)
+    )
