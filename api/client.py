@@ -27,13 +27,16 @@ from api.client_records import (
     Deletion,
     Event,
     Job,
+    JobCheck,
     LogLine,
     Progress,
     Result,
     Tally,
     Timings,
+    Upload,
     Wishes,
 )
+from api.client_uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +52,7 @@ __all__ = [
     "Deletion",
     "Event",
     "Job",
+    "JobCheck",
     "JobNotSucceeded",
     "LogLine",
     "Progress",
@@ -56,6 +60,7 @@ __all__ = [
     "ServiceRefused",
     "Tally",
     "Timings",
+    "Upload",
     "Wishes",
 ]
 
@@ -71,7 +76,7 @@ AWAY = frozenset({502, 503, 504})
 """Statuses by which the service, or a proxy in front of it, says that it cannot answer now."""
 
 
-class Client:
+class Client(Uploads):
     """A connection to one service.
 
     Args:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -409,3 +410,27 @@ def test_only_httpx_and_pydantic_are_needed():
     code = f"import sys, api.client; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_pictures_may_come_first(client, pictures):
+    sent = [client.upload(path) for path in pictures[:2]]
+    by_link = client.upload_by_link(pictures[2])
+    assert {upload.state for upload in (*sent, by_link)} == {"ready"}
+    assert client.read_upload(by_link.id) == by_link
+    ids = {"content": [upload.id for upload in sent], "style": [by_link.id]}
+    found = client.check(**ids, rank=3)
+    assert (found.ok, found.config["content"]["rank"]) == (True, 3)
+    job = client.submit(**ids, rank=3, idempotency_key="first")
+    assert client.submit(**ids, rank=3, idempotency_key="first").id == job.id
+    client.delete_upload(by_link.id)
+    with pytest.raises(ServiceRefused, match="style_upload_ids/0"):
+        client.submit(**ids)
+
+
+def test_pictures_may_come_in_one_zip(client, pictures, tmp_path):
+    path = tmp_path / "job.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for picture, name in zip(pictures, ("content/1.png", "content/2.png", "style/1.png"), strict=True):
+            archive.write(picture, name)
+    job = client.submit_archive(path, rank=3)
+    assert client._call("GET", f"/jobs/{job.id}")["params"]["content"]["rank"] == 3
