@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
+from api.jobs import check_example
 from api.jobs.event_types import EventType
 from api.loras import examples as loras
 from api.uploads import examples as uploads
@@ -203,7 +204,6 @@ REQUESTS: Mapping[str, Document] = {
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
-    ("submit_job", 200): _SUCCEEDED,
     ("list_jobs", 200): {
         "items": [_SUMMARY],
         "next_cursor": "AAZCu4nVhgABmrLwfDF9LpsRL2TI0KHl",
@@ -291,6 +291,11 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("readyz", 503): {"status": "down", "database": "ok", "migrations": "ok", "store": "down", "broker": "ok"},
 }
 """Bodies of answers by operation and status."""
+
+SEVERAL: Mapping[tuple[str, int], Mapping[str, Document]] = {
+    ("submit_job", 200): {"waited_for": _SUCCEEDED, "validate_only": check_example.CHECK}
+}
+"""Bodies of answers that have several forms, by operation and status."""
 
 _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 400): "invalid_idempotency_key",

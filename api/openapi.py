@@ -99,6 +99,10 @@ def _exemplify(path: str, operation: dict[str, Any]) -> None:
             if kind == "application/problem+json":
                 code, refusal = examples.refusal(name, int(status), path)
                 content["examples"] = {code: {"value": refusal}}
+            elif (name, int(status)) in examples.SEVERAL:
+                content["examples"] = {
+                    which: {"value": each} for which, each in examples.SEVERAL[name, int(status)].items()
+                }
             else:
                 content["example"] = examples.ANSWERS[name, int(status)]
 

@@ -35,10 +35,12 @@ from api.client.records import (
     Tally,
     Timings,
     TrainWishes,
+    Upload,
     Webhook,
     Wishes,
 )
 from api.client.signatures import InvalidSignature, verify_webhook
+from api.client.uploads import Uploads
 from api.client.webhooks import Webhooks
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "GenerateWishes",
     "InvalidSignature",
     "Job",
+    "JobCheck",
     "JobNotSucceeded",
     "JobRecord",
     "Key",
@@ -68,13 +71,14 @@ __all__ = [
     "Tally",
     "Timings",
     "TrainWishes",
+    "Upload",
     "Webhook",
     "Wishes",
     "verify_webhook",
 ]
 
 
-class Client(Jobs, Webhooks, Keys, SyncCore):
+class Client(Jobs, Webhooks, Keys, Uploads, SyncCore):
     """A connection to one service.
 
     Args:
@@ -92,7 +96,7 @@ class Client(Jobs, Webhooks, Keys, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, AsyncCore):
+class AsyncClient(Jobs, Webhooks, Keys, Uploads, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:

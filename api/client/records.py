@@ -108,6 +108,35 @@ class Deletion(_Record):
     """By category: `inputs`, `checkpoints`, `previews`, `artifacts`, `logs`."""
 
 
+class Upload(_Record):
+    """A picture that came before its job."""
+
+    id: str
+    state: str
+    """`pending` until it is confirmed, then `ready`."""
+    kind: str
+    bytes: int
+    sha256: str | None = None
+    """Of what is kept, once it is ready."""
+    width: int | None = None
+    height: int | None = None
+    expires_at: AwareDatetime
+
+
+class JobCheck(_Record):
+    """What a submission would become."""
+
+    ok: bool
+    config: dict[str, Any]
+    stages: tuple[dict[str, Any], ...]
+    predicted_seconds: float | None = None
+    predicted_peak_bytes: int | None = None
+    quota: tuple[dict[str, Any], ...]
+    images: tuple[dict[str, Any], ...]
+    """Each with `ok`, and `problem` or `hints`."""
+    hints: tuple[dict[str, Any], ...]
+
+
 class Event(_Record):
     """Something that happened to a job."""
 
