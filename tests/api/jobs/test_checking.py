@@ -12,7 +12,8 @@ from api.accounts.service import issue_key
 from api.db import transaction
 from api.jobs.models import Stage
 from api.jobs.prediction import predict, steps_of, work_of
-from tests.api.factories import Caller, claim, encode, finish, make_account, make_job, png, snapshot
+from api.loras.models import Lora
+from tests.api.factories import Caller, claim, encode, finish, make_account, make_job, make_lora, png, snapshot
 from tests.api.jobs.test_archive import WHOLE, archive
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.uploads.test_routes import upload
@@ -170,3 +171,33 @@ def test_the_account_is_not_touched(caller, sessions):
     check(caller, [png()], [png()])
     with transaction(sessions) as session:
         assert session.scalar(select(Account.stored_bytes).where(Account.name == "mine")) == 0
+
+
+@pytest.mark.usefixtures("nothing_stored")
+class TestKinds:
+    def look(self, caller, **wish):
+        answer = caller.post("/jobs", json=wish, params=ONLY)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def test_a_drawing_needs_no_pictures(self, caller):
+        found = self.look(caller, kind="generate", prompts=["a dog"], images_per_prompt=2, steps={"sampling": 3})
+        assert [(stage["name"], stage["steps"]) for stage in found["stages"]] == [("generate", 3)]
+        assert (found["ok"], found["images"], found["hints"]) == (True, [], [])
+
+    def test_of_a_training_of_one_side_the_other_is_not_missed(self, caller):
+        files = [("style_images", ("s.png", png((256, 256))))]
+        found = caller.post("/jobs", files=files, data={"params": '{"kind": "train"}'}, params=ONLY).json()
+        assert [stage["name"] for stage in found["stages"]] == ["style_lora", "package"]
+        assert (found["ok"], found["hints"]) == (True, [])
+
+
+def test_what_a_merge_copies_from_the_library_counts(caller, sessions):
+    account_id = make_account(sessions)
+    content, style = (str(make_lora(sessions, account_id)) for _ in range(2))
+    wish = {"kind": "merge", "content_lora_id": content, "style_lora_id": style}
+    answer = caller.post("/jobs", json=wish, params=ONLY)
+    assert answer.status_code == 200, answer.text
+    with transaction(sessions) as session:
+        held = sum(file["bytes"] for lora in session.scalars(select(Lora)) for file in lora.files[:1])
+    assert answer.json()["quota"][1]["after"] == held > 0
