@@ -98,6 +98,17 @@ class ImageLimits(BaseSettings):
     """How long they wait before they are asked to come again."""
 
 
+class UploadSettings(BaseSettings):
+    """Files that come before their job: UPLOAD_LIFETIME_H, UPLOAD_LINK_LIFETIME_S."""
+
+    model_config = SettingsConfigDict(env_prefix="UPLOAD_", frozen=True)
+
+    lifetime_h: float = Field(24, gt=0, le=24 * 365)
+    """How long an upload is kept; jobs that were submitted with it have copies of their own."""
+    link_lifetime_s: int = Field(3600, ge=60, le=604_800)
+    """How long a link to write to works, if the upload itself does not end sooner."""
+
+
 class MetricsSettings(BaseSettings):
     """Where Prometheus asks a process: METRICS_PORT, METRICS_HOST. Processes of one machine need ports of their own."""
 
@@ -174,6 +185,7 @@ class ApiSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
+    uploads: UploadSettings = Field(default_factory=UploadSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     rates: RateSettings = Field(default_factory=RateSettings)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Text
 
 from api.db import Base, Document
 from api.identifiers import uuid7
@@ -46,10 +48,14 @@ class ApiKey(Base):
     prefix: Mapped[str]
     """First characters of the key, for the eye: `duo_live_<id>`."""
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{admin}'::text[]"))
+    """What it may do: names of `api.accounts.scopes.Scope`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    rotated_to: Mapped[str | None]
+    """Id of the key that takes its place; it works beside that one until it expires."""
 
 
 class IdempotencyKey(Base):

@@ -54,7 +54,8 @@ ended may have written on, but not for longer than its lease and the patience of
 _INVENTORY = text(
     """
     SELECT 'inputs' AS category, count(*) AS items, coalesce(sum(bytes), 0)::bigint AS bytes
-    FROM job_images WHERE job_id = :job_id
+    FROM (SELECT bytes FROM job_images WHERE job_id = :job_id
+          UNION ALL SELECT bytes FROM job_loras WHERE job_id = :job_id) AS inputs
     UNION ALL
     SELECT 'previews', count(*), coalesce(sum(bytes), 0)::bigint
     FROM artifacts WHERE job_id = :job_id AND starts_with(content_type, 'image/')

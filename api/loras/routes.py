@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, ServicesDep
+from api.deps import ServicesDep, WritesLoras
 from api.documents import SmallDocuments
 from api.forms import received_form
 from api.loras.form import MAX_FILES, REMEDY, openapi_body, read_form
@@ -33,7 +33,7 @@ TagFilter = Annotated[str, Query(max_length=MAX_TAG_LENGTH)]
     responses=problem_responses(400, 401, 413, 415, 422, 429, 500, 503),
     openapi_extra=openapi_body(),
 )
-async def upload_lora(request: Request, response: Response, services: ServicesDep, caller: CallerDep) -> LoraRead:
+async def upload_lora(request: Request, response: Response, services: ServicesDep, caller: WritesLoras) -> LoraRead:
     """Send a LoRA that was trained elsewhere. Its header is checked now, its numbers and its base when it is used."""
     async with received_form(request, max_files=MAX_FILES, remedy=REMEDY) as form:
         made = await run_in_threadpool(lambda: services.loras.upload(caller, read_form(form)))
@@ -46,7 +46,7 @@ async def upload_lora(request: Request, response: Response, services: ServicesDe
 )
 def list_loras(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: WritesLoras,
     *,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -69,7 +69,7 @@ def list_loras(
     summary="Read a LoRA",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_lora(services: ServicesDep, caller: CallerDep, lora_id: uuid.UUID) -> LoraRead:
+def read_lora(services: ServicesDep, caller: WritesLoras, lora_id: uuid.UUID) -> LoraRead:
     """Read what is known of a LoRA, with links to its files."""
     return services.loras.read(caller, lora_id)
 
@@ -90,7 +90,7 @@ def read_lora(services: ServicesDep, caller: CallerDep, lora_id: uuid.UUID) -> L
 )
 def download_lora(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: WritesLoras,
     lora_id: uuid.UUID,
     *,
     format: Annotated[  # noqa: A002 - the name on the wire
@@ -108,7 +108,7 @@ def download_lora(
     summary="Change or keep a LoRA",
     responses=problem_responses(401, 404, 409, 413, 415, 422, 429, 500, 503),
 )
-def change_lora(services: ServicesDep, caller: CallerDep, lora_id: uuid.UUID, wish: LoraPatch) -> LoraRead:
+def change_lora(services: ServicesDep, caller: WritesLoras, lora_id: uuid.UUID, wish: LoraPatch) -> LoraRead:
     """Change its name or its tags, or keep what a job made: its files are copied and stay when the job is deleted."""
     return services.loras.change(caller, lora_id, wish)
 
@@ -120,7 +120,7 @@ def change_lora(services: ServicesDep, caller: CallerDep, lora_id: uuid.UUID, wi
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(401, 404, 500, 503),
 )
-def delete_lora(services: ServicesDep, caller: CallerDep, lora_id: uuid.UUID) -> None:
+def delete_lora(services: ServicesDep, caller: WritesLoras, lora_id: uuid.UUID) -> None:
     """Delete a LoRA with its own files. Of one that a job made and nobody kept, the job's artifacts stay the job's."""
     services.loras.delete(caller, lora_id)
 

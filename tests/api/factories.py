@@ -118,7 +118,7 @@ def make_job(sessions, account_id, *, recipe=alone, checkpoints=None, **fields):
         for side in Side
     ]
     with transaction(sessions) as session:
-        repository.insert_job(session, job, plan(job.kind, config), checkpoints=checkpoints)
+        repository.insert_job(session, job, plan(config), checkpoints=checkpoints)
     return job.id
 
 

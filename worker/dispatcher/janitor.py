@@ -17,13 +17,13 @@ from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
 from api.loras.disposal import settle
 from api.loras.repository import withdraw_made
-from api.storage import StoreError, artifact_key
+from api.storage import StoreError, job_prefix, upload_prefix
+from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway
 
 if TYPE_CHECKING:
     import threading
-    import uuid
     from collections.abc import Callable
 
     import psycopg
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 50
-"""Jobs, checkpoints and LoRAs in one round: so many calls to the store, and no more."""
+"""Jobs, checkpoints, LoRAs and uploads in one round: so many calls to the store, and no more."""
 ROWS = 1_000
 """Rows of logs in one round."""
 PROGRESS_KEPT = timedelta(days=1)
@@ -75,9 +75,10 @@ class Janitor:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
         settled = settle(self._sessions, self._store, limit=BATCH)
-        done = (self._purge_jobs(), self._purge_checkpoints(), settled)
+        done = (self._purge_jobs(), self._purge_checkpoints(), settled, self._purge_uploads())
         if any(done):
-            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1], "loras": done[2]})
+            counts = zip(("jobs", "checkpoints", "loras", "uploads"), done, strict=True)
+            log.info("purged", extra=dict(counts))
         return max(done) == BATCH
 
     def _purge_jobs(self) -> int:
@@ -87,7 +88,7 @@ class Janitor:
         for job in jobs:
             with transaction(self._sessions) as session:
                 withdraw_made(session, job.job_id)
-            self._store.delete(self._store.keys(_prefix(job.account_id, job.job_id)))
+            self._store.delete(self._store.keys(job_prefix(job.account_id, job.job_id)))
             with transaction(self._sessions) as session:
                 repository.purge_job(session, job.job_id)
         return len(jobs)
@@ -97,11 +98,20 @@ class Janitor:
         with transaction(self._sessions) as session:
             stale = repository.stale_checkpoints(session, finished_before=before, limit=BATCH)
         for found in stale:
-            keys = self._store.keys(_prefix(found.account_id, found.job_id))
+            keys = self._store.keys(job_prefix(found.account_id, found.job_id))
             self._store.delete([key for key in keys if "/checkpoints/" in key])
             with transaction(self._sessions) as session:
                 repository.forget_checkpoint(session, found.stage_id)
         return len(stale)
+
+    def _purge_uploads(self) -> int:
+        with transaction(self._sessions) as session:
+            over = uploads.overdue(session, limit=BATCH)
+        for upload in over:
+            self._store.delete(self._store.keys(upload_prefix(upload.account_id, upload.upload_id)))
+            with transaction(self._sessions) as session:
+                uploads.purge(session, upload.upload_id)
+        return len(over)
 
     def _drop_rows(self) -> None:
         """Delete rows that no object belongs to."""
@@ -116,8 +126,3 @@ class Janitor:
         for act in acts:
             with transaction(self._sessions) as session:
                 act(session)
-
-
-def _prefix(account_id: uuid.UUID, job_id: uuid.UUID) -> str:
-    """Return what the keys of all objects of a job begin with."""
-    return artifact_key(account_id, job_id, "", 0, "").removesuffix("/0/")

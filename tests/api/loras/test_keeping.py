@@ -43,7 +43,7 @@ class Owned:
     def __init__(self, settings, library, janitor, made) -> None:
         self.library, self.janitor = library, janitor
         self._settings, self._made = settings, made
-        self._owner = Owner(account_id=library.account().id, key_id="key", max_priority=0)
+        self._owner = Owner(account_id=library.account().id, key_id="key", max_priority=0, scopes=frozenset())
 
     def keep(self, *, before=None, after=None, **changes):
         store = InterruptedStore(self._settings.store, before=before, after=after)
