@@ -17,6 +17,7 @@ from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, Ser
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
 from api.client.keys import Keys
+from api.client.loras import Loras
 from api.client.records import (
     Artifact,
     Attempt,
@@ -28,6 +29,8 @@ from api.client.records import (
     JobRecord,
     Key,
     LogLine,
+    Lora,
+    LoraFile,
     MergeWishes,
     Progress,
     Recipes,
@@ -60,6 +63,8 @@ __all__ = [
     "JobRecord",
     "Key",
     "LogLine",
+    "Lora",
+    "LoraFile",
     "MergeWishes",
     "Progress",
     "Recipes",
@@ -74,7 +79,7 @@ __all__ = [
 ]
 
 
-class Client(Jobs, Webhooks, Keys, SyncCore):
+class Client(Jobs, Loras, Webhooks, Keys, SyncCore):
     """A connection to one service.
 
     Args:
@@ -92,7 +97,7 @@ class Client(Jobs, Webhooks, Keys, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, AsyncCore):
+class AsyncClient(Jobs, Loras, Webhooks, Keys, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:
