@@ -74,6 +74,7 @@ _QUEUED: Document = _SUMMARY | {
     "loras": [],
     "webhook_url": None,
     "webhook": None,
+    "previews": [],
     "result": None,
 }
 _RUNNING: Document = _QUEUED | {

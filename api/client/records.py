@@ -71,6 +71,8 @@ class JobRecord(_Record):
     progress: Progress
     timings: Timings | None = None
     error: dict[str, Any] | None = None
+    previews: tuple[Artifact, ...] = ()
+    """Pictures drawn during the trainings so far."""
     result: Result | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -252,6 +254,7 @@ class Wishes(_WishesOfAll, _Words, total=False):
 
     merge_recipe: str
     rank: int
+    preview_every: int
     slider: int
 
 
@@ -260,6 +263,7 @@ class TrainWishes(_WishesOfAll, _Words, total=False):
 
     subject_class: str
     rank: int
+    preview_every: int
 
 
 class MergeWishes(_WishesOfAll, _Words, total=False):

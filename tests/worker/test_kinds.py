@@ -193,3 +193,25 @@ def test_a_merge_that_is_stopped_takes_a_step_and_ends(bench: Bench) -> None:
     assert bench.stage(merging.id, "merge").stopped_early
     assert {"merged_diffusers", "preview", "report"} <= {each.name for each in done.artifacts}
     assert len(report(bench, done)["merge"]["losses"]) < 5000
+
+
+def test_a_training_is_shown_while_it_runs_and_its_pictures_outlive_a_crash(bench: Bench) -> None:
+    job = submit(bench, kind="train", pictures=("content",), rank=2, steps={"content": 60}, preview_every=10)
+    with bench.worker(**SETTINGS) as worker:
+        eventually(lambda: "training_content_000010" in shown(bench, job), within_s=PATIENCE_S)
+        assert bench.stage(job.id, "content_lora").state == "running"
+        eventually(lambda: (bench.stage(job.id, "content_lora").checkpoint or {}).get("step", 0) > 10)
+        os.kill(worker.engine.pid, signal.SIGKILL)
+        eventually(lambda: bench.attempts(job.id, "content_lora") == [(1, "retried")])
+        before = shown(bench, job)
+        with transaction(bench.sessions) as session:
+            session.execute(text("UPDATE stages SET runnable_at = now() WHERE state = 'runnable'"))
+        finished(bench, job)
+    pictures = shown(bench, job)
+    assert list(pictures) == [f"training_content_{step:06d}" for step in (10, 20, 30, 40, 50)]
+    assert pictures.items() >= before.items()
+    assert all(size(data)[1] > 200 for data in pictures.values())
+
+
+def shown(bench: Bench, job: Job) -> dict[str, bytes]:
+    return {name: data for name, data in sorted(files(bench, job).items()) if name.startswith("training_")}
