@@ -19,8 +19,10 @@ from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.reading import JobReader
 from api.jobs.service import JobService
+from api.loras.service import LoraService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Services:
     history: JobHistory
     eraser: Eraser
     hub: EventHub
+    loras: LoraService
+    uploads: UploadService
     webhooks: WebhookService
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
 from api.jobs.event_types import EventType
+from api.loras import examples as loras
+from api.uploads import examples as uploads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -180,19 +182,25 @@ _STREAM = (
     f'data: {{"id":41,"type":"job.started","job_id":"{JOB_ID}","at":"2026-11-23T10:00:01+00:00","data":{{}}}}\n\n'
 )
 
+_WISHES: Document = {"name": "Rex in ink", "subject_class": "cat", "steps": {"content": 60}, "slider": 5, "seed": 5}
+
+FORMS: Mapping[str, Document] = {
+    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": _WISHES},
+    **uploads.FORMS,
+}
+"""Bodies of forms by operation. A file is its name."""
+
 REQUESTS: Mapping[str, Document] = {
-    "submit_job": {
-        "content_images": ["cat1.jpg", "cat2.jpg"],
-        "style_images": ["ink.png"],
-        "params": {"name": "Rex in ink", "subject_class": "cat", "steps": {"content": 60}, "slider": 5, "seed": 5},
-    },
+    "submit_job": _WISHES | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID]},
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},
     "create_key": {"label": "the gallery's CI", "scopes": ["jobs:write", "loras:read"], "expires_in_days": 90},
     "rotate_key": {"overlap_seconds": 3600},
+    **loras.REQUESTS,
+    **uploads.REQUESTS,
 }
-"""Request bodies by operation. In a form, a file is its name."""
+"""Other request bodies by operation."""
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
@@ -273,6 +281,8 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
         ],
     },
     ("replay_delivery", 202): _DELIVERY | {"replay_of": _ENDPOINT_ID, "attempts": 0, "last_status": None},
+    **loras.ANSWERS,
+    **uploads.ANSWERS,
     ("list_keys", 200): {"items": [_KEY]},
     ("create_key", 201): _NEW_KEY,
     ("read_key", 200): _KEY,
@@ -299,6 +309,8 @@ _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 429): "quota_exceeded",
     ("retry_job", 429): "quota_exceeded",
     ("submit_job", 503): "store_unavailable",
+    **loras.CODES,
+    **uploads.CODES,
 }
 """Codes that say more of an operation than the usual one of the status."""
 _FIELD: Document = {"pointer": "/params/rank", "detail": "Input should be less than or equal to 128", "code": "less"}
@@ -354,6 +366,8 @@ def refusal(operation: str, status: int, path: str) -> tuple[str, Document]:
         status=status,
         retryable=kind.retryable or code in _RETRYABLE,
         instance=path.replace("{job_id}", JOB_ID)
+        .replace("{lora_id}", loras.LORA_ID)
+        .replace("{upload_id}", uploads.UPLOAD_ID)
         .replace("{webhook_id}", _ENDPOINT_ID)
         .replace("{delivery_id}", _DELIVERY_ID)
         .replace("{key_id}", _KEY_ID),

@@ -30,9 +30,9 @@ class Account(Base):
     max_queued_jobs: Mapped[int | None]
     """So many of its jobs may wait for their first stage; a further one is refused."""
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """A job whose pictures would exceed it is refused."""
+    """A job or a LoRA whose files would exceed it is refused."""
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Of pictures and artifacts of its jobs. Kept by `api.accounts.quotas`, under the lock of this row."""
+    """Of pictures and artifacts of its jobs, and of its library. Kept by `api.accounts.quotas`, this row locked."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

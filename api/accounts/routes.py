@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Response
 
 from api.accounts.schemas import KeyCreate, KeyPage, KeyRead, KeyRotation, KeyWithSecret
 from api.deps import Admin, ServicesDep
+from api.documents import SmallDocuments
 from api.problems import problem_responses
-from api.small_documents import SmallDocuments
 
 router = APIRouter(tags=["keys"], route_class=SmallDocuments)
 

@@ -14,6 +14,7 @@ from api.jobs.locking import LockedJob, instant, lock_held, lock_job
 from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt
 from api.jobs.running import publish
 from api.jobs.states import TERMINAL_JOBS, AttemptOutcome, StageState
+from api.loras.making import add_made
 
 if TYPE_CHECKING:
     import uuid
@@ -43,6 +44,8 @@ def finish_stage(
 ) -> None:
     """Publish a stage's artifacts and let the stages run that waited for it; the last one ends the job.
 
+    LoRAs among them appear in the account's library.
+
     Its checkpoint is forgotten: what it names in the store is of no use any more.
 
     Args:
@@ -60,6 +63,7 @@ def finish_stage(
     """
     locked, stage = lock_held(session, stage_id, fencing_token)
     published = publish(session, stage, artifacts)
+    add_made(session, locked.job, artifacts)
     stage.timings, stage.error, stage.checkpoint = timings, None, None
     stage.stopped_early, stage.reused_job_id = stopped_early, reused_job_id
     stage.reuse_key = None if stopped_early else reuse_key

@@ -6,21 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from api.errors import FieldError, InvalidParameters
 from api.jobs import images
-from api.jobs.images import CleanImage
 from api.jobs.models import JobImage
-from api.jobs.sources import Picture, ReceivedFile
 from api.storage import ObjectMissing, input_key
 
 if TYPE_CHECKING:
     import uuid
     from collections.abc import Mapping, Sequence
 
-    from api.jobs.darkroom import Darkroom
     from api.jobs.ingredients import Ingredient
     from api.jobs.models import JobLora, Side
-    from api.jobs.submission import Submission
+    from api.jobs.sources import Picture
     from api.storage import ObjectStore
 
 
@@ -75,40 +71,6 @@ class Inputs:
                 store.copy(copy.source, copy.target)
             except ObjectMissing as error:
                 raise SourceGone(copy) from error
-
-
-def gather(submission: Submission, darkroom: Darkroom, folder: Path) -> list[tuple[Side, int, Picture]]:
-    """Make the pictures of a submission ours; those that came with it are written into a folder.
-
-    Raises:
-        InvalidParameters: some cannot be used; all are named at once.
-        Unavailable: too many requests are having pictures read.
-    """
-    received = [source for _, sources in submission.sides for source in sources if isinstance(source, ReceivedFile)]
-    pictures, errors = {}, []
-    for source, outcome in zip(received, darkroom.develop(received, folder), strict=True):
-        if isinstance(outcome, CleanImage):
-            pictures[source.pointer] = _picture(source.pointer, outcome)
-        else:
-            errors.append(FieldError(pointer=source.pointer, detail=outcome.detail, code=outcome.code))
-    if errors:
-        raise InvalidParameters("Some pictures cannot be used.", errors=errors)
-    return [
-        (side, ordinal, pictures[source.pointer])
-        for side, sources in submission.sides
-        for ordinal, source in enumerate(sources)
-    ]
-
-
-def _picture(pointer: str, image: CleanImage) -> Picture:
-    return Picture(
-        pointer=pointer,
-        place=image.path,
-        sha256=image.sha256,
-        bytes=image.bytes,
-        width=image.width,
-        height=image.height,
-    )
 
 
 def to_inputs(pictures: Sequence[tuple[Side, int, Picture]], *, account_id: uuid.UUID, job_id: uuid.UUID) -> Inputs:

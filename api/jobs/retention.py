@@ -17,6 +17,7 @@ from api.jobs.events import EventType
 from api.jobs.locking import instant
 from api.jobs.models import DeletedJob, Event, Job, Stage
 from api.jobs.schemas import Erased, Tally
+from api.loras.making import withdraw_made
 from api.storage import job_prefix
 from api.webhooks.models import WebhookEndpoint
 
@@ -136,6 +137,7 @@ def purge_job(session: Session, job_id: uuid.UUID) -> bool:
     if job is None:
         _note_sweep(session, job_id)
         return False
+    withdraw_made(session, job_id)  # as a rule that was done before its objects went
     erased = inventory(session, job)
     session.add(
         DeletedJob(

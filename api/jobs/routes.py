@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData
 
 from api import idempotency
 from api.deps import ReadsJobs, Services, ServicesDep, WritesJobs
 from api.errors import NotFound
 from api.jobs import catalogue
-from api.jobs.form import openapi_body, received_form, to_submission
+from api.jobs.bodies import Body, Envelope, openapi_body, received_body, to_submission
 from api.jobs.plan import JobKind
 from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
@@ -87,12 +86,6 @@ ETAG = {
 }
 
 
-async def _form(request: Request, _: WritesJobs) -> AsyncIterator[FormData]:
-    """Receive the form, but only from a caller who has shown a key."""
-    async with received_form(request) as form:
-        yield form
-
-
 @router.post(
     "/jobs",
     operation_id="submit_job",
@@ -114,25 +107,24 @@ async def submit_job(
     request: Request,
     services: ServicesDep,
     caller: WritesJobs,
-    *,
-    form: Annotated[FormData, Depends(_form)],
     key: Key = None,
 ) -> Response:
     """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on.
 
+    As a form with the pictures, as a form with one zip of them, or as JSON with the ids of uploads.
+
     With `Prefer: wait=n` the answer comes when the job has ended, or after n seconds with the job as it is then.
     """
 
-    def submit() -> Accepted:
-        submission = to_submission(
-            form,
-            origin=_origin(request, services),
-            traceparent=current_traceparent(),
-            idempotency_key=_key(request),
+    def submit(body: Body) -> Accepted:
+        envelope = Envelope(
+            origin=_origin(request, services), traceparent=current_traceparent(), idempotency_key=_key(request)
         )
-        return services.jobs.submit(caller, submission)
+        with to_submission(body, envelope, services.settings) as submission:
+            return services.jobs.submit(caller, submission)
 
-    accepted = await run_in_threadpool(submit)
+    async with received_body(request) as body:  # of a caller who has shown a key
+        accepted = await run_in_threadpool(submit, body)
     wait = read_wait(request.headers.getlist("prefer"))
     if not wait.seconds:
         return _json(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})

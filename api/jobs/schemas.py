@@ -122,6 +122,13 @@ class JobParams(Wire):
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, up to what the account may ask for.")
 
 
+class JobSubmission(JobParams):
+    """A submission as a JSON document: the parameters, and pictures that were uploaded before."""
+
+    content_upload_ids: list[uuid.UUID] = Field([], description="Pictures of one subject, 1 to 20; see POST /uploads.")
+    style_upload_ids: list[uuid.UUID] = Field([], description="Pictures in one style, 1 to 20.")
+
+
 class ImageRead(Wire):
     """A picture as it was stored."""
 

@@ -17,8 +17,9 @@ from api.identifiers import uuid7
 from api.jobs import kinds, listing, repository, requests, wishes
 from api.jobs.darkroom import Darkroom
 from api.jobs.engines import EngineName, MockOutcome
+from api.jobs.gathering import Gatherer
 from api.jobs.ingredients import Ingredient, find_ingredients
-from api.jobs.inputs import gather, to_inputs, with_loras
+from api.jobs.inputs import to_inputs, with_loras
 from api.jobs.models import Job
 from api.jobs.orders import Accepted, Order, OrderBook, again
 from api.jobs.plan import plan
@@ -54,7 +55,7 @@ class JobService:
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._darkroom = darkroom or Darkroom(settings.images)
+        self._gatherer = Gatherer(sessions, darkroom or Darkroom(settings.images))
         self.reader = JobReader(settings, sessions, store)
         self._orders = OrderBook(sessions, store, self.reader)
         self._ledger = Ledger(
@@ -153,7 +154,7 @@ class JobService:
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            pictures = gather(submission, self._darkroom, Path(folder))
+            pictures = self._gatherer.gather(caller, submission, Path(folder))
             inputs = to_inputs(pictures, account_id=caller.account_id, job_id=job.id)
             order = Order(
                 job=job,

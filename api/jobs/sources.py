@@ -58,3 +58,5 @@ class Picture:
     bytes: int
     width: int
     height: int
+    dhash: str | None = None
+    """`api.jobs.resemblance`, where it is known already."""

@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """Everything a caller sent with a job."""
+class Contents:
+    """What the body of a request said."""
 
     params: JobParams
     content: Sequence[Source]
     style: Sequence[Source]
-    origin: str
-    """Origin by which the caller reached us; the job's own URL is made of it."""
-    traceparent: str | None
-    idempotency_key: str | None = None
     root: str = wishes.ROOT
     """Where the parameters are in the request; complaints point there."""
     fields: str = "{side}_images"
     """The field of the request that has a side's pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission(Contents):
+    """Everything a caller sent with a job."""
+
+    origin: str
+    """Origin by which the caller reached us; the job's own URL is made of it."""
+    traceparent: str | None
+    idempotency_key: str | None = None
 
     @property
     def sides(self) -> tuple[tuple[Side, Sequence[Source]], ...]:

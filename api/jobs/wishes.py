@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from api.schemas import Wire
     from api.settings import Network
     from duolora.config import PersonalizeConfig
+
+_Params = TypeVar("_Params", bound=JobParams)
 
 ROOT = "/params"
 """Where complaints point, unless `pointing` says where else the request has its parameters."""
@@ -54,16 +56,25 @@ def pointing(root: str) -> Iterator[None]:
         raise
 
 
-def parse(text: str) -> JobParams:
+def parse(text: str | bytes) -> JobParams:
     """Read the JSON part; values must have the type they are documented with.
 
     Raises:
         InvalidParameters: it is not JSON, or a key or type is wrong.
     """
+    return parse_as(text, JobParams)
+
+
+def parse_as(text: str | bytes, shape: type[_Params]) -> _Params:
+    """Read a document that holds parameters, and perhaps more besides.
+
+    Raises:
+        InvalidParameters: it is not JSON, or a key or type is wrong.
+    """
     try:
-        return JobParams.model_validate_json(text or "{}", strict=True)
+        return shape.model_validate_json(text or "{}", strict=True)
     except ValidationError as error:
-        raise InvalidParameters(errors=complaints(error.errors(), _literal_pointer)) from error
+        raise InvalidParameters(errors=complaints(error.errors(), _literal_pointer, shape)) from error
 
 
 def resolve(
@@ -174,14 +185,14 @@ def _unknown(name: str, value: str, known: Iterable[str]) -> FieldError:
     return FieldError(pointer=f"{ROOT}/{name}", detail=detail, code="unknown")
 
 
-def complaints(errors: Iterable[ErrorDetails], point: _Pointer) -> list[FieldError]:
+def complaints(errors: Iterable[ErrorDetails], point: _Pointer, shape: type[JobParams] = JobParams) -> list[FieldError]:
     """Turn pydantic's complaints into ours, one for each field."""
     found: dict[str, FieldError] = {}
     for error in errors:
         pointer, detail = point(error["loc"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            shape = JobParams if len(error["loc"]) == 1 else _SHAPES[error["loc"][0]]
-            detail = f"unknown parameter; known: {', '.join(shape.model_fields)}"
+            known = shape if len(error["loc"]) == 1 else _SHAPES[error["loc"][0]]
+            detail = f"unknown parameter; known: {', '.join(known.model_fields)}"
         found.setdefault(pointer, FieldError(pointer=pointer, detail=detail, code=error["type"]))
     return list(found.values())
 

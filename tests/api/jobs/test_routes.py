@@ -286,7 +286,7 @@ class TestRefusals:
         assert pointers(problem(caller.post("/jobs", files=files), 422)) == ["/params"]
 
     def test_another_type_of_body(self, caller):
-        problem(caller.post("/jobs", json={"rank": 4}), 415, "unsupported_media_type")
+        problem(caller.post("/jobs", data={"rank": 4}), 415, "unsupported_media_type")
 
     def test_a_form_that_is_broken(self, caller):
         headers = {"content-type": "multipart/form-data; boundary=x"}

@@ -24,12 +24,8 @@ class SmallDocuments(APIRoute):
         handle = super().get_route_handler()
 
         async def bounded(request: Request) -> Response:
-            body = b""
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_DOCUMENT_BYTES:
-                    raise TooLarge(f"At most {MAX_DOCUMENT_BYTES} bytes are read here.")
-            if body and self.body_field is not None and not _is_json(request):
+            body = await read_within(request, MAX_DOCUMENT_BYTES)
+            if body and self.body_field is not None and not is_json(request):
                 raise UnsupportedMedia("Send a JSON document as application/json.")
 
             async def receive() -> dict[str, Any]:
@@ -40,6 +36,26 @@ class SmallDocuments(APIRoute):
         return bounded
 
 
-def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+async def read_within(request: Request, most: int) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        TooLarge: it has more than so many bytes; not all of it was read.
+    """
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise TooLarge(f"At most {most} bytes are read here.")
+    return body
+
+
+def media_type(request: Request) -> str:
+    """Return the type of a request's body, without its parameters; empty if it has none."""
+    return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+
+
+def is_json(request: Request) -> bool:
+    """Whether a request says that its body is JSON."""
+    kind = media_type(request)
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
