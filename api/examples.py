@@ -190,8 +190,35 @@ FORMS: Mapping[str, Document] = {
 }
 """Bodies of forms by operation. A file is its name."""
 
+SEVERAL: Mapping[str, Mapping[str, Document]] = {
+    "submit_job": {
+        "personalize": _WISHES
+        | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID], "slider": 5},
+        "train": {
+            "kind": "train",
+            "style_upload_ids": [uploads.OTHER_ID],
+            "style_trigger": "inky",
+            "preview_every": 50,
+        },
+        "merge": {
+            "kind": "merge",
+            "content_lora_id": loras.LORA_ID,
+            "style_lora_id": "019ab2e4-77aa-7c61-b5a0-913c2d4e8f70",
+            "slider": 7,
+        },
+        "generate": {
+            "kind": "generate",
+            "prompts": ["a sbu cat in szn style", "a sbu cat on a boat in szn style"],
+            "loras": [{"lora_id": loras.LORA_ID, "strength": 0.9}],
+            "images_per_prompt": 4,
+            "steps": {"sampling": 30},
+            "seed": 5,
+        },
+    }
+}
+"""Request bodies in JSON by operation and case, of those that differ much."""
+
 REQUESTS: Mapping[str, Document] = {
-    "submit_job": _WISHES | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID]},
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},

@@ -93,7 +93,13 @@ def _exemplify(path: str, operation: dict[str, Any]) -> None:
     """Put the examples of an operation into its request and its answers."""
     name = operation["operationId"]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        content["example"] = examples.FORMS.get(name, {}) if kind == MEDIA_TYPE else examples.REQUESTS[name]
+        several = examples.SEVERAL.get(name)
+        if kind == MEDIA_TYPE:
+            content["example"] = examples.FORMS.get(name, {})
+        elif several is not None:
+            content["examples"] = {case: {"value": value} for case, value in several.items()}
+        else:
+            content["example"] = examples.REQUESTS[name]
     for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             if kind == "application/problem+json":
