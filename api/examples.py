@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
+from api.jobs import examples as jobs
 from api.jobs.event_types import EventType
 from api.loras import examples as loras
 from api.uploads import examples as uploads
@@ -182,40 +183,13 @@ _STREAM = (
     f'data: {{"id":41,"type":"job.started","job_id":"{JOB_ID}","at":"2026-11-23T10:00:01+00:00","data":{{}}}}\n\n'
 )
 
-_WISHES: Document = {"name": "Rex in ink", "subject_class": "cat", "steps": {"content": 60}, "slider": 5, "seed": 5}
-
 FORMS: Mapping[str, Document] = {
-    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": _WISHES},
+    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": jobs.WISHES},
     **uploads.FORMS,
 }
 """Bodies of forms by operation. A file is its name."""
 
-SEVERAL: Mapping[str, Mapping[str, Document]] = {
-    "submit_job": {
-        "personalize": _WISHES
-        | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID], "slider": 5},
-        "train": {
-            "kind": "train",
-            "style_upload_ids": [uploads.OTHER_ID],
-            "style_trigger": "inky",
-            "preview_every": 50,
-        },
-        "merge": {
-            "kind": "merge",
-            "content_lora_id": loras.LORA_ID,
-            "style_lora_id": "019ab2e4-77aa-7c61-b5a0-913c2d4e8f70",
-            "slider": 7,
-        },
-        "generate": {
-            "kind": "generate",
-            "prompts": ["a sbu cat in szn style", "a sbu cat on a boat in szn style"],
-            "loras": [{"lora_id": loras.LORA_ID, "strength": 0.9}],
-            "images_per_prompt": 4,
-            "steps": {"sampling": 30},
-            "seed": 5,
-        },
-    }
-}
+SEVERAL: Mapping[str, Mapping[str, Document]] = {"submit_job": jobs.BY_KIND}
 """Request bodies in JSON by operation and case, of those that differ much."""
 
 REQUESTS: Mapping[str, Document] = {
