@@ -104,6 +104,8 @@ class JobRecord(_Record):
     progress: Progress
     timings: Timings | None = None
     error: dict[str, Any] | None = None
+    previews: tuple[Artifact, ...] = ()
+    """Pictures drawn during the trainings so far."""
     result: Result | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -314,6 +316,7 @@ class Wishes(_WishesOfAll, _Words, total=False):
 
     merge_recipe: str
     rank: int
+    preview_every: int
     slider: int
 
 
@@ -322,6 +325,7 @@ class TrainWishes(_WishesOfAll, _Words, total=False):
 
     subject_class: str
     rank: int
+    preview_every: int
 
 
 class MergeWishes(_WishesOfAll, _Words, total=False):
