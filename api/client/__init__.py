@@ -26,6 +26,7 @@ from api.client.records import (
     DeliveryAttempt,
     Event,
     GenerateWishes,
+    JobCheck,
     JobRecord,
     Key,
     LogLine,
@@ -61,6 +62,7 @@ __all__ = [
     "GenerateWishes",
     "InvalidSignature",
     "Job",
+    "JobCheck",
     "JobNotSucceeded",
     "JobRecord",
     "Key",
@@ -82,7 +84,7 @@ __all__ = [
 ]
 
 
-class Client(Jobs, Webhooks, Keys, Loras, Uploads, SyncCore):
+class Client(Jobs, Loras, Uploads, Webhooks, Keys, SyncCore):
     """A connection to one service.
 
     Args:
@@ -100,7 +102,7 @@ class Client(Jobs, Webhooks, Keys, Loras, Uploads, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, Loras, Uploads, AsyncCore):
+class AsyncClient(Jobs, Loras, Uploads, Webhooks, Keys, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     Files = list[tuple[str, tuple[str, BinaryIO | "CountedFile"]]]
 
 
-class Meter:
+class Tally:
     """Counts bytes, and says so to whoever wants to know.
 
     Args:
@@ -34,14 +34,14 @@ class Meter:
 class CountedFile:
     """A file that counts what is read of it. Reading it from its beginning again takes back what was counted."""
 
-    def __init__(self, file: BinaryIO, meter: Meter) -> None:
+    def __init__(self, file: BinaryIO, tally: Tally) -> None:
         self._file = file
-        self._meter = meter
+        self._tally = tally
 
     def read(self, size: int = -1) -> bytes:
         """Read, and count."""
         data = self._file.read(size)
-        self._meter.add(len(data))
+        self._tally.add(len(data))
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -49,7 +49,7 @@ class CountedFile:
         before = self._file.tell()
         after = self._file.seek(offset, whence)
         if after < before and whence != os.SEEK_END:
-            self._meter.add(after - before)
+            self._tally.add(after - before)
         return after
 
     def tell(self) -> int:
@@ -66,10 +66,10 @@ def counted(files: Iterable[tuple[str, str, BinaryIO]], tell: Callable[[int, int
 
     Args:
         files: field, name and open file.
-        tell: see `Meter`.
+        tell: see `Tally`.
     """
     parts = list(files)
     if tell is None:
         return [(field, (name, file)) for field, name, file in parts]
-    meter = Meter(sum(os.fstat(file.fileno()).st_size for *_, file in parts), tell)
-    return [(field, (name, CountedFile(file, meter))) for field, name, file in parts]
+    tally = Tally(sum(os.fstat(file.fileno()).st_size for *_, file in parts), tell)
+    return [(field, (name, CountedFile(file, tally))) for field, name, file in parts]

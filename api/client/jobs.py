@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from api.client.core import AWAY, Operation, Stream, once
+from api.client.core import AWAY, Operation, Stream, once, several
 from api.client.errors import JobNotSucceeded, ServiceRefused, refusal
 from api.client.fetching import Fetching
-from api.client.files import Meter
+from api.client.files import Tally
 from api.client.records import TERMINAL, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
 from api.client.submitting import Submitting, prefer
 from api.client.wires import Ask
@@ -72,7 +72,7 @@ class Jobs(Submitting, Fetching):
             kind: Only those of one of these kinds, if any are given.
             page_size: Jobs of one request, 100 at most.
         """
-        query = {"limit": page_size, "state": _several(state), "kind": _several(kind)}
+        query = {"limit": page_size, "state": several(state), "kind": several(kind)}
         async for item in self._pages("/jobs", query):
             yield JobRecord.model_validate(item)
 
@@ -242,12 +242,8 @@ class Jobs(Submitting, Fetching):
             raise JobNotSucceeded(fresh)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        meter = Meter(sum(artifact.bytes for artifact in fresh.result.artifacts), on_download)
-        return {each.name: await self._fetch(each, each.url, target, meter) for each in fresh.result.artifacts}
-
-
-def _several(values: str | Sequence[str]) -> list[str]:
-    return [values] if isinstance(values, str) else list(values)
+        tally = Tally(sum(artifact.bytes for artifact in fresh.result.artifacts), on_download)
+        return {each.name: await self._fetch(each, target, tally) for each in fresh.result.artifacts}
 
 
 class _Patience:

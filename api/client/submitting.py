@@ -11,14 +11,13 @@ import httpx
 
 from api.client.core import Core, Operation, once
 from api.client.files import counted
-from api.client.records import GenerateWishes, JobRecord, MergeWishes, TrainWishes, Upload, Wishes
+from api.client.records import GenerateWishes, JobRecord, MergeWishes, TrainWishes, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     Name = str | PathLike[str]
-    Picture = Name | Upload
 
 
 class Submitting(Core):
@@ -35,8 +34,8 @@ class Submitting(Core):
     async def personalize(
         self,
         *,
-        content: Sequence[Picture],
-        style: Sequence[Picture],
+        content: Sequence[Name],
+        style: Sequence[Name],
         subject_class: str,
         idempotency_key: str | None = None,
         wait_s: int = 0,
@@ -46,8 +45,8 @@ class Submitting(Core):
         """Submit a job: learn a subject and a style, and merge them.
 
         Args:
-            content: Pictures of one subject, 1 to 20: files, or all of both sides what `upload` returned.
-            style: Pictures in one style, likewise.
+            content: Pictures of one subject, 1 to 20 files.
+            style: Pictures in one style, 1 to 20 files.
             subject_class: What the subject is, in a word or two: dog, backpack, teapot.
             idempotency_key: See `Submitting`, as for the next two.
             wait_s: How long the job may take to end.
@@ -67,8 +66,8 @@ class Submitting(Core):
     async def train(
         self,
         *,
-        content: Sequence[Picture] = (),
-        style: Sequence[Picture] = (),
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
         idempotency_key: str | None = None,
         wait_s: int = 0,
         on_upload: Callable[[int, int], object] | None = None,
@@ -86,8 +85,8 @@ class Submitting(Core):
         *,
         content_lora_id: str,
         style_lora_id: str,
-        content: Sequence[Picture] = (),
-        style: Sequence[Picture] = (),
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
         idempotency_key: str | None = None,
         wait_s: int = 0,
         on_upload: Callable[[int, int], object] | None = None,
@@ -133,58 +132,26 @@ class Submitting(Core):
         self,
         params: Mapping[str, Any],
         *,
-        content: Sequence[Picture] = (),
-        style: Sequence[Picture] = (),
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
         idempotency_key: str | None,
         wait_s: int,
         on_upload: Callable[[int, int], object] | None = None,
     ) -> JobRecord:
-        sides = {"content": content, "style": style}
-        pictures = [picture for side in sides.values() for picture in side]
-        uploads = [picture for picture in pictures if isinstance(picture, Upload)]
-        if uploads and len(uploads) < len(pictures):
-            raise ValueError("some pictures are files and some are uploads: upload all of them, or none")
-        if uploads:
-            ids = {
-                f"{side}_upload_ids": [each.id for each in of_side if isinstance(each, Upload)]
-                for side, of_side in sides.items()
-            }
-            return await self._post({"json": {**params, **ids}}, idempotency_key, wait_s)
         with ExitStack() as stack:
             files = [
-                (f"{side}_images", path.name, stack.enter_context(path.open("rb")))
-                for side, of_side in sides.items()
-                for path in (Path(each) for each in of_side if not isinstance(each, Upload))
+                (field, path.name, stack.enter_context(path.open("rb")))
+                for field, names in (("content_images", content), ("style_images", style))
+                for path in map(Path, names)
             ]
-            parts = [("params", (None, json.dumps(params), "application/json")), *counted(files, on_upload)]
-            return await self._post({"files": parts}, idempotency_key, wait_s)
-
-    @Operation
-    async def submit_archive(
-        self,
-        path: Name,
-        *,
-        idempotency_key: str | None = None,
-        wait_s: int = 0,
-        on_upload: Callable[[int, int], object] | None = None,
-        **wishes: Unpack[Wishes],
-    ) -> JobRecord:
-        """Submit a job with one zip: pictures in `content/` and `style/`, and `params.json` if no wishes are given.
-
-        Takes and raises otherwise as `personalize`.
-        """
-        with Path(path).open("rb") as file:
-            parts: list[Any] = [*counted([("archive", Path(path).name, file)], on_upload)]
-            if wishes:
-                parts.append(("params", (None, json.dumps(wishes), "application/json")))
-            return await self._post({"files": parts}, idempotency_key, wait_s)
-
-    async def _post(self, body: dict[str, Any], key: str | None, wait_s: int) -> JobRecord:
-        """Send a submission; it may be sent again."""
-        headers = {**once(key), **prefer(wait_s)}
-        answer = await self._request(
-            "POST", "/jobs", headers=headers, timeout=self._patient(wait_s), repeatable=True, **body
-        )
+            answer = await self._request(
+                "POST",
+                "/jobs",
+                files=[("params", (None, json.dumps(params), "application/json")), *counted(files, on_upload)],
+                headers={**once(idempotency_key), **prefer(wait_s)},
+                timeout=self._patient(wait_s),
+                repeatable=True,
+            )
         return JobRecord.model_validate(answer.json())
 
     def _patient(self, wait_s: int) -> httpx.Timeout:

@@ -14,7 +14,7 @@ from api.commands.screen import names, size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from api.client import Client, Job, Upload
+    from api.client import Client, Job
     from api.commands.screen import Screen
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -135,25 +135,37 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _pictures(client: Client, given: Iterable[str]) -> list[Path | Upload]:
-    """Return uploads by their ids, files as they are named, and the pictures of folders by name.
+def _pictures(given: Iterable[str]) -> list[str]:
+    """Return ids of uploads and names of files as they are given, and the pictures of folders by name.
 
     Raises:
         argparse.ArgumentTypeError: a folder has none.
     """
-    found: list[Path | Upload] = []
+    found: list[str] = []
     for each in given:
         path = Path(each)
-        if each.startswith(UPLOAD):
-            found.append(client.read_upload(each.removeprefix(UPLOAD)))
-        elif path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-            if not inside:
-                raise argparse.ArgumentTypeError(f"{path} holds no pictures ({names(sorted(PICTURES))})")
-            found += inside
-        else:
-            found.append(path)
+        if each.startswith(UPLOAD) or not path.is_dir():
+            found.append(each)
+            continue
+        inside = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        if not inside:
+            raise argparse.ArgumentTypeError(f"{path} holds no pictures ({names(sorted(PICTURES))})")
+        found += inside
     return found
+
+
+def _uploads(pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
+    """Return the ids of uploads by side; None if files are sent.
+
+    Raises:
+        argparse.ArgumentTypeError: some are files and some uploads.
+    """
+    given = [each.startswith(UPLOAD) for of_side in pictures.values() for each in of_side]
+    if not any(given):
+        return None
+    if not all(given):
+        raise argparse.ArgumentTypeError("some pictures are files and some are uploads: upload all of them, or none")
+    return {side: [each.removeprefix(UPLOAD) for each in of_side] for side, of_side in pictures.items()}
 
 
 def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.Wishes, checked by the service
@@ -171,7 +183,7 @@ def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.
 
 
 def _submit(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
-    pictures: dict[str, Any] = {side: _pictures(client, getattr(arguments, side)) for side in ("content", "style")}
+    pictures = {side: _pictures(getattr(arguments, side)) for side in ("content", "style")}
     with screen.counting("sending") as see:
         job = _ordered(client, arguments, pictures, on_upload=see)
     if arguments.watch or arguments.out:
@@ -191,21 +203,28 @@ def _ordered(
     """Submit what was asked for.
 
     Raises:
-        argparse.ArgumentTypeError: an option is missing that the kind needs.
+        argparse.ArgumentTypeError: an option is missing that the kind needs, or pictures come in two ways.
     """
-    wishes: Any = _wishes(arguments) | {"idempotency_key": arguments.idempotency_key}
+    wishes: Any = _wishes(arguments)
+    key, uploads = arguments.idempotency_key, _uploads(pictures)
     if arguments.archive is not None:
-        return client.submit_archive(arguments.archive, on_upload=on_upload, **wishes)
+        params = wishes or None
+        return client.submit_archive(arguments.archive, params=params, idempotency_key=key, on_upload=on_upload)
     if arguments.kind == "generate":
-        prompts = _needed(arguments, "prompt")
-        return client.generate(prompts=prompts, loras=dict(arguments.lora or ()), **wishes)
+        loras = dict(arguments.lora or ())
+        return client.generate(prompts=_needed(arguments, "prompt"), loras=loras, idempotency_key=key, **wishes)
     if arguments.kind == "merge":
-        ids = {f"{side}_lora_id": _needed(arguments, f"{side}_lora") for side in pictures}
-        return client.merge(**ids, **pictures, on_upload=on_upload, **wishes)
+        wishes |= {f"{side}_lora_id": _needed(arguments, f"{side}_lora") for side in pictures}
+    elif arguments.kind == "personalize":
+        _needed(arguments, "subject_class")
+    if uploads is not None:
+        params = {"kind": arguments.kind, **wishes}
+        return client.submit(content=uploads["content"], style=uploads["style"], params=params, idempotency_key=key)
+    if arguments.kind == "merge":
+        return client.merge(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
     if arguments.kind == "train":
-        return client.train(**pictures, on_upload=on_upload, **wishes)
-    _needed(arguments, "subject_class")
-    return client.personalize(**pictures, on_upload=on_upload, **wishes)
+        return client.train(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
+    return client.personalize(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
 
 
 def _needed(arguments: argparse.Namespace, name: str) -> Any:  # noqa: ANN401 - as the option has it

@@ -58,7 +58,6 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     group.verb("keep", "let a job's LoRA stay when the job goes", _keep, "id")
     group.verb("delete", "delete a LoRA with its own files", _delete, "id")
     fetch = group.verb("download", "fetch a LoRA's files, each checked", _download, "id")
-    fetch.add_argument("--format", help="only the file in this: diffusers, kohya, peft or other")
     fetch.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
 
 
@@ -104,7 +103,7 @@ def _tag(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
 
 
 def _keep(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
-    _one(client.update_lora(arguments.id, kept=True), screen)
+    _one(client.update_lora(arguments.id, keep=True), screen)
 
 
 def _delete(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
@@ -114,5 +113,5 @@ def _delete(client: Client, arguments: argparse.Namespace, screen: Screen) -> No
 
 def _download(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
     with screen.counting("fetching") as see:
-        files = client.download_lora(arguments.id, arguments.out, format=arguments.format, on_download=see)
+        files = client.download_lora(arguments.id, arguments.out, on_download=see)
     screen.document({name: str(path) for name, path in files.items()}, "\n".join(map(str, files.values())))

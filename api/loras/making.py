@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select, update
 
-from api.jobs.engines import EngineName
 from api.loras.models import Lora, LoraFile, LoraFormat, LoraRole, LoraSource, LoraState
 from duolora.config import Prompts
 
@@ -31,8 +30,8 @@ _MADE: Mapping[str, tuple[LoraRole, LoraFormat]] = {
     "merged_kohya": (LoraRole.MERGED, LoraFormat.KOHYA),
 }
 """Artifacts that are LoRAs."""
-MOCK = EngineName.MOCK.value
-"""Tag of what the mock engine made: it holds nothing, so no real job takes it."""
+MOCK_TAG = "mock"
+"""On what a job of the mock engine made: nothing was learnt."""
 
 
 def add_made(session: Session, job: Job, artifacts: Iterable[StoredArtifact]) -> None:
@@ -89,8 +88,8 @@ def _row(job: Job, role: LoraRole, files: list[LoraFile]) -> Lora:
     }
     lora = Lora(
         account_id=job.account_id,
-        name=names[role],
-        tags=[MOCK] if job.mock_outcome is not None else [],
+        name=names[role] if job.name is None else f"{job.name} ({role})",
+        tags=[] if job.mock_outcome is None else [MOCK_TAG],
         role=role,
         base_model=job.params.get("base_model"),
         rank=(job.params.get(role) or {}).get("rank") if role is not LoraRole.MERGED else None,

@@ -1,63 +1,72 @@
-"""The library and uploads by the Python client, against the real API process."""
+"""The library by the Python client, against the real API process."""
 
-import zipfile
+import asyncio
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from api.client import ServiceRefused
-from worker.mock_engine import lora_file
+from api.client import AsyncClient, ServiceRefused
+from tests.api.client.play import finish_loras, submit
 
 pytestmark = pytest.mark.xdist_group("client")
 
 
 @pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "fox.safetensors"
-    path.write_bytes(lora_file(kohya=False))
+def lora_file(tmp_path):
+    path = tmp_path / "ink.safetensors"
+    stem = "lora_unet_down_blocks_0_a_to_q"
+    save_file({f"{stem}.lora_down.weight": torch.ones(4, 3), f"{stem}.lora_up.weight": torch.ones(2, 4)}, path)
     return path
 
 
-def test_a_lora_from_its_sending_to_its_end(client, file, tmp_path):
-    sent = []
-    made = client.upload_lora(file, tags=["fox", "own"], role="content", on_upload=lambda *bytes: sent.append(bytes))
-    assert (made.name, made.role, made.rank, made.source, made.kept) == ("fox", "content", 4, "upload", True)
-    assert sent[-1] == (file.stat().st_size, file.stat().st_size)
-    other = client.upload_lora(file, name="wolf", trigger="sbu wolf")
-    assert [lora.id for lora in client.loras(page_size=1)] == [other.id, made.id]
-    assert [lora.id for lora in client.loras(tag=["own", "fox"], role="content")] == [made.id]
-    assert list(client.loras(role=["style", "merged"])) == []
-    changed = client.update_lora(made.id, name="vixen", tags=[])
-    assert (changed.name, changed.tags) == ("vixen", ())
-    assert client.lora(made.id).name == "vixen"
-    files = client.download_lora(made.id, tmp_path / "out")
-    assert {name: path.read_bytes() for name, path in files.items()} == {made.files[0].format: file.read_bytes()}
-    with pytest.raises(ValueError, match="no file in the format kohya"):
-        client.download_lora(made.id, tmp_path, format="kohya")
-    client.delete_lora(made.id)
-    assert [lora.id for lora in client.loras()] == [other.id]
+def test_a_lora_from_its_upload_to_its_end(client, lora_file, tmp_path):
+    told = []
+    sent = client.upload_lora(
+        lora_file, tags=["ink", "old"], role="style", on_upload=lambda done, total: told.append((done, total))
+    )
+    size = lora_file.stat().st_size
+    assert told[-1] == (size, size)
+    assert (sent.name, sent.role, sent.tags, sent.rank, sent.source) == ("ink", "style", ("ink", "old"), 4, "upload")
+    assert client.lora(sent.id).files[0].format == "kohya"
+    named = client.update_lora(sent.id, name="Ink", tags=[])
+    assert (named.name, named.tags) == ("Ink", ())
+    files = client.download_lora(sent.id, tmp_path / "out")
+    assert files == {"kohya": tmp_path / "out" / "ink.safetensors"}
+    assert files["kohya"].read_bytes() == lora_file.read_bytes()
+    client.delete_lora(sent.id)
+    assert list(client.loras()) == []
 
 
-def test_pictures_may_come_first(client, pictures):
-    sent = [client.upload(path) for path in pictures[:2]]
-    by_link = client.upload_by_link(pictures[2])
-    assert {upload.state for upload in (*sent, by_link)} == {"ready"}
-    assert client.read_upload(by_link.id) == by_link
-    wishes = {"content": sent, "style": [by_link], "subject_class": "cat", "rank": 3}
-    job = client.personalize(**wishes, idempotency_key="first")
-    assert client.personalize(**wishes, idempotency_key="first").id == job.id
-    with pytest.raises(ValueError, match="upload all of them, or none"):
-        client.personalize(**wishes | {"style": pictures[2:]})
-    client.delete_upload(by_link.id)
-    with pytest.raises(ServiceRefused, match="style_upload_ids/0"):
-        client.personalize(**wishes)
-    job.cancel()
+def test_what_a_job_made_is_found_and_kept(client, pictures, sessions, objects, tmp_path):
+    job = submit(client, pictures)
+    finish_loras(sessions, objects)
+    [made] = client.loras(job_id=job.id, role=["content", "merged"])
+    assert list(client.loras(role="style")) == list(client.loras(tag="nobody")) == []
+    kept = client.update_lora(made.id, keep=True)
+    assert kept.kept
+    client.cancel(job.id)
+    client.delete(job.id)
+    assert client.download_lora(made.id, tmp_path)["diffusers"].read_bytes() == b"weights"
 
 
-def test_pictures_may_come_in_one_zip(client, pictures, tmp_path):
-    path = tmp_path / "job.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for picture, name in zip(pictures, ("content/1.png", "content/2.png", "style/1.png"), strict=True):
-            archive.write(picture, name)
-    job = client.submit_archive(path, rank=3)
-    assert client.wire.api.get(f"/jobs/{job.id}").json()["params"]["content"]["rank"] == 3
-    job.cancel()
+def test_pages_follow_each_other(client, lora_file):
+    sent = [client.upload_lora(lora_file, name=name).id for name in "abc"]
+    assert [lora.id for lora in client.loras(page_size=2)] == sent[::-1]
+
+
+def test_what_is_no_lora_is_refused_by_name(client, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 20)
+    with pytest.raises(ServiceRefused) as refusal:
+        client.upload_lora(tmp_path / "model.ckpt")
+    assert [(each["pointer"], each["code"]) for each in refusal.value.problem["errors"]] == [("/file", "invalid_lora")]
+
+
+def test_it_can_be_awaited(url, api_key, lora_file, tmp_path):
+    async def live():
+        async with AsyncClient(url, api_key) as client:
+            sent = await client.upload_lora(lora_file)
+            assert [lora.id async for lora in client.loras()] == [sent.id]
+            return await client.download_lora(sent.id, tmp_path / "out")
+
+    assert asyncio.run(live())["kohya"].read_bytes() == lora_file.read_bytes()

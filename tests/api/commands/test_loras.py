@@ -25,7 +25,6 @@ def test_a_lora_of_ones_own_from_its_sending_to_its_end(duolora, file, tmp_path)
     fetched = duolora("loras", "download", lora_id, "--out", tmp_path / "out", "--json").document()
     assert (tmp_path / "out" / "fox.safetensors").read_bytes() == file.read_bytes()
     assert list(fetched) == ["kohya"]
-    assert duolora("loras", "download", lora_id, "--format", "peft").status == 2
     assert duolora("loras", "delete", lora_id).status == 0
     assert duolora("loras", "show", lora_id).status == 4
 
@@ -85,4 +84,9 @@ def test_pictures_that_came_first_are_taken_by_a_job(duolora, pictures):
     assert ended.status == 0, ended.err
     assert duolora("uploads", "delete", content[0]).status == 0
     assert duolora("uploads", "show", content[0]).status == 4
-    assert duolora("jobs", "submit", *given, "--class", "cat").status == 4
+    again = duolora("jobs", "submit", *given, "--class", "cat")
+    assert again.status == 2
+    assert "content_upload_ids/0" in again.err
+    mixed = duolora("jobs", "submit", *given, pictures["style"], "--class", "cat")
+    assert mixed.status == 2
+    assert "upload all of them, or none" in mixed.err
