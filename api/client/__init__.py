@@ -17,6 +17,7 @@ from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, Ser
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
 from api.client.keys import Keys
+from api.client.loras import Loras
 from api.client.records import (
     Artifact,
     Attempt,
@@ -25,9 +26,12 @@ from api.client.records import (
     DeliveryAttempt,
     Event,
     GenerateWishes,
+    JobCheck,
     JobRecord,
     Key,
     LogLine,
+    Lora,
+    LoraFile,
     MergeWishes,
     Progress,
     Recipes,
@@ -63,6 +67,8 @@ __all__ = [
     "JobRecord",
     "Key",
     "LogLine",
+    "Lora",
+    "LoraFile",
     "MergeWishes",
     "Progress",
     "Recipes",
@@ -78,7 +84,7 @@ __all__ = [
 ]
 
 
-class Client(Jobs, Webhooks, Keys, Uploads, SyncCore):
+class Client(Jobs, Loras, Uploads, Webhooks, Keys, SyncCore):
     """A connection to one service.
 
     Args:
@@ -96,7 +102,7 @@ class Client(Jobs, Webhooks, Keys, Uploads, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, Uploads, AsyncCore):
+class AsyncClient(Jobs, Loras, Uploads, Webhooks, Keys, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:
