@@ -26,6 +26,7 @@ from api.client.records import (
     DeliveryAttempt,
     Event,
     GenerateWishes,
+    JobCheck,
     JobRecord,
     Key,
     LogLine,
@@ -38,10 +39,12 @@ from api.client.records import (
     Tally,
     Timings,
     TrainWishes,
+    Upload,
     Webhook,
     Wishes,
 )
 from api.client.signatures import InvalidSignature, verify_webhook
+from api.client.uploads import Uploads
 from api.client.webhooks import Webhooks
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "GenerateWishes",
     "InvalidSignature",
     "Job",
+    "JobCheck",
     "JobNotSucceeded",
     "JobRecord",
     "Key",
@@ -73,13 +77,14 @@ __all__ = [
     "Tally",
     "Timings",
     "TrainWishes",
+    "Upload",
     "Webhook",
     "Wishes",
     "verify_webhook",
 ]
 
 
-class Client(Jobs, Loras, Webhooks, Keys, SyncCore):
+class Client(Jobs, Loras, Uploads, Webhooks, Keys, SyncCore):
     """A connection to one service.
 
     Args:
@@ -97,7 +102,7 @@ class Client(Jobs, Loras, Webhooks, Keys, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Loras, Webhooks, Keys, AsyncCore):
+class AsyncClient(Jobs, Loras, Uploads, Webhooks, Keys, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:

@@ -104,6 +104,8 @@ class JobRecord(_Record):
     progress: Progress
     timings: Timings | None = None
     error: dict[str, Any] | None = None
+    previews: tuple[Artifact, ...] = ()
+    """Pictures drawn during the trainings so far."""
     result: Result | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -139,6 +141,35 @@ class Deletion(_Record):
     deleted_at: AwareDatetime | None = None
     erased: dict[str, Tally]
     """By category: `inputs`, `checkpoints`, `previews`, `artifacts`, `logs`."""
+
+
+class Upload(_Record):
+    """A picture that came before its job."""
+
+    id: str
+    state: str
+    """`pending` until it is confirmed, then `ready`."""
+    kind: str
+    bytes: int
+    sha256: str | None = None
+    """Of what is kept, once it is ready."""
+    width: int | None = None
+    height: int | None = None
+    expires_at: AwareDatetime
+
+
+class JobCheck(_Record):
+    """What a submission would become."""
+
+    ok: bool
+    config: dict[str, Any]
+    stages: tuple[dict[str, Any], ...]
+    predicted_seconds: float | None = None
+    predicted_peak_bytes: int | None = None
+    quota: tuple[dict[str, Any], ...]
+    images: tuple[dict[str, Any], ...]
+    """Each with `ok`, and `problem` or `hints`."""
+    hints: tuple[dict[str, Any], ...]
 
 
 class Event(_Record):
@@ -285,6 +316,7 @@ class Wishes(_WishesOfAll, _Words, total=False):
 
     merge_recipe: str
     rank: int
+    preview_every: int
     slider: int
 
 
@@ -293,6 +325,7 @@ class TrainWishes(_WishesOfAll, _Words, total=False):
 
     subject_class: str
     rank: int
+    preview_every: int
 
 
 class MergeWishes(_WishesOfAll, _Words, total=False):
