@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
+from api.jobs import check_example
 from api.jobs import examples as jobs
 from api.jobs.event_types import EventType
 from api.loras import examples as loras
@@ -189,7 +190,7 @@ FORMS: Mapping[str, Document] = {
 }
 """Bodies of forms by operation. A file is its name."""
 
-SEVERAL: Mapping[str, Mapping[str, Document]] = {"submit_job": jobs.BY_KIND}
+SEVERAL_REQUESTS: Mapping[str, Mapping[str, Document]] = {"submit_job": jobs.BY_KIND}
 """Request bodies in JSON by operation and case, of those that differ much."""
 
 REQUESTS: Mapping[str, Document] = {
@@ -205,7 +206,6 @@ REQUESTS: Mapping[str, Document] = {
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
-    ("submit_job", 200): _SUCCEEDED,
     ("list_jobs", 200): {
         "items": [_SUMMARY],
         "next_cursor": "AAZCu4nVhgABmrLwfDF9LpsRL2TI0KHl",
@@ -293,6 +293,11 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("readyz", 503): {"status": "down", "database": "ok", "migrations": "ok", "store": "down", "broker": "ok"},
 }
 """Bodies of answers by operation and status."""
+
+SEVERAL_ANSWERS: Mapping[tuple[str, int], Mapping[str, Document]] = {
+    ("submit_job", 200): {"waited_for": _SUCCEEDED, "validate_only": check_example.CHECK}
+}
+"""Bodies of answers that have several forms, by operation and status."""
 
 _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 400): "invalid_idempotency_key",
