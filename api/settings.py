@@ -96,6 +96,12 @@ class ImageLimits(BaseSettings):
     """Submissions whose pictures are decoded at once; each may need some hundred megabytes. Others wait."""
     wait_s: float = Field(10, gt=0, le=60)
     """How long they wait before they are asked to come again."""
+    cpu_s: int = Field(20, ge=1)
+    """Seconds of computing that decoding one picture may take."""
+    timeout_s: float = Field(60, gt=0)
+    """Seconds by the clock that it may take, on a machine that is busy with other things."""
+    memory_bytes: int = Field(2048 * MIB, ge=256 * MIB)
+    """Address space of the process that decodes it."""
 
 
 class MetricsSettings(BaseSettings):
