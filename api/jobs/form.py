@@ -107,6 +107,7 @@ def openapi_body() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": ["content_images", "style_images"],
+        "additionalProperties": False,
         "properties": {
             "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},

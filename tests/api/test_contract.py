@@ -1,0 +1,105 @@
+"""The OpenAPI document against the service: what it allows is answered as it says, and nothing is answered with 5xx.
+
+Requests are generated from the document alone, first one by one, then along its links: what was made is looked at,
+changed and deleted in any order. A new path takes part as soon as the document has it.
+"""
+
+import socket
+import threading
+from contextlib import suppress
+
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis.generation import GenerationMode
+
+from api import openapi
+from api.accounts.service import issue_key
+from api.main import create_app
+from tests.api.factories import png
+
+ENDLESS = "stream_events"
+"""Ends when its job does, and no job ends here."""
+SPEC = openapi.document()
+OPERATIONS = [
+    operation["operationId"]
+    for entry in SPEC["paths"].values()
+    for operation in entry.values()
+    if "parameters" in operation or "requestBody" in operation
+]
+"""All but those that nothing can be said to."""
+QUICK = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
+
+schemathesis.openapi.format("binary", st.sampled_from([png(), png(color="teal")]))
+
+
+@pytest.fixture
+def address(api_settings, store):
+    """A server of the service; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        app = create_app(api_settings)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def schema(address, sessions):
+    made = schemathesis.openapi.from_dict(SPEC)
+    key = issue_key(sessions, account="mine").text
+    made.config.update(base_url=address, headers={"Authorization": f"Bearer {key}"}, request_timeout=30)
+    made.config.checks.ignored_auth.enabled = False  # takes the key that is always sent for one made up
+    made.config.checks.positive_data_acceptance.enabled = False  # a document cannot say all that is wrong with a field
+    return made
+
+
+def at_once(case):
+    """Let no generated wish hold an answer back."""
+    if case.query:
+        case.query.pop("wait", None)
+    if case.headers:
+        case.headers.pop("Prefer", None)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_every_operation_keeps_its_contract(mode, schema):
+    for name in OPERATIONS:
+        operation = schema.find_operation_by_id(name)
+
+        @settings(max_examples=5, **QUICK)
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def run(case):
+            at_once(case)
+            case.call_and_validate()
+
+        with suppress(Unsatisfiable):  # a request of which everything is allowed
+            run()
+
+
+def test_what_was_made_keeps_its_contract_along_the_links(schema):
+    machine = schema.exclude(operation_id=ENDLESS).as_state_machine()
+    reached = set()
+
+    class Workflow(machine):
+        def before_call(self, case):
+            at_once(case)
+            if case.operation.definition.raw["operationId"] == "submit_job" and isinstance(case.body, dict):
+                case.body.pop("params", None)  # the other test makes them up; here a job is wanted
+
+        def after_call(self, response, case):
+            reached.add((case.operation.definition.raw["operationId"], response.status_code))
+
+    Workflow.run(settings=settings(max_examples=12, stateful_step_count=12, **QUICK))
+    assert reached >= {("submit_job", 202), ("read_job", 200), ("create_webhook", 201), ("read_webhook", 200)}
