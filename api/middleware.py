@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("api.access")
 
+SAFE_HEADERS = {
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cache-control": "private, no-cache",
+}
+"""Of every answer that says nothing else: no browser makes anything but data of it, and none keeps it unasked.
+
+No answer lets another origin read it: without `Access-Control-*` browsers keep it from scripts of other sites.
+"""
+
 
 class RequestContext:
     """Binds and echoes the request id, tells how many requests are left, logs one line, answers 500 as a problem."""
@@ -44,6 +56,8 @@ class RequestContext:
                 headers["x-request-id"] = request_id
                 for name, value in scope.get("state", {}).get("rate_limit", {}).items():
                     headers[name] = f"{value}, {headers[name]}" if name in headers else value  # quotas have theirs
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
                 self._times.take(scope, status, time.monotonic() - began)
             await send(message)
 

@@ -14,7 +14,7 @@ from api.webhooks.models import WebhookDelivery
 
 SPEC = openapi.document()
 WITH_IDS = [
-    pytest.param(method, path, operation, id=operation["operationId"])
+    pytest.param((method, path, operation), id=operation["operationId"])
     for path, entry in SPEC["paths"].items()
     for method, operation in entry.items()
     if "{" in path
@@ -48,8 +48,9 @@ def request(caller, method, path, operation):
     return caller.request(method.upper(), path, **options)
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), WITH_IDS)
-def test_what_is_anothers_is_not_there(method, path, operation, caller, stranger, sessions):
+@pytest.mark.parametrize("wanted", WITH_IDS)
+def test_what_is_anothers_is_not_there(wanted, caller, stranger, sessions):
+    method, path, operation = wanted
     names = [part["name"] for part in operation["parameters"] if part["in"] == "path"]
     ids = {name: OWNED[name](caller, sessions) for name in names}
     theirs = request(stranger, method, path.format(**ids), operation)

@@ -37,7 +37,7 @@ def test_every_odd_but_healthy_picture_is_kept_as_bare_pixels(corpus, caller, st
     assert {name: (row["width"], row["height"]) for name, row in zip(corpus, rows, strict=True)} == {
         name: size for name, (_, size) in corpus.items()
     }
-    kept = [store.get_bytes(key) for key in store.keys() if "content" in key]
+    kept = [store.get_bytes(key) for key in store.keys(prefix="") if "content" in key]
     assert len(kept) == len(corpus)
     for data in kept:
         assert MARK not in data
@@ -77,7 +77,7 @@ def test_a_wounded_picture_is_refused_or_taken_and_nothing_else(form, wounds, ke
     del data[int(len(data) * kept) :]
     try:
         result = clean(io.BytesIO(data), len(data), tmp_path / "out.png", ImageLimits())
+        outcome = result.path.read_bytes()[1:4]
     except ImageRefused as refusal:
-        assert refusal.code in KNOWN
-    else:
-        assert result.path.read_bytes().startswith(b"\x89PNG")
+        outcome = refusal.code
+    assert outcome in {b"PNG", *KNOWN}
