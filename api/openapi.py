@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api import examples
-from api.jobs.schemas import JobParams
+from api.forms import MEDIA_TYPE
+from api.jobs.schemas import JobParams, JobSubmission
 from api.problems import problem_responses
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def _corrected(whole: dict[str, Any]) -> dict[str, Any]:
         else:
             _exemplify_webhook(path, operation)
     _link(whole["paths"])
-    params = JobParams.model_json_schema(ref_template=REF)
-    shapes.update(params.pop("$defs"))
-    shapes["JobParams"] = params
+    for shape in (JobParams, JobSubmission):
+        schema = shape.model_json_schema(ref_template=REF)
+        shapes.update(schema.pop("$defs"))
+        shapes[shape.__name__] = schema
     return whole
 
 
@@ -97,8 +99,8 @@ def _is_framework_error(response: dict[str, Any]) -> bool:
 def _exemplify(path: str, operation: dict[str, Any]) -> None:
     """Put the examples of an operation into its request and its answers."""
     name = operation["operationId"]
-    for content in operation.get("requestBody", {}).get("content", {}).values():
-        content["example"] = examples.REQUESTS[name]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        content["example"] = examples.FORMS.get(name, {}) if kind == MEDIA_TYPE else examples.REQUESTS[name]
     for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             if kind == "application/problem+json":
@@ -111,12 +113,15 @@ def _exemplify(path: str, operation: dict[str, Any]) -> None:
 def _link(paths: dict[str, Any]) -> None:
     """Tell of everything that can be made what can be done with it: its id goes into the paths below."""
     for path, entry in paths.items():
+        if "{" in path:
+            continue
         made = [
             entry["post"]["responses"][status]
             for status in _MADE
             if status in entry.get("post", {}).get("responses", {})
         ]
-        below = re.compile(re.escape(path) + r"/\{(\w+)\}(/\w+)?")
+        noun = "/" + path.split("/")[1]
+        below = re.compile(noun + r"/\{(\w+)\}(/\w+)?")
         for other, operations in paths.items():
             if not (match := below.fullmatch(other)):
                 continue
