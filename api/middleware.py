@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from api.errors import ServiceError, TooLarge
 from api.problems import service_problem
 from api.telemetry import bind_request
+from api.tracing import span
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,9 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with span(scope["method"], "server", http__request__method=scope["method"]) as told:
+                await self._app(scope, receive, send_with_id)
+                told["http.response.status_code"] = status
         except Exception:
             logger.exception("a request failed for a reason nobody foresaw")
             if status:

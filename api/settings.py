@@ -145,6 +145,16 @@ class MetricsSettings(BaseSettings):
     host: str = "127.0.0.1"
 
 
+class TracingSettings(BaseSettings):
+    """Where spans go: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SDK_DISABLED. The SDK reads its other variables itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", frozen=True)
+
+    exporter_otlp_endpoint: str | None = None
+    """URL of a collector that takes OTLP by HTTP. None: no spans are made."""
+    sdk_disabled: bool = False
+
+
 class ProcessSettings(BaseSettings):
     """Base of a process's settings. Its parts read their own variables, never one variable that has their name.
 
@@ -213,6 +223,7 @@ class ApiSettings(ProcessSettings):
     images: ImageLimits = Field(default_factory=ImageLimits)
     uploads: UploadSettings = Field(default_factory=UploadSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     rates: RateSettings = Field(default_factory=RateSettings)
 
     @property
