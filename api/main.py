@@ -20,6 +20,7 @@ from api.accounts.service import KeyRing
 from api.console import routes as console
 from api.db import make_engine, session_factory
 from api.deps import Services
+from api.jobs import images
 from api.jobs import routes as jobs
 from api.jobs.darkroom import Darkroom
 from api.jobs.erasure import Eraser
@@ -85,6 +86,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        images.get_ready()
         await run_in_threadpool(prove_store, store)
         hub = asyncio.create_task(services.hub.run())
         try:
