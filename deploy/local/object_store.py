@@ -38,7 +38,16 @@ class ObjectStoreServer:
         self._port = free_port()
         child = spawn(
             "object-store",
-            [str(rclone_program()), "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{self._port}", str(self._folder)],
+            [
+                str(rclone_program()),
+                "serve",
+                "s3",
+                "--config",
+                "",
+                "--addr",
+                f"{LOOPBACK}:{self._port}",
+                str(self._folder),
+            ],
             log=self._log,
             # The key pair goes by the environment (a CSV field, hence the quotes): arguments are for all to read.
             env={

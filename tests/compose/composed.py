@@ -27,7 +27,7 @@ PROJECT = "duolora-e2e"
 PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 """Where engines put the machine that they run on, as containers see it."""
 BUILD_TIMEOUT_S = 1800
-UP_TIMEOUT_S = 300
+UP_TIMEOUT_S = 600
 
 
 class Composed:
@@ -42,7 +42,7 @@ class Composed:
             "API_PORT": str(port),
             "S3_PORT": str(free_port()),
             "WEBHOOK_ALLOW_CIDRS": PRIVATE,
-            "WORKER_CHECKPOINT_S": "2",
+            "WORKER_CHECKPOINT_S": "3",
         }
         self.docker = Docker({**docker.environment, **settings})
 
@@ -58,8 +58,11 @@ class Composed:
             self.compose("build", timeout_s=BUILD_TIMEOUT_S, **arguments)
 
     def up(self, *services: str) -> None:
-        """Start all services or some, and wait until they are well."""
-        self.compose("up", "--detach", "--wait", *services, timeout_s=UP_TIMEOUT_S)
+        """Start all services or some, and wait until they are well; AssertionError shows the logs if they are not."""
+        try:
+            self.compose("up", "--detach", "--wait", *services, timeout_s=UP_TIMEOUT_S)
+        except AssertionError as error:
+            raise AssertionError(self.compose("logs", "--no-color", "--tail=30")) from error
 
     def remove(self) -> None:
         """Take everything down, with the volumes and the images that were built."""
@@ -70,7 +73,9 @@ class Composed:
 
     def containers(self) -> dict[str, Any]:
         """What the engine knows of the project's containers, by service."""
-        ids = self.docker.run("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+        ids = self.docker.run(
+            "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}"
+        ).split()
         found = json.loads(self.docker.run("inspect", *ids)) if ids else []
         return {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in found}
 

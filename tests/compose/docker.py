@@ -65,11 +65,15 @@ def docker_engine(folder: Path) -> Iterator[Docker]:
     Raises:
         NoEngine: there is none.
     """
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG") if name in os.environ}
+    inherited = {
+        name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONFIG") if name in os.environ
+    }
     with ExitStack() as stack:
         docker = Docker(inherited)
         if shutil.which("docker") is None or docker.attempt("info").returncode != 0:
-            docker = Docker({**inherited, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": f"{folder}/config"})
+            docker = Docker(
+                {**inherited, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": f"{folder}/config"}
+            )
             stack.enter_context(_own_engine(docker, folder))
         if docker.attempt("compose", "version").returncode != 0:
             _install_compose(folder)
@@ -138,4 +142,3 @@ def install_wheel(requirement: str, folder: Path) -> None:
     )
     if done.returncode != 0:
         raise NoEngine(f"{requirement} cannot be installed: {done.stderr[-500:]}")
-

@@ -14,12 +14,37 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PROGRAMS = (
-    *("sh", "env", "cat", "chmod", "chown", "cp", "grep", "id", "install", "ls", "mkdir", "mv", "rm", "sleep", "tail"),
+    *(
+        "sh",
+        "env",
+        "cat",
+        "chmod",
+        "chown",
+        "cp",
+        "grep",
+        "id",
+        "install",
+        "ln",
+        "ls",
+        "mkdir",
+        "mv",
+        "rm",
+        "sleep",
+        "tail",
+    ),
     *("groupadd", "useradd", "setpriv"),
 )
 ALSO = ("/etc/login.defs", "/etc/ssl/certs/ca-certificates.crt", "/usr/share/zoneinfo")
-SUPPORT = ("libstdc++.so.6", "libgcc_s.so.1")
-"""Libraries that wheels expect of every Debian."""
+SUPPORT = (
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+    "libm.so.6",
+)
+"""Libraries that wheels may expect of every Linux."""
 WITHOUT = shutil.ignore_patterns(
     "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "config-*",
     "__pycache__", "*.a",
@@ -65,12 +90,17 @@ def _users(root: Path) -> None:
     (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
 
 
-def _copy_program(root: Path, name: str) -> Path:
+def _tool(name: str) -> str:
     found = shutil.which(name, path=SEARCH)
     if found is None:
         raise FileNotFoundError(f"a stand-in image needs {name}, which this machine lacks")
-    _copy(Path(found), root / "usr/bin" / name)
-    return Path(found)
+    return found
+
+
+def _copy_program(root: Path, name: str) -> Path:
+    program = Path(_tool(name))
+    _copy(program, root / "usr/bin" / name)
+    return program
 
 
 def _copy_python(root: Path) -> list[Path]:
@@ -91,11 +121,9 @@ def _copy_python(root: Path) -> list[Path]:
 
 def _copy_libraries(root: Path, files: list[Path]) -> None:
     """Copy what the dynamic linker would load for the files, at the paths where it finds them."""
-    answer = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False).stdout
+    answer = subprocess.run([_tool("ldd"), *map(str, files)], capture_output=True, text=True, check=False).stdout
     found = set(re.findall(r"(/\S+) \(0x", answer))
-    known = subprocess.run(
-        [shutil.which("ldconfig", path=SEARCH) or "ldconfig", "-p"], capture_output=True, text=True, check=True
-    ).stdout
+    known = subprocess.run([_tool("ldconfig"), "-p"], capture_output=True, text=True, check=True).stdout
     for name in SUPPORT:
         if path := re.search(rf"{re.escape(name)} .*=> (\S+)", known):
             found.add(path[1])

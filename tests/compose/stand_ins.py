@@ -72,13 +72,26 @@ def _import_machine(docker: Docker, tree: Path) -> None:
 
 
 def _build(docker: Docker, tag: str, context: Path) -> None:
-    """Build the stand-in for a server: its recipe, and the program that it runs."""
+    """Build the stand-in for a server: its recipe, and the files of the program that it runs."""
     recipe = re.sub(r".*/|:.*", "", tag)
     shutil.copytree(RECIPES / recipe, context)
-    program = {"postgres": installed_postgres, "redis": server_program, "seaweedfs": rclone_program}[recipe]()
-    if program.is_dir():
-        shutil.copytree(program, context / program.name, symlinks=True)
-    else:
-        shutil.copy(program, context)
+    for path, source in _program(recipe).items():
+        target = context / "program" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
     docker.run("build", "--quiet", "--build-arg", f"BASE={BASE}", "--tag", tag, str(context), timeout_s=300)
     shutil.rmtree(context)
+
+
+def _program(recipe: str) -> dict[str, Path]:
+    """Files and folders of a server by the place where its recipe wants them."""
+    if recipe == "redis":
+        return {"redis-server": server_program()}
+    if recipe == "seaweedfs":
+        return {"rclone": rclone_program()}
+    postgres = installed_postgres()
+    libraries = f"{postgres.parent.name}.libs"  # found from the programs by this way and name
+    return {
+        f"{postgres.parent.name}/postgres": postgres,
+        libraries: postgres.parent.with_name(libraries),
+    }

@@ -49,9 +49,11 @@ def test_without_secrets_nothing_starts(composed, tmp_path):
 
 def test_the_image_of_the_api_is_small_and_has_no_torch(composed):
     image = composed.containers()["api"]["Config"]["Image"]
-    size = {tag: int(composed.docker.run("image", "inspect", "--format", "{{.Size}}", tag)) for tag in (image, python_image())}
+    size = {
+        tag: int(composed.docker.run("image", "inspect", "--format", "{{.Size}}", tag))
+        for tag in (image, python_image())
+    }
     base = size[python_image()]
-    print(f"the api's image: {size[image] / MB:.0f} MB, of which {base / MB:.0f} MB are Python's")
     assert size[image] - base + max(base, OFFICIAL_BASE_BYTES) < 300 * MB
     code = "import importlib.util as u; print([n for n in ('torch', 'diffusers', 'numpy', 'pip') if u.find_spec(n)])"
     assert composed.compose("exec", "-T", "api", "python", "-c", code).strip() == "[]"
@@ -81,7 +83,6 @@ def test_the_end_to_end_suite_passes_through_the_published_ports(composed, insta
         text=True,
         check=False,
     )
-    print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-6000:]
     assert "skipped" not in done.stdout
 
@@ -93,15 +94,15 @@ def test_a_killed_workers_job_goes_on_from_its_checkpoint(composed, installation
             style=samples.style[:2],
             subject_class=samples.subject_class,
             style_captions=samples.style_captions[:2],
-            steps={"content": 60, "style": 60, "merge": 2},
+            steps={"content": 40, "style": 40, "merge": 2},
             rank=4,
         )
-        wait_for_step(client, job, 30)
+        wait_for_step(client, job, 20)
         worker = composed.containers()["worker"]["Id"]
         composed.docker.run("kill", worker)
         assert composed.containers()["worker"]["State"]["Status"] == "exited"
         composed.up("worker")
-        job = client.wait(job.id, timeout_s=240)
+        job = client.wait(job.id, timeout_s=600)
     answer = httpx.get(
         f"{installation.url}/jobs/{job.id}/attempts", headers={"Authorization": f"Bearer {installation.api_key}"}
     )
@@ -130,7 +131,7 @@ def test_down_with_its_volumes_leaves_nothing(composed):
 
 
 def wait_for_step(client, job, step):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while ((now := client.job(job.id)).progress.step or 0) < step:
-        assert time.monotonic() < deadline, f"not at step {step} after 120 s: {now}"
+        assert time.monotonic() < deadline, f"not at step {step} after 300 s: {now}"
         time.sleep(0.2)

@@ -60,7 +60,10 @@ def test_the_worker_is_given_longer_than_it_takes_to_leave():
 
 def test_what_is_mounted_is_there():
     mounted = [
-        volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", []) if volume[0] == "."
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume[0] == "."
     ]
     assert len(mounted) == 4
     assert [path for path in mounted if not (ROOT / path).exists()] == []

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(480)]
 
 BASH = shutil.which("bash") or "bash"
 CURL = shutil.which("curl")

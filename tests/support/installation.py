@@ -31,7 +31,9 @@ def told_installation(environment: Mapping[str, str]) -> Installation | None:
     Raises:
         KeyError: there is a URL without a key.
     """
-    told = {name.removeprefix(PREFIX): value for name, value in environment.items() if name.startswith(PREFIX) and value}
+    told = {
+        name.removeprefix(PREFIX): value for name, value in environment.items() if name.startswith(PREFIX) and value
+    }
     if "URL" not in told:
         return None
     return Installation(
