@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deploy.local.demo import Samples
 
 PATIENCE_MS = 30_000
+LOOPBACK_WEBHOOKS = {"WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8"}
 ARGUMENTS = (  # Chromium would ask its maker's servers for this and that
     "--no-sandbox",
     "--disable-gpu",
@@ -68,7 +69,9 @@ def stack(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """With a base model whose losses are no numbers, for jobs that fail."""
     folder = tmp_path_factory.mktemp("console")
     bases = json.dumps({"tiny": "tiny", "broken": str(broken_base(folder / "broken"))})
-    with Stack(folder / "stack", environment=os.environ | {"BASE_MODELS": bases}, durable=False) as running:
+    with Stack(
+        folder / "stack", environment=os.environ | {"BASE_MODELS": bases} | LOOPBACK_WEBHOOKS, durable=False
+    ) as running:
         yield running
         running.check()
 

@@ -2,28 +2,40 @@
 
 import { key } from "./api/key.svelte";
 import { JOB_STATES, type JobState } from "./api/types";
+import { DELIVERY_STATES, type DeliveryState } from "./api/webhooks";
 
 export type Route =
   | { room: "new" }
   | { room: "jobs"; state: JobState | null }
   | { room: "job"; id: string }
+  | { room: "webhooks" }
+  | { room: "webhook"; id: string; state: DeliveryState | null }
   | { room: "nowhere" };
 
 export const links = {
   new: "#/new",
-  jobs: (state: JobState | null = null): string => (state === null ? "#/jobs" : `#/jobs?state=${state}`),
+  jobs: (state: JobState | null = null): string => `#/jobs${filter(state)}`,
   job: (id: string): string => `#/jobs/${id}`,
+  webhooks: "#/webhooks",
+  webhook: (id: string, state: DeliveryState | null = null): string => `#/webhooks/${id}${filter(state)}`,
 };
 
+function filter(state: string | null): string {
+  return state === null ? "" : `?state=${state}`;
+}
+
+const among = <Value extends string>(values: readonly Value[], text: string | null): Value | null =>
+  values.find((value) => value === text) ?? null;
+
 function parse(hash: string): Route {
-  const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
+  const [path = "", search = ""] = hash.replace(/^#/, "").split("?");
+  const state = new URLSearchParams(search).get("state");
   if (path === "" || path === "/" || path === "/new") return { room: "new" };
-  if (path === "/jobs") {
-    const wanted = new URLSearchParams(query).get("state");
-    return { room: "jobs", state: JOB_STATES.find((state) => state === wanted) ?? null };
-  }
-  const id = /^\/jobs\/([0-9a-f-]{36})$/.exec(path)?.[1];
-  return id === undefined ? { room: "nowhere" } : { room: "job", id };
+  if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state) };
+  if (path === "/webhooks") return { room: "webhooks" };
+  const [, things, id] = /^\/(jobs|webhooks)\/([0-9a-f-]{36})$/.exec(path) ?? [];
+  if (id === undefined) return { room: "nowhere" };
+  return things === "jobs" ? { room: "job", id } : { room: "webhook", id, state: among(DELIVERY_STATES, state) };
 }
 
 class Place {

@@ -67,6 +67,7 @@ export interface JobSummary {
   finished_at: string | null;
   cancel_requested_at: string | null;
   stop_requested_at: string | null;
+  expires_at: string | null;
   retry_of: string | null;
 }
 
@@ -158,4 +159,11 @@ export interface JobParams {
   rank?: number;
   resolution_px?: number;
   seed?: number;
+}
+
+/** What was deleted with a job. */
+export interface Receipt {
+  id: string;
+  state: "deleting" | "deleted";
+  erased: Record<string, { count: number; bytes: number }>;
 }

@@ -1,7 +1,8 @@
 // The job that is being put together: its fields, what is wrong with them, and how it is sent.
 
-import { newIdempotencyKey, Problem, submitJob } from "../api/client";
-import type { FieldError, Job, JobParams, Limits, StepWishes } from "../api/types";
+import { submitJob } from "../api/jobs";
+import { newIdempotencyKey, Problem, said } from "../api/request";
+import type { FieldError, Job, JobParams, Limits, RecipePage, StepWishes } from "../api/types";
 import { countProblem, Picture } from "./pictures.svelte";
 
 /** Fields that hold one word or number, by the JSON pointer that the service names them by. */
@@ -49,9 +50,35 @@ export class Draft {
     this.#forgetErrors(`/params/${side}_captions`);
   }
 
+  /** Put a picture where another one is; the others move up. */
+  move(side: Side, picture: Picture, place: number): void {
+    const rest = this.pictures[side].filter(({ id }) => id !== picture.id);
+    this.pictures[side] = rest.toSpliced(place, 0, picture);
+    this.#forgetErrors(`/${side}_images`);
+    this.#forgetErrors(`/params/${side}_captions`);
+  }
+
   set(pointer: Pointer, value: string): void {
     this.values[pointer] = value;
     this.#forgetErrors(pointer);
+  }
+
+  /** What a field of the form shows. */
+  field(pointer: Pointer): { pointer: Pointer; value: string; set: (value: string) => void; error: string } {
+    return {
+      pointer,
+      value: this.values[pointer] ?? "",
+      set: (value) => this.set(pointer, value),
+      error: this.error(pointer),
+    };
+  }
+
+  /** The pixels that the training will have, if that is known: of a recipe that is left to the service it is not. */
+  resolution({ recipes }: RecipePage): number | null {
+    const wish = Number(this.#value("/params/resolution_px"));
+    if (Number.isInteger(wish) && wish > 0) return wish;
+    const recipe = recipes.find(({ name }) => name === this.#value("/params/recipe"));
+    return recipe?.defaults.content.resolution_px ?? null;
   }
 
   error(pointer: string): string {
@@ -61,14 +88,18 @@ export class Draft {
   /** Send the job; null if something is wrong, which `errors` and `complaint` then say. */
   async send(): Promise<Job | null> {
     this.complaint = "";
-    this.errors = this.#check();
-    if (this.errors.length > 0) return null;
     this.sending = true;
+    await Promise.all([...this.pictures.content, ...this.pictures.style].map(({ examined }) => examined));
+    this.errors = this.#check();
+    if (this.errors.length > 0) {
+      this.sending = false;
+      return null;
+    }
     try {
       return await submitJob(this.#params(), this.#files("content"), this.#files("style"), this.#key());
     } catch (error) {
       if (error instanceof Problem) this.errors = error.document.errors ?? [];
-      this.complaint = error instanceof Error ? error.message : String(error);
+      this.complaint = said(error);
       return null;
     } finally {
       this.sending = false;
