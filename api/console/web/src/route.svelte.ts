@@ -1,6 +1,8 @@
 // Where the reader is. The address after # belongs to the console; the path before it belongs to the API.
 
 import { key } from "./api/key.svelte";
+import { query } from "./api/request";
+import { LORA_ROLES, type LoraRole } from "./api/loras";
 import { JOB_STATES, type JobState } from "./api/types";
 import { DELIVERY_STATES, type DeliveryState } from "./api/webhooks";
 
@@ -8,30 +10,33 @@ export type Route =
   | { room: "new" }
   | { room: "jobs"; state: JobState | null }
   | { room: "job"; id: string }
+  | { room: "library"; role: LoraRole | null; tag: string | null }
+  | { room: "keys" }
   | { room: "webhooks" }
   | { room: "webhook"; id: string; state: DeliveryState | null }
   | { room: "nowhere" };
 
 export const links = {
   new: "#/new",
-  jobs: (state: JobState | null = null): string => `#/jobs${filter(state)}`,
+  jobs: (state: JobState | null = null): string => `#/jobs${query({ state })}`,
   job: (id: string): string => `#/jobs/${id}`,
   webhooks: "#/webhooks",
-  webhook: (id: string, state: DeliveryState | null = null): string => `#/webhooks/${id}${filter(state)}`,
+  webhook: (id: string, state: DeliveryState | null = null): string => `#/webhooks/${id}${query({ state })}`,
+  library: (shown: { role?: LoraRole | null; tag?: string | null } = {}): string => `#/library${query(shown)}`,
+  keys: "#/keys",
 };
-
-function filter(state: string | null): string {
-  return state === null ? "" : `?state=${state}`;
-}
 
 const among = <Value extends string>(values: readonly Value[], text: string | null): Value | null =>
   values.find((value) => value === text) ?? null;
 
 function parse(hash: string): Route {
   const [path = "", search = ""] = hash.replace(/^#/, "").split("?");
-  const state = new URLSearchParams(search).get("state");
+  const values = new URLSearchParams(search);
+  const state = values.get("state");
   if (path === "" || path === "/" || path === "/new") return { room: "new" };
   if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state) };
+  if (path === "/library") return { room: "library", role: among(LORA_ROLES, values.get("role")), tag: values.get("tag") };
+  if (path === "/keys") return { room: "keys" };
   if (path === "/webhooks") return { room: "webhooks" };
   const [, things, id] = /^\/(jobs|webhooks)\/([0-9a-f-]{36})$/.exec(path) ?? [];
   if (id === undefined) return { room: "nowhere" };

@@ -56,8 +56,13 @@ export interface JobProgress {
   queue_eta_seconds: number | null;
 }
 
+export type JobKind = "personalize" | "train" | "merge" | "generate";
+export const JOB_KINDS: readonly JobKind[] = ["personalize", "train", "merge", "generate"];
+
 export interface JobSummary {
   id: string;
+  kind: JobKind;
+  name: string | null;
   state: JobState;
   stage: string | null;
   progress: JobProgress;
@@ -88,20 +93,47 @@ export interface LoraConfig {
   seed: number;
 }
 
-/** The complete configuration of a job, and the defaults of a recipe. */
+interface Words {
+  subject_class: string;
+  content_trigger: string;
+  style_trigger: string;
+}
+
+/** The complete configuration of a recipe, and of a job that trains and merges. */
 export interface Configuration {
   recipe: string;
   base_model: string;
-  prompts: { subject_class: string; content_trigger: string; style_trigger: string };
+  prompts: Words;
   content: LoraConfig;
   style: LoraConfig;
   merge: { method: string; steps: number };
   preview: { resolution_px: number };
 }
 
+/** The complete configuration of a job; each kind has what it needs of it. */
+export interface JobConfiguration {
+  recipe: string;
+  base_model: string;
+  /** Of a job that draws, what it draws. */
+  prompts: Words | string[];
+  content?: LoraConfig | null;
+  style?: LoraConfig | null;
+  merge?: { method: string; steps: number };
+  preview?: { resolution_px: number };
+}
+
+/** A LoRA of the library that a job works with. */
+export interface JobLora {
+  role: "content" | "style" | "drawing";
+  lora_id: string;
+  name: string;
+  strength: number;
+}
+
 export interface Job extends JobSummary {
   stages: Stage[];
-  params: Configuration;
+  params: JobConfiguration;
+  loras?: JobLora[];
   images: { side: string; width: number; height: number }[];
   result: { artifacts: Artifact[] } | null;
 }
@@ -159,6 +191,8 @@ export interface JobParams {
   rank?: number;
   resolution_px?: number;
   seed?: number;
+  name?: string;
+  slider?: number;
 }
 
 /** What was deleted with a job. */

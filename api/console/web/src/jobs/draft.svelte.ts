@@ -7,6 +7,7 @@ import { countProblem, Picture } from "./pictures.svelte";
 
 /** Fields that hold one word or number, by the JSON pointer that the service names them by. */
 export type Pointer =
+  | "/params/name"
   | "/params/subject_class"
   | "/params/recipe"
   | "/params/base_model"
@@ -18,9 +19,12 @@ export type Pointer =
   | "/params/steps/style"
   | "/params/steps/merge"
   | "/params/rank"
-  | "/params/resolution_px";
+  | "/params/resolution_px"
+  | "/params/slider";
 
-const NUMBERS = /^\/params\/(seed|rank|resolution_px|steps\/.*)$/;
+const NUMBERS = /^\/params\/(seed|rank|resolution_px|slider|steps\/.*)$/;
+/** Pictures of the merge between all subject and all style, if the form does not say how many. */
+export const SLIDER_POSITIONS = 5;
 const GAP = "Pictures and captions go by order: give this picture one too, or clear those after it.";
 
 export type Side = "content" | "style";
@@ -137,13 +141,13 @@ export class Draft {
   }
 
   #params(): JobParams {
-    const words = ["subject_class", "recipe", "base_model", "merge_recipe", "content_trigger", "style_trigger"] as const;
-    const params: JobParams = {};
+    const words = ["name", "subject_class", "recipe", "base_model", "merge_recipe", "content_trigger", "style_trigger"] as const;
+    const params: JobParams = { slider: SLIDER_POSITIONS };
     for (const name of words) {
       const value = this.#value(`/params/${name}`);
       if (value !== "") params[name] = value;
     }
-    for (const name of ["seed", "rank", "resolution_px"] as const) {
+    for (const name of ["seed", "rank", "resolution_px", "slider"] as const) {
       const value = this.#value(`/params/${name}`);
       if (value !== "") params[name] = Number(value);
     }
