@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 MAX_IMAGES_PER_SIDE = 20
 """Most pictures of a subject, and most pictures of a style, in one job."""
 
+MAX_SLIDER = 9
+"""Most pictures between all content and all style."""
+
 Word = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^\x00-\x1f,]+$")
 ]
@@ -245,6 +248,23 @@ class MergeConfig(Frozen):
             )
         return prior
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether it looks at pictures of the sides at all."""
+        return self.steps > 0 or self.start is MaskStart.CLOSED_FORM or self.method is MergeMethod.RELEASE
+
+
+Slider = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MAX_SLIDER,
+        description="So many pictures of the merge, from all content to all style; 0 for none.",
+        exclude_if=lambda positions: positions == 0,  # so that files of jobs without one stay what they were
+    ),
+]
+"""How many pictures show what lies between the two sides."""
+
 
 class GenerateConfig(Frozen):
     """Sampling of pictures."""
@@ -267,17 +287,11 @@ class PersonalizeConfig(Frozen):
     style: LoraTrainConfig
     merge: MergeConfig
     preview: GenerateConfig
+    slider: Slider = 0
 
     @model_validator(mode="after")
     def _company_is_mutual(self) -> Self:
-        if not self.trains_together:
-            return self
-        if min(self.content.company, self.style.company) == 0:
-            raise ValueError(
-                "content.company and style.company must both be above 0, to train both sides in one pass, or both be 0"
-            )
-        if self.content.resolution_px != self.style.resolution_px:
-            raise ValueError("content and style need the same resolution_px to keep each other company")
+        check_company(self.content, self.style)
         return self
 
     def of_side(self, side: str) -> LoraTrainConfig:
@@ -285,6 +299,32 @@ class PersonalizeConfig(Frozen):
         return self.content if side == "content" else self.style
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that are trained."""
+        return ("content", "style")
+
+    @property
+    def resolution_px(self) -> int:
+        """The side of the pictures that the merge looks at; it decides the roles of the layers."""
+        return self.content.resolution_px
+
+    @property
     def trains_together(self) -> bool:
         """Whether both LoRAs are trained in one pass, each in the other's company."""
         return max(self.content.company, self.style.company) > 0
+
+
+def check_company(content: LoraTrainConfig, style: LoraTrainConfig) -> None:
+    """Refuse sides of which only one wants company, or that cannot keep it.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    if max(content.company, style.company) == 0:
+        return
+    if min(content.company, style.company) == 0:
+        raise ValueError(
+            "content.company and style.company must both be above 0, to train both sides in one pass, or both be 0"
+        )
+    if content.resolution_px != style.resolution_px:
+        raise ValueError("content and style need the same resolution_px to keep each other company")

@@ -161,6 +161,7 @@ def resolve(
     rank: int | None = None,
     resolution_px: int | None = None,
     seed: int | None = None,
+    slider: int | None = None,
 ) -> PersonalizeConfig:
     """Fill a recipe and put the caller's wishes over it; None keeps the recipe's value.
 
@@ -188,4 +189,6 @@ def resolve(
     document = config.model_dump()
     for part, fields in wishes.items():
         document[part] |= {key: value for key, value in fields.items() if value is not None}
+    if slider is not None:
+        document["slider"] = slider
     return PersonalizeConfig.model_validate(document)

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from worker.settings import EngineSettings
     from worker.wire import Command, Event
 
-    News = ProgressReport | Checkpointed | LogLine
-
 log = logging.getLogger(__name__)
+
+News = ProgressReport | Checkpointed | LogLine
+"""What is told of a run while it goes on."""
 
 EventT = TypeVar("EventT", Ready, Warmed)
 

@@ -14,6 +14,7 @@ from api.jobs.failures import FailureClass, judge
 from api.jobs.locking import LockedJob, instant, lock_held, lock_job
 from api.jobs.models import Artifact, AttemptOutcome, Job, MemoryProfile, Stage, StageAttempt
 from api.jobs.states import TERMINAL_JOBS, StageState
+from api.loras.making import add_made
 
 if TYPE_CHECKING:
     import uuid
@@ -43,6 +44,8 @@ def finish_stage(
 ) -> None:
     """Publish a stage's artifacts and let the stages run that waited for it; the last one ends the job.
 
+    LoRAs among them appear in the account's library.
+
     Its checkpoint is forgotten: what it names in the store is of no use any more.
 
     Args:
@@ -63,6 +66,7 @@ def finish_stage(
         Artifact(job_id=stage.job_id, stage_id=stage.id, attempt=stage.attempt, **asdict(artifact))
         for artifact in artifacts
     )
+    add_made(session, locked.job, artifacts)
     stage.timings, stage.error, stage.checkpoint = timings, None, None
     stage.stopped_early, stage.reused_job_id = stopped_early, reused_job_id
     stage.reuse_key = None if stopped_early else reuse_key

@@ -97,6 +97,8 @@ class JobRecord:
 
     id: uuid.UUID
     kind: JobKind
+    name: str | None
+    mock_outcome: str | None
     state: JobState
     priority: int
     created_at: datetime
@@ -121,6 +123,7 @@ class FullJobRecord(JobRecord):
     params: Document
     webhook_url: str | None
     images: list[Document]
+    loras: list[Document]
     artifacts: list[Document]
     webhook: Document | None
     """`url`, `state`, `disabled_reason` and `last_status` of its endpoint."""
@@ -151,7 +154,7 @@ _STAGES = """
      ) ORDER BY s.ordinal), '[]') FROM stages s WHERE s.job_id = j.id) AS stages
 """
 _SUMMARY = """
-    j.id, j.kind, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+    j.id, j.kind, j.name, j.mock_outcome, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
     j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error, j.expires_at
 """
 _WEBHOOK = """
@@ -173,6 +176,10 @@ _IN_FULL = text(f"""
             'side', i.side, 'ordinal', i.ordinal, 'sha256', i.sha256, 'bytes', i.bytes, 'width', i.width,
             'height', i.height
          ) ORDER BY i.side, i.ordinal), '[]') FROM job_images i WHERE i.job_id = j.id) AS images,
+        (SELECT coalesce(json_agg(json_build_object(
+            'role', l.role, 'ordinal', l.ordinal, 'lora_id', l.lora_id, 'name', l.name, 'sha256', l.sha256,
+            'bytes', l.bytes, 'strength', l.strength
+         ) ORDER BY l.role, l.ordinal), '[]') FROM job_loras l WHERE l.job_id = j.id) AS loras,
         (SELECT coalesce(json_agg(json_build_object(
             'name', a.name, 'filename', a.filename, 'key', a.key, 'content_type', a.content_type, 'sha256', a.sha256,
             'bytes', a.bytes

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from api.jobs import listing
+from api.jobs.engines import EngineName
 from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
     ImageRead,
+    JobLoraRead,
     JobProgress,
     JobRead,
     JobResult,
@@ -47,6 +49,7 @@ def describe(
         timings=_timings(job, now),
         params=job.params,
         images=[ImageRead(**image) for image in job.images],
+        loras=[JobLoraRead(**lora) for lora in job.loras],
         webhook_url=job.webhook_url,
         webhook=None if job.webhook is None else JobWebhook(**job.webhook),
         result=_result(job, store, now, link_lifetime) if job.state is JobState.SUCCEEDED else None,
@@ -59,6 +62,8 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook, retention: timedel
     return {
         "id": job.id,
         "kind": job.kind,
+        "name": job.name,
+        "engine": EngineName.DUOLORA if job.mock_outcome is None else EngineName.MOCK,
         "state": job.state,
         "stage": progress.stage,
         "progress": progress,

@@ -19,7 +19,7 @@ from duolora.evaluate.host_pool import HostPool
 from duolora.evaluate.intervals import bootstrap
 from duolora.evaluate.jobs import Job, in_chunks, train_missing, training_costs
 from duolora.evaluate.methods import OURS, Knobs, Method
-from duolora.evaluate.metrics import harmonic_mean
+from duolora.evaluate.metrics import harmonic_mean, mean_cosine
 from duolora.evaluate.score_book import ScoreBook, knobs_word
 from duolora.evaluate.suite_plan import SuitePlan
 from duolora.evaluate.tables import OUR_RECIPE, Setting, complete_settings, difference_records, two_tables
@@ -214,10 +214,10 @@ class _Scorer:
         text_NE = self._judges.clip.texts([pair.plain_text(template) for template, _ in drawn])
         subject, style = pair.subject.pictures, pair.style.pictures
         return {
-            "dino": _mean_cosine(self._judges.dino.pictures(pictures), self._of_files("dino", subject)),
-            "clip_i": _mean_cosine(clip_NE, self._of_files("clip", subject)),
+            "dino": mean_cosine(self._judges.dino.pictures(pictures), self._of_files("dino", subject)),
+            "clip_i": mean_cosine(clip_NE, self._of_files("clip", subject)),
             "clip_t": float((clip_NE * text_NE).sum(dim=1).mean()),
-            "csd": _mean_cosine(self._judges.csd.pictures(pictures), self._of_files("csd", style)),
+            "csd": mean_cosine(self._judges.csd.pictures(pictures), self._of_files("csd", style)),
         }
 
     def _of_files(self, judge: str, paths: Sequence[Path]) -> torch.Tensor:
@@ -231,11 +231,6 @@ class _Scorer:
             embedder = embedders[judge]
             self._known[judge, paths] = embedder.pictures(open_pictures(paths))
         return self._known[judge, paths]
-
-
-def _mean_cosine(drawn_NE: torch.Tensor, given_NE: torch.Tensor) -> float:
-    """Return the mean over all pairs of rows."""
-    return float((drawn_NE @ given_NE.T).mean())
 
 
 def write_folder_reports(

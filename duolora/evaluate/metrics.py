@@ -28,6 +28,11 @@ FRAME_SHARE = 1 / 16
 """Width of the frame in which a background is looked for, over the picture's side; no placement fills it."""
 
 
+def mean_cosine(drawn_NE: Tensor, given_ME: Tensor) -> float:
+    """Return the mean over all pairs of a row of one and a row of the other, all of unit norm."""
+    return float((drawn_NE @ given_ME.T).mean())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sight:
     """What the evaluator sees in pictures, on the CPU: embeddings, trunk statistics, and the frame's mean colour."""

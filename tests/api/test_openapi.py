@@ -6,8 +6,12 @@ import json
 import pytest
 
 from api import health, openapi, schemas
+from api.accounts import schemas as accounts
+from api.accounts.scopes import Scope
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
+from api.loras import schemas as loras
+from api.uploads import schemas as uploads
 from api.webhooks import schemas as webhooks
 
 SPEC = openapi.document()
@@ -40,6 +44,14 @@ def test_every_body_has_an_example_of_its_shape(content):
             shape(name).model_validate_json(json.dumps(example), strict=True)
 
 
+def test_every_operation_that_needs_a_key_says_which_scope_and_documents_its_refusal():
+    for entry in SPEC["paths"].values():
+        for operation in entry.values():
+            [scheme] = operation.get("security", [{"api_key": []}])
+            assert set(scheme["api_key"]) <= set(Scope)
+            assert len(scheme["api_key"]) == ("401" in operation["responses"]) == ("403" in operation["responses"])
+
+
 def test_every_event_is_a_webhook_with_the_standard_headers():
     assert set(SPEC["webhooks"]) == {*map(str, EventType), webhooks.PING}
     for kind, entry in SPEC["webhooks"].items():
@@ -52,7 +64,7 @@ def test_every_event_is_a_webhook_with_the_standard_headers():
 
 def test_what_a_form_may_hold_is_shown_by_an_example():
     content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(content["example"]) == set(content["schema"]["properties"])
+    assert {*content["example"], "archive"} == set(content["schema"]["properties"])
     jobs.JobParams.model_validate(content["example"]["params"])
 
 
@@ -68,4 +80,5 @@ def reference(schema):
 
 
 def shape(name):
-    return next(getattr(module, name) for module in (jobs, schemas, webhooks, health) if hasattr(module, name))
+    modules = (jobs, loras, schemas, uploads, webhooks, accounts, health)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

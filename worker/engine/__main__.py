@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from duolora.config import PersonalizeConfig
 from duolora.errors import DuoLoraError, Fault, InvalidConfig
+from duolora.job_configs import read_config
 from duolora.models.revision import base_revision
 from worker import logs
 from worker.engine.channel import Channel, PipeObserver
@@ -25,6 +25,7 @@ from worker.engine.protocol import StageOfJob, StageRequest
 from worker.wire import Done, Failed, OutputFile, Ready, Run, Warm, Warmed
 
 if TYPE_CHECKING:
+    from duolora.job_configs import JobConfig
     from worker.engine.stages import BaseModels
     from worker.wire import Member
 
@@ -127,9 +128,9 @@ def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
     )
 
 
-def _config(member: Member) -> PersonalizeConfig:
+def _config(member: Member) -> JobConfig:
     try:
-        return PersonalizeConfig.model_validate(member.config)
+        return read_config(member.config)
     except ValidationError as error:
         raise InvalidConfig(f"the stored configuration cannot be read: {error.error_count()} fields") from error
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from duolora.config import PersonalizeConfig
+    from duolora.job_configs import JobConfig
     from duolora.keeping import Keeper
 
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 class StageOfJob:
     """A stage of a job and its folders.
 
-    `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
-    `outputs_dir` is empty.
+    `inputs_dir` holds `content/000.png`..., `style/000.png`..., the files of the upstream stages by their names, and in
+    `loras` those that came with the job: `content_0.safetensors`, `drawing_1.safetensors`. `outputs_dir` is empty.
     """
 
     job: str
     stage: str
-    config: PersonalizeConfig
+    config: JobConfig
     inputs_dir: Path
     outputs_dir: Path
 
