@@ -53,6 +53,7 @@ def test_from_dropped_pictures_to_the_merged_lora(window, samples):
     expect(page.get_by_role("img")).to_have_count(0)  # thumbnails say nothing that their names do not
     expect(page.locator("li img")).to_have_count(4)
     page.get_by_label(f"Caption of {samples.style[0].name}").fill("a bicycle")
+    page.get_by_label("Name", exact=True).fill("Foxes in neon")
     page.get_by_label("Subject class").fill("animal")
     page.get_by_text("More settings").click()
     page.get_by_label("Seed").fill("7")
@@ -63,13 +64,17 @@ def test_from_dropped_pictures_to_the_merged_lora(window, samples):
         page.get_by_role("button", name="Start training").click()
     assert len(sent.value.headers["idempotency-key"]) == 32
 
-    expect(page.get_by_role("heading", name="Job ")).to_be_visible()
+    expect(page.get_by_role("heading", name="Foxes in neon")).to_be_visible()
     expect(state(page, "Succeeded")).to_be_visible(timeout=JOB_ENDS_MS)
     job = read_job(window, page)
     assert job["params"]["prompts"]["subject_class"] == "animal"
     assert job["params"]["prompts"]["style_captions"] == ["a bicycle"]
     assert (job["params"]["content"]["seed"], job["params"]["content"]["rank"]) == (7, 4)
 
+    knob = page.get_by_role("slider", name="Subject against style")
+    expect(knob).to_have_attribute("aria-valuetext", "subject 100 %, style 100 %")
+    knob.press("End")
+    expect(page.get_by_alt_text("The merge with subject 0 %, style 100 %")).to_be_visible()
     preview = page.get_by_alt_text("The pictures you sent")
     expect(preview).to_be_visible()
     page.wait_for_function("image => image.complete && image.naturalWidth > 200", arg=preview.element_handle())

@@ -15,22 +15,6 @@ PICTURES = "DUOLORA_SCREENSHOTS"
 SCREENS = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 360, "height": 740}}
 
 
-@pytest.fixture(scope="module")
-def ended(client, samples):
-    """A job with everything there is to see: one that another test has left, or else a new one."""
-    left = [job for job in client.jobs() if job.state == "succeeded"]
-    if left:
-        return left[0]
-    job = client.personalize(
-        content=samples.content[:2],
-        style=samples.style[:2],
-        subject_class=samples.subject_class,
-        steps={"content": 6, "style": 6, "merge": 0},
-        rank=4,
-    )
-    return client.wait(job.id, timeout_s=180)
-
-
 def key_view(window, page, job):
     page.goto(window.home)
     expect(page.get_by_role("heading", name="Enter your API key")).to_be_visible()
@@ -71,6 +55,32 @@ def confirm_view(window, page, job):
     expect(page.get_by_role("dialog", name=f"Delete job {job.id[-8:]}?")).to_be_visible()
 
 
+def library_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Library").click()
+    page.get_by_role("button", name="Upload a LoRA").click()
+    page.get_by_role("button", name="Upload", exact=True).click()
+    expect(page.get_by_label("File")).to_be_focused()
+    page.get_by_role("button", name="Rename or tag").first.click()
+    expect(page.get_by_label("Tags").nth(1)).to_be_visible()
+
+
+def merging_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Library").click()
+    page.get_by_role("button", name="Merge with").first.click()
+    expect(page.get_by_role("button", name="Merge these two").first).to_be_visible()
+
+
+def keys_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Keys").click()
+    page.get_by_role("button", name="Make a key").click()
+    page.get_by_label("What it may do").select_option("own")
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.get_by_text("Tick at least one.")).to_be_visible()
+
+
 def webhooks_view(window, page, job):
     enter(window, page)
     page.get_by_role("link", name="Webhooks").click()
@@ -106,6 +116,9 @@ VIEWS = [
     jobs_view,
     confirm_view,
     job_view,
+    library_view,
+    merging_view,
+    keys_view,
     webhooks_view,
     webhook_view,
 ]

@@ -1,7 +1,7 @@
 // Jobs, and what one can be made of.
 
 import { query, read, send } from "./request";
-import type { Job, JobPage, JobParams, JobState, Limits, LogPage, Receipt, RecipePage } from "./types";
+import type { Job, JobCheck, JobPage, JobParams, JobState, Limits, LogPage, Receipt, RecipePage } from "./types";
 
 export const readLimits = (): Promise<Limits> => read("console.json");
 
@@ -29,6 +29,11 @@ export const listJobs = ({ states }: JobFilter, cursor: string | null, limit: nu
 /** Submit a job. Sent again with the same key after the answer was lost, it is not done twice. */
 export function submitJob(params: JobParams, content: File[], style: File[], idempotencyKey: string): Promise<Job> {
   return read("jobs", { method: "POST", body: form(params, content, style), headers: { "Idempotency-Key": idempotencyKey } });
+}
+
+/** Have the service look at what would be submitted; nothing is stored. */
+export function checkJob(params: JobParams, content: File[], style: File[], signal: AbortSignal): Promise<JobCheck> {
+  return read("jobs?validate_only=true", { method: "POST", body: form(params, content, style), signal });
 }
 
 function form(params: JobParams, content: File[], style: File[]): FormData {

@@ -201,3 +201,22 @@ export interface Receipt {
   state: "deleting" | "deleted";
   erased: Record<string, { count: number; bytes: number }>;
 }
+
+/** Something that is allowed, but worth a look before the job runs. */
+export interface Hint {
+  code: string;
+  detail: string;
+  pointer: string;
+}
+
+/** What a submission would become; nothing of it is stored. */
+export interface JobCheck {
+  ok: boolean;
+  config: JobConfiguration;
+  stages: { name: string; steps: number | null; predicted_seconds: number | null }[];
+  predicted_seconds: number | null;
+  predicted_peak_bytes: number | null;
+  quota: { policy: string; used: number; limit: number | null; after: number }[];
+  images: { side: string; ordinal: number; ok: boolean; problem?: FieldError | null; hints: Hint[] }[];
+  hints: Hint[];
+}

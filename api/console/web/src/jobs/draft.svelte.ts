@@ -1,8 +1,8 @@
 // The job that is being put together: its fields, what is wrong with them, and how it is sent.
 
-import { submitJob } from "../api/jobs";
+import { checkJob, submitJob } from "../api/jobs";
 import { newIdempotencyKey, Problem, said } from "../api/request";
-import type { FieldError, Job, JobParams, Limits, RecipePage, StepWishes } from "../api/types";
+import type { FieldError, Job, JobCheck, JobParams, Limits, RecipePage, StepWishes } from "../api/types";
 import { countProblem, Picture } from "./pictures.svelte";
 
 /** Fields that hold one word or number, by the JSON pointer that the service names them by. */
@@ -33,6 +33,10 @@ export class Draft {
   pictures = $state<Record<Side, Picture[]>>({ content: [], style: [] });
   values = $state<Partial<Record<Pointer, string>>>({});
   errors = $state<FieldError[]>([]);
+  /** What the service says of the draft as it is; null until it has looked. */
+  check = $state.raw<JobCheck | null>(null);
+  /** Somebody tried to send it as it was. */
+  tried = $state(false);
   /** What is wrong with the request as a whole. */
   complaint = $state("");
   sending = $state(false);
@@ -92,6 +96,7 @@ export class Draft {
   /** Send the job; null if something is wrong, which `errors` and `complaint` then say. */
   async send(): Promise<Job | null> {
     this.complaint = "";
+    this.tried = true;
     this.sending = true;
     await Promise.all([...this.pictures.content, ...this.pictures.style].map(({ examined }) => examined));
     this.errors = this.#check();
@@ -108,6 +113,43 @@ export class Draft {
     } finally {
       this.sending = false;
     }
+  }
+
+  /** Whether there is anything to look at: pictures on both sides, of which none is known to be of no use. */
+  get ready(): boolean {
+    const { content, style } = this.pictures;
+    return content.length > 0 && style.length > 0 && [...content, ...style].every(({ width, problem }) => width > 0 && problem === "");
+  }
+
+  /** Another one as soon as anything that would be sent is another. */
+  get signature(): string {
+    const pictures = [...this.pictures.content, ...this.pictures.style].map(({ id }) => id);
+    return JSON.stringify([this.#params(), this.pictures.content.length, pictures]);
+  }
+
+  get bytes(): number {
+    return [...this.pictures.content, ...this.pictures.style].reduce((sum, { file }) => sum + file.size, 0);
+  }
+
+  /** Have the service look at the draft as it is: what it finds stands at its field. */
+  async look(signal: AbortSignal): Promise<void> {
+    const found = this.#check();
+    if (found.length > 0) return;
+    try {
+      const check = await checkJob(this.#params(), this.#files("content"), this.#files("style"), signal);
+      this.check = check;
+      this.errors = check.images.flatMap(({ problem }) => problem ?? []);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.check = null;
+      if (error instanceof Problem) this.errors = error.document.errors ?? [];
+    }
+  }
+
+  /** What the service says of one picture that could be better. */
+  hint(side: Side, index: number): string {
+    const seen = this.check?.images.find((image) => image.side === side && image.ordinal === index);
+    return seen?.hints[0]?.detail ?? "";
   }
 
   /** Let the pictures go. */
@@ -168,14 +210,14 @@ export class Draft {
 
   /** The same key for as long as the same is sent: after a lost answer, sending again does nothing twice. */
   #key(): string {
-    const pictures = [...this.pictures.content, ...this.pictures.style].map(({ id }) => id);
-    const sent = JSON.stringify([this.#params(), pictures]);
+    const sent = this.signature;
     if (sent !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
     this.#sent = sent;
     return this.#idempotencyKey;
   }
 
   #forgetErrors(prefix: string): void {
+    this.check = null; // it was of another draft
     this.errors = this.errors.filter(({ pointer }) => pointer !== prefix && !pointer.startsWith(`${prefix}/`));
   }
 }
