@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
+from api.jobs import check_example
+from api.jobs import examples as jobs
 from api.jobs.event_types import EventType
 from api.loras import examples as loras
 from api.uploads import examples as uploads
@@ -76,6 +78,7 @@ _QUEUED: Document = _SUMMARY | {
     "loras": [],
     "webhook_url": None,
     "webhook": None,
+    "previews": [],
     "result": None,
 }
 _RUNNING: Document = _QUEUED | {
@@ -181,16 +184,16 @@ _STREAM = (
     f'data: {{"id":41,"type":"job.started","job_id":"{JOB_ID}","at":"2026-11-23T10:00:01+00:00","data":{{}}}}\n\n'
 )
 
-_WISHES: Document = {"name": "Rex in ink", "subject_class": "cat", "steps": {"content": 60}, "slider": 5, "seed": 5}
-
 FORMS: Mapping[str, Document] = {
-    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": _WISHES},
+    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": jobs.WISHES},
     **uploads.FORMS,
 }
 """Bodies of forms by operation. A file is its name."""
 
+SEVERAL_REQUESTS: Mapping[str, Mapping[str, Document]] = {"submit_job": jobs.BY_KIND}
+"""Request bodies in JSON by operation and case, of those that differ much."""
+
 REQUESTS: Mapping[str, Document] = {
-    "submit_job": _WISHES | {"content_upload_ids": [uploads.UPLOAD_ID], "style_upload_ids": [uploads.OTHER_ID]},
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},
@@ -203,7 +206,6 @@ REQUESTS: Mapping[str, Document] = {
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
-    ("submit_job", 200): _SUCCEEDED,
     ("list_jobs", 200): {
         "items": [_SUMMARY],
         "next_cursor": "AAZCu4nVhgABmrLwfDF9LpsRL2TI0KHl",
@@ -291,6 +293,11 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("readyz", 503): {"status": "down", "database": "ok", "migrations": "ok", "store": "down", "broker": "ok"},
 }
 """Bodies of answers by operation and status."""
+
+SEVERAL_ANSWERS: Mapping[tuple[str, int], Mapping[str, Document]] = {
+    ("submit_job", 200): {"waited_for": _SUCCEEDED, "validate_only": check_example.CHECK}
+}
+"""Bodies of answers that have several forms, by operation and status."""
 
 _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 400): "invalid_idempotency_key",

@@ -93,12 +93,22 @@ def _exemplify(path: str, operation: dict[str, Any]) -> None:
     """Put the examples of an operation into its request and its answers."""
     name = operation["operationId"]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        content["example"] = examples.FORMS.get(name, {}) if kind == MEDIA_TYPE else examples.REQUESTS[name]
+        several = examples.SEVERAL_REQUESTS.get(name)
+        if kind == MEDIA_TYPE:
+            content["example"] = examples.FORMS.get(name, {})
+        elif several is not None:
+            content["examples"] = {case: {"value": value} for case, value in several.items()}
+        else:
+            content["example"] = examples.REQUESTS[name]
     for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             if kind == "application/problem+json":
                 code, refusal = examples.refusal(name, int(status), path)
                 content["examples"] = {code: {"value": refusal}}
+            elif (name, int(status)) in examples.SEVERAL_ANSWERS:
+                content["examples"] = {
+                    which: {"value": each} for which, each in examples.SEVERAL_ANSWERS[name, int(status)].items()
+                }
             else:
                 content["example"] = examples.ANSWERS[name, int(status)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMA_VERSION = 1
 """Version of the stored JSON; raised when a field changes its meaning."""
@@ -41,6 +44,10 @@ Caption = Annotated[
 
 OptionalCaption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 """A caption of one picture, or empty for the one that pictures have by themselves."""
+
+
+MAX_TRAINING_PREVIEWS = 40
+"""Most times that a training is shown."""
 
 
 class Frozen(BaseModel):
@@ -265,6 +272,16 @@ Slider = Annotated[
 ]
 """How many pictures show what lies between the two sides."""
 
+PreviewEvery = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Steps after which pictures are drawn with what the training has learnt by then; 0 for none.",
+        exclude_if=lambda steps: steps == 0,
+    ),
+]
+"""How often a training is shown."""
+
 
 class GenerateConfig(Frozen):
     """Sampling of pictures."""
@@ -288,6 +305,13 @@ class PersonalizeConfig(Frozen):
     merge: MergeConfig
     preview: GenerateConfig
     slider: Slider = 0
+    preview_every: PreviewEvery = 0
+
+    @field_validator("preview_every")
+    @classmethod
+    def _previews_are_few(cls, every: int, info: ValidationInfo) -> int:
+        check_preview_every(every, [part for side in ("content", "style") if (part := info.data.get(side))])
+        return every
 
     @model_validator(mode="after")
     def _company_is_mutual(self) -> Self:
@@ -312,6 +336,21 @@ class PersonalizeConfig(Frozen):
     def trains_together(self) -> bool:
         """Whether both LoRAs are trained in one pass, each in the other's company."""
         return max(self.content.company, self.style.company) > 0
+
+
+def check_preview_every(every: int, sides: Iterable[LoraTrainConfig]) -> None:
+    """Refuse more pictures of a training than anybody looks at.
+
+    Raises:
+        ValueError: naming the least that may be asked for.
+    """
+    steps = max((side.steps for side in sides), default=0)
+    if every and steps > every * (MAX_TRAINING_PREVIEWS + 1):
+        least = -(-steps // (MAX_TRAINING_PREVIEWS + 1))
+        raise ValueError(
+            f"a training of {steps} steps is shown {MAX_TRAINING_PREVIEWS} times at most; "
+            f"ask for every {least} steps or more"
+        )
 
 
 def check_company(content: LoraTrainConfig, style: LoraTrainConfig) -> None:

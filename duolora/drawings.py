@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duolora.config import GenerateConfig, PersonalizeConfig, Prompts
-    from duolora.job_configs import GenerateJobConfig, MergeJobConfig
+    from duolora.job_configs import GenerateJobConfig, MergeJobConfig, Training
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
@@ -106,6 +106,18 @@ def draw_results(
     rows += [PreviewRow(title, f'"{prompt}"', drawn[name]) for name, (title, prompt) in shown.items()]
     slider = [picture for name in sorted(drawn) if name.startswith(_SLIDER) for picture in drawn[name]]
     return Results(preview_grid(rows, columns=preview.images), {name: drawn[name] for name in shown}, slider)
+
+
+def draw_training(
+    base: DiffusionBase, learnt: Mapping[str, LoraWeights], config: Training, step: int, observer: Observer
+) -> Image.Image:
+    """Draw with what a training has learnt of one side by some step, as its preview will, labelled.
+
+    Raises what `generate` raises.
+    """
+    [(name, (title, prompt))] = _shown(learnt, config.prompts).items()
+    pictures = generate(base, [prompt], config.preview, learnt[name], observer)
+    return preview_grid([PreviewRow(f"{title}, step {step}", f'"{prompt}"', pictures)], columns=config.preview.images)
 
 
 def _shown(loras: Mapping[str, LoraWeights], prompts: Prompts) -> dict[str, tuple[str, str]]:

@@ -16,6 +16,7 @@ from duolora.config import (
     LoraTrainConfig,
     MergeConfig,
     PersonalizeConfig,
+    PreviewEvery,
     Prompts,
     Slider,
     check_company,
@@ -51,6 +52,7 @@ class TrainJobConfig(Frozen):
     content: LoraTrainConfig | None
     style: LoraTrainConfig | None
     preview: GenerateConfig
+    preview_every: PreviewEvery = 0
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:
@@ -112,7 +114,7 @@ class MergeJobConfig(Frozen):
     @classmethod
     def of(cls, whole: PersonalizeConfig) -> Self:
         """Return the merge as a whole job would merge."""
-        fields = whole.model_dump(exclude={"content", "style"})
+        fields = whole.model_dump(exclude={"content", "style", "preview_every"})
         return cls.model_validate(fields | {"resolution_px": whole.resolution_px})
 
 

@@ -162,6 +162,7 @@ def resolve(
     resolution_px: int | None = None,
     seed: int | None = None,
     slider: int | None = None,
+    preview_every: int | None = None,
 ) -> PersonalizeConfig:
     """Fill a recipe and put the caller's wishes over it; None keeps the recipe's value.
 
@@ -189,6 +190,7 @@ def resolve(
     document = config.model_dump()
     for part, fields in wishes.items():
         document[part] |= {key: value for key, value in fields.items() if value is not None}
-    if slider is not None:
-        document["slider"] = slider
+    document |= {
+        name: value for name, value in (("slider", slider), ("preview_every", preview_every)) if value is not None
+    }
     return PersonalizeConfig.model_validate(document)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
+from api.errors import LeaseLost
 from api.jobs import repository
 from api.storage import StoreError, artifact_key
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
-from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run
-from worker.workspace import BaseUnavailable, CheckpointUnusable
+from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
+from worker.workspace import BaseUnavailable, CheckpointUnusable, OutputMissing
 
 if TYPE_CHECKING:
     import uuid
@@ -140,6 +141,8 @@ class Attempt:
                         uploader.take(news)
                     case LogLine():
                         reporter.write_line(news)
+                    case Shown():
+                        self._publish_early(workspace, news.output)
 
             done = self.engine.run(command, hear)
             ran = perf_counter()
@@ -249,6 +252,16 @@ class Attempt:
         self, workspace: Workspace, stage: ClaimedStage, outputs: Sequence[OutputFile]
     ) -> list[StoredArtifact]:
         return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
+
+    def _publish_early(self, workspace: Workspace, output: OutputFile) -> None:
+        """Publish an output of a stage that goes on; if that cannot be done now, it comes with the others."""
+        stage = self.stage.all[output.member]
+        try:
+            artifacts = workspace.publish(stage, [output], lambda: None)
+            with transaction(self._sessions) as session:
+                repository.publish_early(session, **stage.proof, artifacts=artifacts)
+        except (StoreError, OutputMissing, DBAPIError, LeaseLost) as error:
+            log.info("a picture was not published yet", extra={"error": type(error).__name__})
 
     def _command(self, workspace: Workspace, resume: dict[uuid.UUID, Path | None]) -> Run:
         return Run(

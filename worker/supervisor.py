@@ -27,6 +27,7 @@ from worker.wire import (
     ProgressReport,
     Ready,
     Run,
+    Shown,
     Warm,
     Warmed,
     WireError,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-News = ProgressReport | Checkpointed | LogLine
+News = ProgressReport | Checkpointed | LogLine | Shown
 """What is told of a run while it goes on."""
 
 EventT = TypeVar("EventT", Ready, Warmed)
@@ -200,7 +201,12 @@ class EngineSupervisor:
                     return self._wind_down(command, message.reason, on_news)
                 self._send(Finish(id=command.id))
             match self._event(message):
-                case ProgressReport(id=command.id) | Checkpointed(id=command.id) | LogLine(id=command.id) as news:
+                case (
+                    ProgressReport(id=command.id)
+                    | Checkpointed(id=command.id)
+                    | LogLine(id=command.id)
+                    | Shown(id=command.id) as news
+                ):
                     watchdog.see(news)
                     on_news(news)
                 case Done(id=command.id) as done:

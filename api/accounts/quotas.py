@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 30
 """When to look again for a free place: nobody can say when a job of the account will start."""
 _BOUNDS = (Account.max_queued_jobs, Account.stored_bytes, Account.max_stored_bytes)
-_QUEUED, _STORED = "queued-jobs", "stored-bytes"
+QUEUED, STORED = "queued-jobs", "stored-bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Usage:
         bounded = [
             (name, most, max(most - used, 0), unit)
             for name, used, most, unit in (
-                (_QUEUED, self.queued_jobs, self.max_queued_jobs, "concurrent-requests"),
-                (_STORED, self.stored_bytes, self.max_stored_bytes, "content-bytes"),
+                (QUEUED, self.queued_jobs, self.max_queued_jobs, "concurrent-requests"),
+                (STORED, self.stored_bytes, self.max_stored_bytes, "content-bytes"),
             )
             if most is not None
         ]
@@ -69,10 +69,10 @@ class Usage:
         """
         violated, details = [], []
         if jobs and self.max_queued_jobs is not None and self.queued_jobs >= self.max_queued_jobs:
-            violated.append(_QUEUED)
+            violated.append(QUEUED)
             details.append(f"{self.queued_jobs} jobs wait, and {self.max_queued_jobs} may")
         if self.max_stored_bytes is not None and self.stored_bytes + stored_bytes > self.max_stored_bytes:
-            violated.append(_STORED)
+            violated.append(STORED)
             details.append(
                 f"{self.stored_bytes} bytes are stored, {stored_bytes} more came, and {self.max_stored_bytes} may be"
             )
@@ -98,6 +98,12 @@ def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID, *, jobs: in
             row.stored_bytes,
             row.max_stored_bytes,
         ).check(1, jobs)
+
+
+def usage(session: Session, account_id: uuid.UUID) -> Usage:
+    """Return what an account uses now, also of quotas that have no bound."""
+    row = session.execute(select(*_BOUNDS).where(Account.id == account_id)).one()
+    return Usage(_queued(session, account_id, 0), row.max_queued_jobs, row.stored_bytes, row.max_stored_bytes)
 
 
 def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int, jobs: int = 1) -> Usage:

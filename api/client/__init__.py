@@ -17,6 +17,7 @@ from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, Ser
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
 from api.client.keys import Keys
+from api.client.loras import Loras
 from api.client.records import (
     Artifact,
     Attempt,
@@ -25,9 +26,12 @@ from api.client.records import (
     DeliveryAttempt,
     Event,
     GenerateWishes,
+    JobCheck,
     JobRecord,
     Key,
     LogLine,
+    Lora,
+    LoraFile,
     MergeWishes,
     Progress,
     Recipes,
@@ -35,10 +39,12 @@ from api.client.records import (
     Tally,
     Timings,
     TrainWishes,
+    Upload,
     Webhook,
     Wishes,
 )
 from api.client.signatures import InvalidSignature, verify_webhook
+from api.client.uploads import Uploads
 from api.client.webhooks import Webhooks
 
 __all__ = [
@@ -56,10 +62,13 @@ __all__ = [
     "GenerateWishes",
     "InvalidSignature",
     "Job",
+    "JobCheck",
     "JobNotSucceeded",
     "JobRecord",
     "Key",
     "LogLine",
+    "Lora",
+    "LoraFile",
     "MergeWishes",
     "Progress",
     "Recipes",
@@ -68,13 +77,14 @@ __all__ = [
     "Tally",
     "Timings",
     "TrainWishes",
+    "Upload",
     "Webhook",
     "Wishes",
     "verify_webhook",
 ]
 
 
-class Client(Jobs, Webhooks, Keys, SyncCore):
+class Client(Jobs, Loras, Uploads, Webhooks, Keys, SyncCore):
     """A connection to one service.
 
     Args:
@@ -92,7 +102,7 @@ class Client(Jobs, Webhooks, Keys, SyncCore):
         return Job.of(job, self)
 
 
-class AsyncClient(Jobs, Webhooks, Keys, AsyncCore):
+class AsyncClient(Jobs, Loras, Uploads, Webhooks, Keys, AsyncCore):
     """A connection to one service whose operations are to be awaited.
 
     Args:

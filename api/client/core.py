@@ -18,7 +18,7 @@ from api.client.records import JobRecord
 from api.client.wires import Ask, AsyncWire, SyncWire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from api.client.handles import AsyncJob, Job
     from api.client.wires import Wire
@@ -260,6 +260,11 @@ async def _next(items: AsyncIterator[T]) -> T:
 def once(key: str | None) -> dict[str, str]:
     """Return the field by which a request may be sent again; without a key of the caller's, one is made."""
     return {"Idempotency-Key": key or str(uuid.uuid4())}
+
+
+def several(values: str | Sequence[str]) -> list[str]:
+    """Return one value or several as a list."""
+    return [values] if isinstance(values, str) else list(values)
 
 
 def _headers(api_key: str) -> dict[str, str]:

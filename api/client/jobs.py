@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from api.client.core import AWAY, Operation, Stream, once
-from api.client.errors import DamagedDownload, JobNotSucceeded, ServiceRefused, refusal
+from api.client.core import AWAY, Operation, Stream, once, several
+from api.client.errors import JobNotSucceeded, ServiceRefused, refusal
+from api.client.fetching import Fetching
 from api.client.files import Tally
-from api.client.records import TERMINAL, Artifact, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
+from api.client.records import TERMINAL, Attempt, Deletion, Event, JobRecord, LogLine, Recipes
 from api.client.submitting import Submitting, prefer
 from api.client.wires import Ask
 
@@ -34,7 +34,7 @@ SILENCE_S = 60.0
 """A stream of events that is silent for longer has broken off: the service gives signs of life more often."""
 
 
-class Jobs(Submitting):
+class Jobs(Submitting, Fetching):
     """Submit, follow, decide, fetch."""
 
     @Operation
@@ -72,7 +72,7 @@ class Jobs(Submitting):
             kind: Only those of one of these kinds, if any are given.
             page_size: Jobs of one request, 100 at most.
         """
-        query = {"limit": page_size, "state": _several(state), "kind": _several(kind)}
+        query = {"limit": page_size, "state": several(state), "kind": several(kind)}
         async for item in self._pages("/jobs", query):
             yield JobRecord.model_validate(item)
 
@@ -244,30 +244,6 @@ class Jobs(Submitting):
         target.mkdir(parents=True, exist_ok=True)
         tally = Tally(sum(artifact.bytes for artifact in fresh.result.artifacts), on_download)
         return {each.name: await self._fetch(each, target, tally) for each in fresh.result.artifacts}
-
-    async def _fetch(self, artifact: Artifact, folder: Path, tally: Tally) -> Path:
-        path = folder / Path(artifact.filename).name  # a name from outside must not lead out of the folder
-        partial = path.with_name(path.name + ".part")
-        digest = hashlib.sha256()
-        answer = await self._wire.open(Ask("GET", artifact.url, of_store=True), "bytes")
-        try:
-            if answer.response.is_error:
-                raise ServiceRefused(answer.response.status_code, {"title": f"the store refused {artifact.filename}"})
-            with partial.open("wb") as file:
-                while (chunk := await self._wire.read_on(answer)) is not None:
-                    digest.update(chunk)
-                    file.write(chunk)
-                    tally.add(len(chunk))
-        finally:
-            await self._wire.drop(answer)
-        if digest.hexdigest() != artifact.sha256:
-            partial.unlink()
-            raise DamagedDownload(f"{artifact.filename} has SHA-256 {digest.hexdigest()}, not {artifact.sha256}")
-        return partial.replace(path)
-
-
-def _several(values: str | Sequence[str]) -> list[str]:
-    return [values] if isinstance(values, str) else list(values)
 
 
 class _Patience:

@@ -33,16 +33,49 @@ class Progress(_Record):
     queue_eta_seconds: float | None = None
 
 
-class Artifact(_Record):
-    """One result file. `url` works without a key until `expires_at`; reading the job again gives a fresh one."""
+class Download(_Record):
+    """A file that the service has. `url` works without a key until `expires_at`; reading again gives a fresh one."""
 
-    name: str
     filename: str
-    content_type: str
     bytes: int
     sha256: str
-    url: str
-    expires_at: AwareDatetime
+    url: str = ""
+    """Empty in a list."""
+    expires_at: AwareDatetime | None = None
+
+
+class Artifact(Download):
+    """One result file of a job."""
+
+    name: str
+    content_type: str
+
+
+class LoraFile(Download):
+    """A safetensors file of a LoRA."""
+
+    format: str
+    """How its keys are named: `diffusers`, `kohya`, `peft` or `other`."""
+
+
+class Lora(_Record):
+    """A LoRA of the library."""
+
+    id: str
+    name: str
+    tags: tuple[str, ...]
+    role: str
+    """What it holds: `content`, `style`, `merged` or `other`."""
+    base_model: str | None = None
+    rank: int | None = None
+    trigger: str | None = None
+    source: str
+    """`job` or `upload`."""
+    job_id: str | None = None
+    kept: bool
+    """It stays when its job is deleted."""
+    created_at: AwareDatetime
+    files: tuple[LoraFile, ...]
 
 
 class Result(_Record):
@@ -71,6 +104,8 @@ class JobRecord(_Record):
     progress: Progress
     timings: Timings | None = None
     error: dict[str, Any] | None = None
+    previews: tuple[Artifact, ...] = ()
+    """Pictures drawn during the trainings so far."""
     result: Result | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -106,6 +141,35 @@ class Deletion(_Record):
     deleted_at: AwareDatetime | None = None
     erased: dict[str, Tally]
     """By category: `inputs`, `checkpoints`, `previews`, `artifacts`, `logs`."""
+
+
+class Upload(_Record):
+    """A picture that came before its job."""
+
+    id: str
+    state: str
+    """`pending` until it is confirmed, then `ready`."""
+    kind: str
+    bytes: int
+    sha256: str | None = None
+    """Of what is kept, once it is ready."""
+    width: int | None = None
+    height: int | None = None
+    expires_at: AwareDatetime
+
+
+class JobCheck(_Record):
+    """What a submission would become."""
+
+    ok: bool
+    config: dict[str, Any]
+    stages: tuple[dict[str, Any], ...]
+    predicted_seconds: float | None = None
+    predicted_peak_bytes: int | None = None
+    quota: tuple[dict[str, Any], ...]
+    images: tuple[dict[str, Any], ...]
+    """Each with `ok`, and `problem` or `hints`."""
+    hints: tuple[dict[str, Any], ...]
 
 
 class Event(_Record):
@@ -252,6 +316,7 @@ class Wishes(_WishesOfAll, _Words, total=False):
 
     merge_recipe: str
     rank: int
+    preview_every: int
     slider: int
 
 
@@ -260,6 +325,7 @@ class TrainWishes(_WishesOfAll, _Words, total=False):
 
     subject_class: str
     rank: int
+    preview_every: int
 
 
 class MergeWishes(_WishesOfAll, _Words, total=False):

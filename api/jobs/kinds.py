@@ -38,6 +38,7 @@ OF_KINDS: Mapping[str, frozenset[JobKind]] = {
     "content_captions": _WORDS,
     "rank": _TRAINING,
     "slider": _MERGING,
+    "preview_every": _TRAINING,
     "content_lora_id": frozenset({JobKind.MERGE}),
     "style_lora_id": frozenset({JobKind.MERGE}),
     "loras": _GENERATE,

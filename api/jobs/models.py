@@ -16,7 +16,7 @@ from api.identifiers import uuid7
 from api.jobs.engines import MockOutcome
 from api.jobs.failures import FailureClass
 from api.jobs.plan import JobKind
-from api.jobs.states import JobState, StageState
+from api.jobs.states import AttemptOutcome, JobState, StageState
 
 
 class Side(StrEnum):
@@ -32,21 +32,6 @@ class LoraUse(StrEnum):
     CONTENT = "content"
     STYLE = "style"
     DRAWING = "drawing"
-
-
-class AttemptOutcome(StrEnum):
-    """How one attempt at a stage ended."""
-
-    SUCCEEDED = "succeeded"
-    RETRIED = "retried"
-    """Failed, and another attempt follows."""
-    FAILED = "failed"
-    """Failed for good."""
-    RELEASED = "released"
-    """Given back, at a shutdown or because a pass that it shared with other jobs ended; does not count."""
-    CANCELED = "canceled"
-    LEASE_EXPIRED = "lease_expired"
-    """The worker fell silent."""
 
 
 class MemoryProfile(StrEnum):

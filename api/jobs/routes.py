@@ -15,6 +15,7 @@ from api.deps import ReadsJobs, Services, ServicesDep, WritesJobs
 from api.errors import NotFound
 from api.jobs import catalogue
 from api.jobs.bodies import Body, Envelope, openapi_body, received_body, to_submission
+from api.jobs.check_schemas import JobCheck
 from api.jobs.plan import JobKind
 from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
@@ -95,8 +96,8 @@ ETAG = {
     responses={
         202: NEW_JOB | {"headers": NEW_JOB["headers"] | _fields(APPLIED)},
         200: {
-            "model": JobRead,
-            "description": "The job has ended while its submitter waited.",
+            "model": JobRead | JobCheck,
+            "description": "The job has ended while its submitter waited; or, with `validate_only`, what it would be.",
             "headers": NEW_JOB["headers"] | _fields(APPLIED),
         },
         **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
@@ -108,6 +109,9 @@ async def submit_job(
     services: ServicesDep,
     caller: WritesJobs,
     key: Key = None,
+    validate_only: Annotated[  # noqa: FBT002 - FastAPI calls it by name
+        bool, Query(description="Only look: nothing is stored, and the answer says what the job would be.")
+    ] = False,
 ) -> Response:
     """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on.
 
@@ -116,15 +120,19 @@ async def submit_job(
     With `Prefer: wait=n` the answer comes when the job has ended, or after n seconds with the job as it is then.
     """
 
-    def submit(body: Body) -> Accepted:
+    def submit(body: Body) -> Accepted | JobCheck:
         envelope = Envelope(
             origin=_origin(request, services), traceparent=current_traceparent(), idempotency_key=_key(request)
         )
         with to_submission(body, envelope, services.settings) as submission:
+            if validate_only:
+                return services.jobs.check(caller, submission)
             return services.jobs.submit(caller, submission)
 
     async with received_body(request) as body:  # of a caller who has shown a key
         accepted = await run_in_threadpool(submit, body)
+    if isinstance(accepted, JobCheck):
+        return _json(accepted.model_dump_json())
     wait = read_wait(request.headers.getlist("prefer"))
     if not wait.seconds:
         return _json(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})

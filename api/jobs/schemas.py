@@ -68,6 +68,12 @@ class JobParams(Wire):
     slider: int | None = Field(
         None, description="So many pictures of the merge, from all content to all style. 0 to 9.", examples=[5]
     )
+    preview_every: int | None = Field(
+        None,
+        description="Steps after which pictures are drawn with what a training has learnt by then: `previews` of the "
+        "job. 0 for none.",
+        examples=[100],
+    )
     loras: list[LoraWish] | None = Field(None, description="For `generate`: draw with these together. None: the base.")
     prompts: list[str] | None = Field(
         None, description="`generate` needs it: what to draw.", examples=[["a sbu dog in szn style"]]
@@ -273,6 +279,10 @@ class JobRead(JobSummary):
     loras: list[JobLoraRead]
     webhook_url: str | None
     webhook: JobWebhook | None = Field(description="How the server at `webhook_url` is doing.")
+    previews: list[ArtifactRead] = Field(
+        description="Pictures drawn during the trainings so far, named `training_<side>_<step>`; of a succeeded job "
+        "they are among its results as well."
+    )
     result: JobResult | None
 
 

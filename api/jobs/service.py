@@ -15,6 +15,7 @@ from api.db import transaction
 from api.idempotency import Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import kinds, listing, repository, requests, wishes
+from api.jobs.checking import Checker
 from api.jobs.darkroom import Darkroom
 from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.gathering import Gatherer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from api.accounts.service import Caller
+    from api.jobs.check_schemas import JobCheck
     from api.jobs.schemas import JobParams, JobRead
     from api.settings import ApiSettings
     from api.storage import ObjectStore
@@ -56,6 +58,7 @@ class JobService:
         self._settings = settings
         self._sessions = sessions
         self._gatherer = Gatherer(sessions, darkroom or Darkroom(settings.images))
+        self._checker = Checker(sessions, self._gatherer)
         self.reader = JobReader(settings, sessions, store)
         self._orders = OrderBook(sessions, store, self.reader)
         self._ledger = Ledger(
@@ -84,6 +87,18 @@ class JobService:
                 return again(entry)
             with wishes.pointing(submission.root):
                 return self._submit(caller, submission, entry)
+
+    def check(self, caller: Caller, submission: Submission) -> JobCheck:
+        """Look at a submission; nothing of it is stored. Pictures that cannot be used are told of in the answer.
+
+        Raises:
+            InvalidParameters: a field is refused, `errors` names each.
+            Unavailable: too many submissions are being read.
+        """
+        with wishes.pointing(submission.root):
+            config, ingredients = self._configure(caller, submission)
+        copied = sum(ingredient.file.bytes for ingredient in ingredients)
+        return self._checker.check(caller, submission, config.model_dump(mode="json"), plan(config), copied)
 
     def cancel(self, caller: Caller, job_id: uuid.UUID) -> JobRead:
         """Ask for a job to be given up. Asking again changes nothing.
@@ -142,15 +157,7 @@ class JobService:
 
     def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Accepted:
         params = submission.params
-        ingredients = self._ingredients(caller, params)
-        config = kinds.resolve(
-            params,
-            self._settings.base_models,
-            self._settings.default_base_model,
-            pictures=submission.counts,
-            ingredients=ingredients,
-        )
-        check(submission, config, caller, self._settings)
+        config, ingredients = self._configure(caller, submission)
         quotas.precheck(self._sessions, caller.account_id)
         job = _job(caller, uuid7(), config, submission)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
@@ -164,6 +171,19 @@ class JobService:
                 webhook=None if params.webhook_url is None else params,
             )
             return self._orders.place(caller, order, entry)
+
+    def _configure(self, caller: Caller, submission: Submission) -> tuple[JobConfig, list[Ingredient]]:
+        """Return the configuration of a submission whose parameters are good, and the LoRAs that it names."""
+        ingredients = self._ingredients(caller, submission.params)
+        config = kinds.resolve(
+            submission.params,
+            self._settings.base_models,
+            self._settings.default_base_model,
+            pictures=submission.counts,
+            ingredients=ingredients,
+        )
+        check(submission, config, caller, self._settings)
+        return config, ingredients
 
     def _ingredients(self, caller: Caller, params: JobParams) -> list[Ingredient]:
         """Return the LoRAs that a request names."""

@@ -43,6 +43,9 @@ def describe(
 ) -> JobRead:
     """Describe a job in full. Links are minted here, at reading time."""
     now = datetime.now(UTC)
+    succeeded = job.state is JobState.SUCCEEDED
+    seen = [each for each in job.artifacts if succeeded or each["name"].startswith(listing.TRAINING)]
+    files = _links(seen, store, now, link_lifetime)
     return JobRead(
         **_summary(job, now, outlook, retention),
         stages=[_stage(stage, now) for stage in job.stages],
@@ -52,7 +55,8 @@ def describe(
         loras=[JobLoraRead(**lora) for lora in job.loras],
         webhook_url=job.webhook_url,
         webhook=None if job.webhook is None else JobWebhook(**job.webhook),
-        result=_result(job, store, now, link_lifetime) if job.state is JobState.SUCCEEDED else None,
+        previews=[file for file in files if file.name.startswith(listing.TRAINING)],
+        result=JobResult(artifacts=files) if succeeded else None,
     )
 
 
@@ -129,13 +133,15 @@ def _timings(job: JobRecord, now: datetime) -> JobTimings:
     )
 
 
-def _result(job: FullJobRecord, store: ObjectStore, now: datetime, lifetime: timedelta) -> JobResult:
-    expires_at = now + lifetime
-    artifacts = []
-    for artifact in job.artifacts:
-        key = artifact.pop("key")
+def _links(
+    artifacts: Sequence[dict[str, Any]], store: ObjectStore, now: datetime, lifetime: timedelta
+) -> list[ArtifactRead]:
+    """Describe files, with links that work for a while."""
+    described = []
+    for artifact in artifacts:
+        fields = dict(artifact)
         url = store.presigned_get(
-            key, filename=artifact["filename"], content_type=artifact["content_type"], expires=lifetime
+            fields.pop("key"), filename=fields["filename"], content_type=fields["content_type"], expires=lifetime
         )
-        artifacts.append(ArtifactRead(**artifact, url=url, expires_at=expires_at))
-    return JobResult(artifacts=artifacts)
+        described.append(ArtifactRead(**fields, url=url, expires_at=now + lifetime))
+    return described

@@ -117,6 +117,7 @@ def resolve(
             resolution_px=params.resolution_px,
             seed=params.seed,
             slider=params.slider,
+            preview_every=params.preview_every,
         )
     except ValidationError as error:
         raise InvalidParameters(errors=complaints(error.errors(), _config_pointer)) from error

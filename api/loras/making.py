@@ -30,6 +30,8 @@ _MADE: Mapping[str, tuple[LoraRole, LoraFormat]] = {
     "merged_kohya": (LoraRole.MERGED, LoraFormat.KOHYA),
 }
 """Artifacts that are LoRAs."""
+MOCK_TAG = "mock"
+"""On what a job of the mock engine made: nothing was learnt."""
 
 
 def add_made(session: Session, job: Job, artifacts: Iterable[StoredArtifact]) -> None:
@@ -86,7 +88,8 @@ def _row(job: Job, role: LoraRole, files: list[LoraFile]) -> Lora:
     }
     lora = Lora(
         account_id=job.account_id,
-        name=names[role],
+        name=names[role] if job.name is None else f"{job.name} ({role})",
+        tags=[] if job.mock_outcome is None else [MOCK_TAG],
         role=role,
         base_model=job.params.get("base_model"),
         rank=(job.params.get(role) or {}).get("rank") if role is not LoraRole.MERGED else None,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import ServicesDep, WritesLoras
+from api.deps import ReadsLoras, ServicesDep, WritesLoras
 from api.documents import SmallDocuments
 from api.forms import received_form
 from api.loras.form import MAX_FILES, REMEDY, openapi_body, read_form
@@ -46,7 +46,7 @@ async def upload_lora(request: Request, response: Response, services: ServicesDe
 )
 def list_loras(
     services: ServicesDep,
-    caller: WritesLoras,
+    caller: ReadsLoras,
     *,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -69,7 +69,7 @@ def list_loras(
     summary="Read a LoRA",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_lora(services: ServicesDep, caller: WritesLoras, lora_id: uuid.UUID) -> LoraRead:
+def read_lora(services: ServicesDep, caller: ReadsLoras, lora_id: uuid.UUID) -> LoraRead:
     """Read what is known of a LoRA, with links to its files."""
     return services.loras.read(caller, lora_id)
 
@@ -90,7 +90,7 @@ def read_lora(services: ServicesDep, caller: WritesLoras, lora_id: uuid.UUID) ->
 )
 def download_lora(
     services: ServicesDep,
-    caller: WritesLoras,
+    caller: ReadsLoras,
     lora_id: uuid.UUID,
     *,
     format: Annotated[  # noqa: A002 - the name on the wire

@@ -8,6 +8,7 @@ import pytest
 from api import health, openapi, schemas
 from api.accounts import schemas as accounts
 from api.accounts.scopes import Scope
+from api.jobs import check_schemas as checks
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
 from api.loras import schemas as loras
@@ -38,10 +39,9 @@ def test_every_body_has_an_example_of_its_shape(content):
     examples = (
         [each["value"] for each in content["examples"].values()] if "examples" in content else [content["example"]]
     )
-    name = reference(content["schema"])
-    for example in examples:
-        if name is not None:
-            shape(name).model_validate_json(json.dumps(example), strict=True)
+    names = [name for schema in content["schema"].get("anyOf", [content["schema"]]) if (name := reference(schema))]
+    for example, name in zip(examples, names * len(examples) if len(names) == 1 else names, strict=bool(names)):
+        shape(name).model_validate_json(json.dumps(example), strict=True)
 
 
 def test_every_operation_that_needs_a_key_says_which_scope_and_documents_its_refusal():
@@ -80,5 +80,5 @@ def reference(schema):
 
 
 def shape(name):
-    modules = (jobs, loras, schemas, uploads, webhooks, accounts, health)
+    modules = (jobs, checks, loras, schemas, uploads, webhooks, accounts, health)
     return next(getattr(module, name) for module in modules if hasattr(module, name))

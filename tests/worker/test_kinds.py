@@ -15,8 +15,7 @@ from sqlalchemy import select, text
 
 from api.db import transaction
 from api.jobs.models import Stage, StageAttempt
-from api.loras.models import LoraFile, LoraFormat
-from tests.api.factories import make_lora
+from api.loras.models import Lora, LoraRole
 from tests.support.company import alone, quick
 from tests.worker.bench import eventually, states
 from tests.worker.jobs import retry, stop
@@ -54,13 +53,10 @@ def finished(bench: Bench, job: Job) -> Job:
     return bench.wait_for(job.id, "succeeded", within_s=PATIENCE_S)
 
 
-def into_the_library(bench: Bench, job: Job, artifact: str) -> str:
-    """Have a row of the library stand on a job's file; returns its id."""
-    found = next(each for each in job.artifacts if each.name == artifact)
-    file = LoraFile(
-        format=LoraFormat.DIFFUSERS, key=found.key, filename=found.filename, sha256=found.sha256, bytes=found.bytes
-    )
-    return str(make_lora(bench.sessions, job.account_id, name=artifact, base_model="tiny", files=[file.to_json()]))
+def in_the_library(bench: Bench, job: Job, role: LoraRole) -> str:
+    """The id of what a job made."""
+    with bench.sessions() as session:
+        return str(session.scalars(select(Lora.id).where(Lora.job_id == job.id, Lora.role == role)).one())
 
 
 def files(bench: Bench, job: Job) -> dict[str, bytes]:
@@ -85,7 +81,7 @@ def test_what_is_trained_is_merged_and_what_is_merged_draws(bench: Bench) -> Non
     with bench.worker(**SETTINGS):
         ids = {}
         for side in ("content", "style"):
-            job = submit(bench, kind="train", pictures=(side,), rank=2, steps={side: 3})
+            job = submit(bench, kind="train", pictures=(side,), rank=2, steps={side: 3}, style_trigger="inky")
             trained = finished(bench, job)
             assert list(states(trained.stages)) == [f"{side}_lora", "package"]
             assert {each.name for each in trained.artifacts} == {
@@ -94,13 +90,14 @@ def test_what_is_trained_is_merged_and_what_is_merged_draws(bench: Bench) -> Non
                 "preview",
                 "report",
             }
-            ids[side] = into_the_library(bench, trained, f"{side}_lora")
+            ids[side] = in_the_library(bench, trained, LoraRole(side))
 
         job = submit(
             bench, kind="merge", pictures=(), slider=3, content_lora_id=ids["content"], style_lora_id=ids["style"]
         )
         merged = finished(bench, job)
         assert list(states(merged.stages)) == ["merge", "package"]
+        assert (merged.params["prompts"]["subject_class"], merged.params["prompts"]["style_trigger"]) == ("dog", "inky")
         found = files(bench, merged)
         assert {name for name in found if name.startswith("merge")} == {
             "merged_diffusers",
@@ -111,7 +108,7 @@ def test_what_is_trained_is_merged_and_what_is_merged_draws(bench: Bench) -> Non
         assert [each["artifact"] for each in report(bench, merged)["slider"]] == ["slider_0", "slider_1", "slider_2"]
         assert [size(found[f"slider_{place}"]) for place in range(3)] == [(64, 64)] * 3
 
-        lora = {"lora_id": into_the_library(bench, merged, "merged_diffusers"), "strength": 0.8}
+        lora = {"lora_id": in_the_library(bench, merged, LoraRole.MERGED), "strength": 0.8}
         job = submit(
             bench,
             kind="generate",
@@ -185,7 +182,7 @@ def test_a_merge_that_is_stopped_takes_a_step_and_ends(bench: Bench) -> None:
         ids = {}
         for side in ("content", "style"):
             job = submit(bench, kind="train", pictures=(side,), rank=2, steps={side: 1})
-            ids[f"{side}_lora_id"] = into_the_library(bench, finished(bench, job), f"{side}_lora")
+            ids[f"{side}_lora_id"] = in_the_library(bench, finished(bench, job), LoraRole(side))
         merging = submit(bench, kind="merge", merge_recipe="paper", steps={"merge": 5000}, **ids)
         eventually(lambda: (bench.stage(merging.id, "merge").progress or {}).get("step", 0) >= 1)
         stop(bench, merging)
@@ -193,3 +190,25 @@ def test_a_merge_that_is_stopped_takes_a_step_and_ends(bench: Bench) -> None:
     assert bench.stage(merging.id, "merge").stopped_early
     assert {"merged_diffusers", "preview", "report"} <= {each.name for each in done.artifacts}
     assert len(report(bench, done)["merge"]["losses"]) < 5000
+
+
+def test_a_training_is_shown_while_it_runs_and_its_pictures_outlive_a_crash(bench: Bench) -> None:
+    job = submit(bench, kind="train", pictures=("content",), rank=2, steps={"content": 60}, preview_every=10)
+    with bench.worker(**SETTINGS) as worker:
+        eventually(lambda: "training_content_000010" in shown(bench, job), within_s=PATIENCE_S)
+        assert bench.stage(job.id, "content_lora").state == "running"
+        eventually(lambda: (bench.stage(job.id, "content_lora").checkpoint or {}).get("step", 0) > 10)
+        os.kill(worker.engine.pid, signal.SIGKILL)
+        eventually(lambda: bench.attempts(job.id, "content_lora") == [(1, "retried")])
+        before = shown(bench, job)
+        with transaction(bench.sessions) as session:
+            session.execute(text("UPDATE stages SET runnable_at = now() WHERE state = 'runnable'"))
+        finished(bench, job)
+    pictures = shown(bench, job)
+    assert list(pictures) == [f"training_content_{step:06d}" for step in (10, 20, 30, 40, 50)]
+    assert pictures.items() >= before.items()
+    assert all(size(data)[1] > 200 for data in pictures.values())
+
+
+def shown(bench: Bench, job: Job) -> dict[str, bytes]:
+    return {name: data for name, data in sorted(files(bench, job).items()) if name.startswith("training_")}

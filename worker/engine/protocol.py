@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from duolora.job_configs import JobConfig
@@ -32,13 +33,14 @@ class StageRequest:
     """One stage to run, or several trainings that share every pass of the U-Net; those of one job next to each other.
 
     `keeper` keeps checkpoints, and knows the one to go on from. If `spares_memory`, an attempt of the stage ran out of
-    memory before.
+    memory before. `shows` is told of outputs that are complete before the stage is; they are among its outputs, too.
     """
 
     base: str
     members: tuple[StageOfJob, ...]
     keeper: Keeper | None = None
     spares_memory: bool = False
+    shows: Callable[[Output], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

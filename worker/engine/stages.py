@@ -6,10 +6,10 @@ import gc
 import json
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from duolora.drawings import draw_prompts, draw_results, prompts_preview
+from duolora.drawings import draw_prompts, draw_results, draw_training, prompts_preview
 from duolora.errors import InvalidConfig, OutOfMemory
 from duolora.images import list_pictures
 from duolora.job_configs import GenerateJobConfig, MergeJobConfig, Merging, Training, TrainJobConfig
@@ -20,6 +20,7 @@ from duolora.models.registry import load_base
 from duolora.personalize import TrainingJob, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
 from duolora.strengths import slider_strengths
+from duolora.training_previews import train_showing
 from worker.engine import files
 from worker.engine.keeping import SIDE_STAGES
 from worker.engine.narration import tell_of_merge, tell_of_preview, tell_of_prompts, tell_of_training
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from duolora.memory import MemoryProfile
     from duolora.models.base import DiffusionBase
     from duolora.runtime import Runtime
+    from duolora.training_previews import Loras
     from worker.engine.protocol import Output, StageOfJob, StageRequest
 
 MERGE_REPORT = "merge_report"
@@ -149,14 +151,41 @@ def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
     jobs = list(dict.fromkeys(member.job for member in request.members))
     trainings = [_training([member for member in request.members if member.job == job]) for job in jobs]
     tell_of_training(base, {side: trainings[0].config.of_side(side) for side in trainings[0].pictures}, len(jobs))
-    trained = train_jobs(base, trainings, observer, keeper=request.keeper)
+    showing, every = _Showing(request, base), trainings[0].config.preview_every
+    if every:
+        trained = train_showing(base, trainings, showing, observer, every=every, keeper=request.keeper)
+    else:
+        trained = train_jobs(base, trainings, observer, keeper=request.keeper)
     loras = dict(zip(jobs, trained, strict=True))
-    return [
+    return showing.outputs + [
         replace(output, member=place)
         for place, member in enumerate(request.members)
         for side in TRAINED_SIDES[member.stage]
         for output in files.write_side(loras[member.job][side], side, member.outputs_dir, base.family)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """Draws with what is learnt by some step, and tells of it; `outputs` are the pictures so far."""
+
+    request: StageRequest
+    base: DiffusionBase
+    outputs: list[Output] = field(default_factory=list)
+
+    def __call__(self, step: int, loras: Loras, observer: Observer) -> None:
+        """Draw with the LoRAs of every job, which come in the order of the members."""
+        jobs = list(dict.fromkeys(member.job for member in self.request.members))
+        for place, member in enumerate(self.request.members):
+            if not isinstance(member.config, Training):
+                raise _no_such_stage(member)
+            for side in TRAINED_SIDES[member.stage]:
+                learnt = {side: loras[jobs.index(member.job)][side]}
+                picture = draw_training(self.base, learnt, member.config, step, observer)
+                written = files.write_picture(picture, f"training_{side}_{step:06d}", member.outputs_dir)
+                self.outputs.append(replace(written, member=place))
+                if self.request.shows is not None:
+                    self.request.shows(self.outputs[-1])
 
 
 def _training(members: Sequence[StageOfJob]) -> TrainingJob:

@@ -82,6 +82,7 @@ SOME = {
     "content_captions": [],
     "rank": 2,
     "slider": 3,
+    "preview_every": 50,
     "content_lora_id": ID,
     "style_lora_id": ID,
     "loras": [],

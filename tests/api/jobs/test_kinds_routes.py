@@ -212,3 +212,17 @@ def test_what_was_stored_before_there_were_kinds_is_still_read(caller, sessions)
     with sessions() as session:
         stages = session.scalars(select(Stage.name).where(Stage.job_id == again["id"]).order_by(Stage.ordinal)).all()
     assert stages == ["content_lora", "style_lora", "merge", "package"]
+
+
+def test_json_carries_jobs_of_every_kind(caller, lora):
+    mine = lora("x")
+    bodies = [
+        {"kind": "merge", "content_lora_id": mine, "style_lora_id": mine},
+        {"kind": "generate", "prompts": ["x"], "loras": [{"lora_id": mine, "strength": 0.5}]},
+    ]
+    for body in bodies:
+        answer = caller.post("/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["kind"] == body["kind"]
+    assert refused(caller.post("/jobs", json={**bodies[1], "rank": 2})) == {"/rank": "not_of_kind"}
+    assert refused(caller.post("/jobs", json={"kind": "train"})) == {"/content_upload_ids": "missing"}

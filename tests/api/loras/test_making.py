@@ -59,6 +59,19 @@ def test_it_says_what_calls_it_and_what_it_was_trained_on(sessions, library):
     assert (content.rank, style.rank, merged.rank) == (params["content"]["rank"], params["style"]["rank"], None)
 
 
+def test_a_job_with_a_name_gives_it_to_what_it_made(sessions, library):
+    make_job(sessions, make_account(sessions), name="Tom in ink")
+    finish(sessions, claim(sessions), "content_lora")
+    assert [row.name for row in library.rows()] == ["Tom in ink (content)"]
+
+
+def test_what_the_mock_engine_made_is_marked(caller, sessions, library):
+    caller.submit(params={"engine": "mock"})
+    claimed = claim(sessions)
+    finish(sessions, claimed, "content_lora")
+    assert [row.tags for row in library.rows()] == [["mock"]]
+
+
 def test_trained_together_both_appear(sessions, library):
     make_job(sessions, make_account(sessions))
     names = ("content_lora", "content_lora_kohya", "style_lora", "style_lora_kohya")

@@ -1,7 +1,9 @@
 """Uploads over HTTP, against real Postgres and a real S3 server that is written to by link."""
 
 import hashlib
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -249,6 +251,25 @@ class TestByLink:
         monkeypatch.setattr(ObjectStore, "put_file", slow)
         problem(confirm(caller, link), 404)
         nothing_is_left(sessions, store)
+
+    def test_of_two_confirmations_at_once_both_have_the_same_answer(self, caller, sessions, store, monkeypatch):
+        data = png()
+        link = announce(caller, data)
+        put(link, data)
+        both = threading.Barrier(2, timeout=30)
+        head = ObjectStore.head
+
+        def together(self, key):
+            both.wait()
+            return head(self, key)
+
+        monkeypatch.setattr(ObjectStore, "head", together)
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda _: confirm(caller, link), range(2)))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].json() == answers[1].json()
+        assert stored(sessions) == answers[0].json()["bytes"]
+        assert len(store.keys()) == 1
 
     def test_a_store_that_heeds_what_was_not_signed_gets_no_links(self, caller, sessions, store, monkeypatch):
         monkeypatch.setattr(LinkProof, "_try", lambda _: False)

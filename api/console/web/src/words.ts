@@ -31,6 +31,12 @@ const STAGE_WORDS: Record<string, string> = {
 
 export const stageWords = (name: string): string => STAGE_WORDS[name] ?? name;
 
+/** What a picture of a running training shows, by its name: training_content_000100. */
+export function previewWords(name: string): string {
+  const [, side, step] = /^training_(content|style)_(\d+)$/.exec(name) ?? [];
+  return step === undefined ? "" : `${side === "content" ? "Subject" : "Style"}, step ${Number(step)}`;
+}
+
 export function bytes(count: number): string {
   if (count < 1024) return `${count} B`;
   const kib = count / 1024;

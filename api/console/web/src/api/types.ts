@@ -133,7 +133,9 @@ export interface JobLora {
 export interface Job extends JobSummary {
   stages: Stage[];
   params: JobConfiguration;
-  loras?: JobLora[];
+  loras: JobLora[];
+  /** Drawn during the trainings so far. */
+  previews: Artifact[];
   images: { side: string; width: number; height: number }[];
   result: { artifacts: Artifact[] } | null;
 }
@@ -193,6 +195,7 @@ export interface JobParams {
   seed?: number;
   name?: string;
   slider?: number;
+  preview_every?: number;
 }
 
 /** What was deleted with a job. */

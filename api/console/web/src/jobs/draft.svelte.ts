@@ -20,9 +20,10 @@ export type Pointer =
   | "/params/steps/merge"
   | "/params/rank"
   | "/params/resolution_px"
-  | "/params/slider";
+  | "/params/slider"
+  | "/params/preview_every";
 
-const NUMBERS = /^\/params\/(seed|rank|resolution_px|slider|steps\/.*)$/;
+const NUMBERS = /^\/params\/(seed|rank|resolution_px|slider|preview_every|steps\/.*)$/;
 /** Pictures of the merge between all subject and all style, if the form does not say how many. */
 export const SLIDER_POSITIONS = 5;
 const GAP = "Pictures and captions go by order: give this picture one too, or clear those after it.";
@@ -189,7 +190,7 @@ export class Draft {
       const value = this.#value(`/params/${name}`);
       if (value !== "") params[name] = value;
     }
-    for (const name of ["seed", "rank", "resolution_px", "slider"] as const) {
+    for (const name of ["seed", "rank", "resolution_px", "slider", "preview_every"] as const) {
       const value = this.#value(`/params/${name}`);
       if (value !== "") params[name] = Number(value);
     }

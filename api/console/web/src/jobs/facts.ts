@@ -17,7 +17,7 @@ export function jointPrompt({ params: { prompts } }: Job): string | null {
 }
 
 export function facts(job: Job): Fact[] {
-  const { params, images, loras = [] } = job;
+  const { params, images, loras } = job;
   const { prompts } = params;
   const count = (side: string): number => images.filter((image) => image.side === side).length;
   const words = Array.isArray(prompts)
