@@ -112,6 +112,22 @@ def test_a_failed_job_shows_its_reason_and_can_be_tried_again(window, samples):
     expect(state(page, "Failed")).to_be_visible(timeout=JOB_ENDS_MS)
 
 
+def test_pictures_are_shown_while_the_training_runs(window, client, samples, long_jobs):
+    job = client.personalize(
+        content=samples.content[:1],
+        style=samples.style[:1],
+        subject_class="animal",
+        steps={"content": 400, "style": 400},
+        rank=4,
+        preview_every=10,
+    )
+    long_jobs.append(job)
+    page = window.open(f"/#/jobs/{job.id}", with_key=True)
+    pictures = page.get_by_role("list", name="Drawn while it learns")
+    expect(pictures.get_by_alt_text("Subject, step 10,")).to_be_visible(timeout=JOB_ENDS_MS)
+    cancel(page)
+
+
 def test_a_reload_in_the_middle_loses_nothing(window, running):
     page = window.open(f"/#/jobs/{running.id}", with_key=True)
     curve = page.get_by_role("img", name="Loss over steps")

@@ -42,6 +42,14 @@ def pictures_view(window, page, job):
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+def checked_view(window, page, job):
+    samples = shipped_samples()
+    enter(window, page)
+    page.get_by_label("Choose subject pictures").set_input_files(samples.content[:1])
+    page.get_by_label("Choose style pictures").set_input_files(samples.style)
+    expect(page.get_by_text("Everything is in order.")).to_be_visible()
+
+
 def jobs_view(window, page, job):
     enter(window, page)
     page.get_by_role("link", name="Jobs").click()
@@ -113,6 +121,7 @@ VIEWS = [
     key_view,
     new_job_view,
     pictures_view,
+    checked_view,
     jobs_view,
     confirm_view,
     job_view,
