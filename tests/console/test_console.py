@@ -112,6 +112,25 @@ def test_a_failed_job_shows_its_reason_and_can_be_tried_again(window, samples):
     expect(state(page, "Failed")).to_be_visible(timeout=JOB_ENDS_MS)
 
 
+def test_one_side_is_learned_alone_and_found_by_its_kind(window, samples):
+    page = window.open(with_key=True)
+    page.get_by_label("What to learn").select_option("only a style")
+    expect(page.get_by_label("Choose subject pictures")).to_have_count(0)
+    page.get_by_label("Choose style pictures").set_input_files(samples.style)
+    page.get_by_label("Name", exact=True).fill("Neon")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_role("heading", name="Neon")).to_be_visible()
+    job = read_job(window, page)
+    assert (job["kind"], {image["side"] for image in job["images"]}) == ("train", {"style"})
+    cancel(page)
+    page.get_by_role("link", name="All jobs").click()
+    kinds = page.get_by_role("navigation", name="Kind")
+    kinds.get_by_role("link", name="Drawing").click()
+    expect(page.get_by_text("There is no such job.")).to_be_visible()
+    kinds.get_by_role("link", name="Training").click()
+    expect(page.get_by_role("link", name=f"Job {job['id'][-8:]} Neon")).to_be_visible()
+
+
 def test_pictures_are_shown_while_the_training_runs(window, client, samples, long_jobs):
     job = client.personalize(
         content=samples.content[:1],

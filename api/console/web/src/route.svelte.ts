@@ -3,12 +3,12 @@
 import { key } from "./api/key.svelte";
 import { query } from "./api/request";
 import { LORA_ROLES, type LoraRole } from "./api/loras";
-import { JOB_STATES, type JobState } from "./api/types";
+import { JOB_KINDS, JOB_STATES, type JobKind, type JobState } from "./api/types";
 import { DELIVERY_STATES, type DeliveryState } from "./api/webhooks";
 
 export type Route =
   | { room: "new" }
-  | { room: "jobs"; state: JobState | null }
+  | { room: "jobs"; state: JobState | null; kind: JobKind | null }
   | { room: "job"; id: string }
   | { room: "library"; role: LoraRole | null; tag: string | null }
   | { room: "keys" }
@@ -18,7 +18,7 @@ export type Route =
 
 export const links = {
   new: "#/new",
-  jobs: (state: JobState | null = null): string => `#/jobs${query({ state })}`,
+  jobs: (shown: { state?: JobState | null; kind?: JobKind | null } = {}): string => `#/jobs${query(shown)}`,
   job: (id: string): string => `#/jobs/${id}`,
   webhooks: "#/webhooks",
   webhook: (id: string, state: DeliveryState | null = null): string => `#/webhooks/${id}${query({ state })}`,
@@ -34,7 +34,7 @@ function parse(hash: string): Route {
   const values = new URLSearchParams(search);
   const state = values.get("state");
   if (path === "" || path === "/" || path === "/new") return { room: "new" };
-  if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state) };
+  if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state), kind: among(JOB_KINDS, values.get("kind")) };
   if (path === "/library") return { room: "library", role: among(LORA_ROLES, values.get("role")), tag: values.get("tag") };
   if (path === "/keys") return { room: "keys" };
   if (path === "/webhooks") return { room: "webhooks" };

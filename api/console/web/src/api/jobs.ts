@@ -1,7 +1,7 @@
 // Jobs, and what one can be made of.
 
 import { query, read, send } from "./request";
-import type { Job, JobCheck, JobPage, JobParams, JobState, Limits, LogPage, Receipt, RecipePage } from "./types";
+import type { Job, JobCheck, JobPage, JobKind, JobParams, JobState, Limits, LogPage, Receipt, RecipePage } from "./types";
 
 export const readLimits = (): Promise<Limits> => read("console.json");
 
@@ -20,11 +20,12 @@ export const deleteJob = (id: string): Promise<Receipt> => send("DELETE", `jobs/
 export const readLogs = (id: string, after: number): Promise<LogPage> => read(`jobs/${id}/logs?after=${after}&limit=1000`);
 
 export interface JobFilter {
-  states: readonly JobState[];
+  state: JobState | null;
+  kind: JobKind | null;
 }
 
-export const listJobs = ({ states }: JobFilter, cursor: string | null, limit: number): Promise<JobPage> =>
-  read(`jobs${query({ state: states, cursor, limit })}`);
+export const listJobs = (filter: JobFilter, cursor: string | null, limit: number): Promise<JobPage> =>
+  read(`jobs${query({ ...filter, cursor, limit })}`);
 
 /** Submit a job. Sent again with the same key after the answer was lost, it is not done twice. */
 export function submitJob(params: JobParams, content: File[], style: File[], idempotencyKey: string): Promise<Job> {

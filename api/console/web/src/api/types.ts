@@ -182,6 +182,7 @@ export interface StepWishes {
 
 /** The part `params` of a submission. */
 export interface JobParams {
+  kind?: JobKind;
   recipe?: string;
   base_model?: string;
   merge_recipe?: string;

@@ -24,13 +24,19 @@ export type Pointer =
   | "/params/preview_every";
 
 const NUMBERS = /^\/params\/(seed|rank|resolution_px|slider|preview_every|steps\/.*)$/;
+const WORDS = ["name", "subject_class", "recipe", "base_model", "merge_recipe", "content_trigger", "style_trigger"] as const;
+const AMOUNTS = ["seed", "rank", "resolution_px", "slider", "preview_every"] as const;
 /** Pictures of the merge between all subject and all style, if the form does not say how many. */
 export const SLIDER_POSITIONS = 5;
 const GAP = "Pictures and captions go by order: give this picture one too, or clear those after it.";
 
 export type Side = "content" | "style";
 
+/** What is to be made: both sides and their merge, or one side alone. */
+export type Goal = "both" | Side;
+
 export class Draft {
+  goal = $state<Goal>("both");
   pictures = $state<Record<Side, Picture[]>>({ content: [], style: [] });
   values = $state<Partial<Record<Pointer, string>>>({});
   errors = $state<FieldError[]>([]);
@@ -99,7 +105,7 @@ export class Draft {
     this.complaint = "";
     this.tried = true;
     this.sending = true;
-    await Promise.all([...this.pictures.content, ...this.pictures.style].map(({ examined }) => examined));
+    await Promise.all(this.#chosen().map(({ examined }) => examined));
     this.errors = this.#check();
     if (this.errors.length > 0) {
       this.sending = false;
@@ -116,20 +122,31 @@ export class Draft {
     }
   }
 
-  /** Whether there is anything to look at: pictures on both sides, of which none is known to be of no use. */
+  /** Choose what is to be made. Pictures of the other side stay, and are not sent. */
+  aim(goal: Goal): void {
+    this.goal = goal;
+    this.errors = [];
+    this.check = null;
+  }
+
+  /** The sides that are to be learned. */
+  get sides(): readonly Side[] {
+    return this.goal === "both" ? ["content", "style"] : [this.goal];
+  }
+
+  /** Whether there is anything to look at: pictures on each side, of which none is known to be of no use. */
   get ready(): boolean {
-    const { content, style } = this.pictures;
-    return content.length > 0 && style.length > 0 && [...content, ...style].every(({ width, problem }) => width > 0 && problem === "");
+    const enough = this.sides.every((side) => this.pictures[side].length > 0);
+    return enough && this.#chosen().every(({ width, problem }) => width > 0 && problem === "");
   }
 
   /** Another one as soon as anything that would be sent is another. */
   get signature(): string {
-    const pictures = [...this.pictures.content, ...this.pictures.style].map(({ id }) => id);
-    return JSON.stringify([this.#params(), this.pictures.content.length, pictures]);
+    return JSON.stringify([this.#params(), this.sides.map((side) => this.pictures[side].map(({ id }) => id))]);
   }
 
   get bytes(): number {
-    return [...this.pictures.content, ...this.pictures.style].reduce((sum, { file }) => sum + file.size, 0);
+    return this.#chosen().reduce((sum, { file }) => sum + file.size, 0);
   }
 
   /** Have the service look at the draft as it is: what it finds stands at its field. */
@@ -161,11 +178,11 @@ export class Draft {
   #check(): FieldError[] {
     const found: FieldError[] = [];
     const say = (pointer: string, detail: string) => detail !== "" && found.push({ pointer, detail, code: "" });
-    for (const side of ["content", "style"] as const) {
+    for (const side of this.sides) {
       say(`/${side}_images`, countProblem(this.pictures[side], this.limits));
       this.pictures[side].forEach(({ problem }, index) => say(`/${side}_images/${index}`, problem));
     }
-    this.#captions().forEach((caption, index) => say(`/params/style_captions/${index}`, caption === "" ? GAP : ""));
+    if (this.sides.includes("style")) this.#captions().forEach((caption, index) => say(`/params/style_captions/${index}`, caption === "" ? GAP : ""));
     for (const [pointer, value] of Object.entries(this.values)) {
       const number = value.trim();
       const wanted = NUMBERS.test(pointer) && number !== "" && !(/^\d+$/.test(number) && Number.isSafeInteger(Number(number)));
@@ -180,27 +197,31 @@ export class Draft {
   }
 
   #files(side: Side): File[] {
-    return this.pictures[side].map(({ file }) => file);
+    return this.sides.includes(side) ? this.pictures[side].map(({ file }) => file) : [];
+  }
+
+  #chosen(): Picture[] {
+    return this.sides.flatMap((side) => this.pictures[side]);
   }
 
   #params(): JobParams {
-    const words = ["name", "subject_class", "recipe", "base_model", "merge_recipe", "content_trigger", "style_trigger"] as const;
-    const params: JobParams = { slider: SLIDER_POSITIONS };
-    for (const name of words) {
+    const whole = this.goal === "both";
+    const params: JobParams = whole ? { slider: SLIDER_POSITIONS } : { kind: "train" };
+    for (const name of WORDS) {
       const value = this.#value(`/params/${name}`);
-      if (value !== "") params[name] = value;
+      if (value !== "" && (whole || name !== "merge_recipe")) params[name] = value;
     }
-    for (const name of ["seed", "rank", "resolution_px", "slider", "preview_every"] as const) {
+    for (const name of AMOUNTS) {
       const value = this.#value(`/params/${name}`);
-      if (value !== "") params[name] = Number(value);
+      if (value !== "" && (whole || name !== "slider")) params[name] = Number(value);
     }
     const steps: StepWishes = {};
-    for (const name of ["content", "style", "merge"] as const) {
+    for (const name of whole ? [...this.sides, "merge" as const] : this.sides) {
       const value = this.#value(`/params/steps/${name}`);
       if (value !== "") steps[name] = Number(value);
     }
     if (Object.keys(steps).length > 0) params.steps = steps;
-    const captions = this.#captions();
+    const captions = this.sides.includes("style") ? this.#captions() : [];
     if (captions.length > 0) params.style_captions = captions;
     return params;
   }
