@@ -1,6 +1,7 @@
 """Tells whether the built console is that of its sources, without Node: `python -m tests.console.build_stamp` notes it.
 
-The note, `dist/build.json`, holds a SHA-256 of the sources that were built and one of the files that came out.
+The note, `dist/build.json`, holds a SHA-256 of the sources that were built, one of the snippets that they take in, and
+one of the files that came out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import api.console
 
 CONSOLE = Path(api.console.__file__).parent
 NOTE = "build.json"
+SNIPPETS = ("load_in_diffusers.py", "comfyui.json")
+"""Files of `api/snippets` that the sources take in."""
 NOT_SOURCES = {"node_modules", NOTE}
 
 
@@ -28,7 +31,12 @@ def digest(folder: Path) -> str:
 
 def stamp(console: Path) -> dict[str, str]:
     """Return what the note should hold."""
-    return {"sources": digest(console / "web"), "files": digest(console / "dist")}
+    taken_in = b"".join((console.parent / "snippets" / name).read_bytes() for name in SNIPPETS)
+    return {
+        "sources": digest(console / "web"),
+        "snippets": hashlib.sha256(taken_in).hexdigest(),
+        "files": digest(console / "dist"),
+    }
 
 
 def is_up_to_date(console: Path) -> bool:

@@ -87,9 +87,11 @@ def test_from_dropped_pictures_to_the_merged_lora(window, samples):
     ):
         assert hashlib.sha256(download(page, link)).hexdigest() == announced[name]
     expect(page.get_by_role("img", name="Loss over steps. Learn")).to_be_visible()
-    expect(page.get_by_label("Text for diffusers")).to_contain_text('pipe("a sbu animal in szn style"')
+    expect(page.get_by_label("Text for diffusers")).to_contain_text('prompt = "a sbu animal in szn style"')
     expect(page.get_by_label("Text for curl")).to_contain_text("merged.diffusers.safetensors")
-    expect(page.get_by_label("Text for ComfyUI")).to_contain_text("merged.kohya.safetensors")
+    workflow = json.loads(page.get_by_label("Text for ComfyUI").inner_text())
+    assert workflow["2"]["inputs"]["lora_name"] == "merged.kohya.safetensors"
+    assert workflow["3"]["inputs"]["text"] == "a sbu animal in szn style"
     window.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy the text for diffusers").click()
     expect(page.get_by_text("Copied")).to_be_visible()

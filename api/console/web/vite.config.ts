@@ -15,6 +15,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: {
+    fs: { allow: [".", "../../snippets"] },
     proxy: Object.fromEntries(["/jobs", "/recipes", "/loras", "/webhooks", "/keys", "/console.json"].map((path) => [path, service])),
   },
 });

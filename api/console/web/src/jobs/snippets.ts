@@ -1,11 +1,15 @@
-// Ready-made text to use a result with.
+// Ready-made text to use a result with. That for diffusers and ComfyUI is the documentation's own, with this job's values.
 
+import diffusersText from "../../../../snippets/load_in_diffusers.py?raw";
+import workflow from "../../../../snippets/comfyui.json";
 import type { Artifact, Job } from "../api/types";
 import { jointPrompt } from "./facts";
 
 export interface Snippet {
   title: string;
   text: string;
+  /** What to do with the text. */
+  note?: string;
 }
 
 export function snippets(job: Job, diffusers: Artifact, kohya: Artifact): Snippet[] {
@@ -14,21 +18,13 @@ export function snippets(job: Job, diffusers: Artifact, kohya: Artifact): Snippe
   return [
     {
       title: "diffusers",
-      text: [
-        "import torch; from diffusers import AutoPipelineForText2Image",
-        `base = "..."  # folder or Hugging Face id of the model that this service calls ${job.params.base_model}`,
-        "pipe = AutoPipelineForText2Image.from_pretrained(base, torch_dtype=torch.float32)",
-        `pipe.load_lora_weights("${diffusers.filename}")`,
-        `pipe(${JSON.stringify(prompt)}, height=${side}, width=${side}).images[0].save("picture.png")`,
-      ].join("\n"),
+      note: `base is the folder or Hugging Face id of the model that this service calls ${job.params.base_model}.`,
+      text: assigned(diffusersText, { base: "...", lora: diffusers.filename, prompt, side_px: side }),
     },
     {
       title: "ComfyUI",
-      text: [
-        `1. Put ${kohya.filename} into ComfyUI/models/loras`,
-        "2. Load Checkpoint -> Load LoRA (both strengths 1.0) -> CLIP Text Encode -> KSampler",
-        `3. Prompt: ${prompt}`,
-      ].join("\n"),
+      note: `Put ${kohya.filename} into ComfyUI/models/loras, save this text as workflow.json and drop that file on ComfyUI; there choose your checkpoint.`,
+      text: comfyWorkflow(kohya.filename, prompt, side),
     },
     {
       title: "curl",
@@ -39,4 +35,25 @@ export function snippets(job: Job, diffusers: Artifact, kohya: Artifact): Snippe
       ].join("\n"),
     },
   ];
+}
+
+/** A Python text with other values in its assignments at the left margin. */
+function assigned(text: string, values: Record<string, string | number>): string {
+  const lines = text.trimEnd().split("\n");
+  return lines
+    .map((line) => {
+      const name = line.split(" = ")[0] ?? "";
+      return name in values ? `${name} = ${JSON.stringify(values[name])}` : line;
+    })
+    .join("\n");
+}
+
+/** The workflow with one node to a line. */
+function comfyWorkflow(lora: string, prompt: string, side: number): string {
+  const filled = structuredClone(workflow);
+  filled["2"].inputs.lora_name = lora;
+  filled["3"].inputs.text = prompt;
+  filled["5"].inputs.width = filled["5"].inputs.height = side;
+  const nodes = Object.entries(filled).map(([id, node]) => `  ${JSON.stringify(id)}: ${JSON.stringify(node)}`);
+  return `{\n${nodes.join(",\n")}\n}`;
 }
