@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api import examples
-from api.jobs.schemas import JobParams
+from api.forms import MEDIA_TYPE
+from api.jobs.schemas import JobParams, JobSubmission
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,9 +70,10 @@ def _corrected(whole: dict[str, Any]) -> dict[str, Any]:
             _exemplify(path, operation)
         else:
             _exemplify_webhook(path, operation)
-    params = JobParams.model_json_schema(ref_template=REF)
-    shapes.update(params.pop("$defs"))
-    shapes["JobParams"] = params
+    for shape in (JobParams, JobSubmission):
+        schema = shape.model_json_schema(ref_template=REF)
+        shapes.update(schema.pop("$defs"))
+        shapes[shape.__name__] = schema
     return whole
 
 
@@ -90,13 +92,23 @@ def _is_framework_error(response: dict[str, Any]) -> bool:
 def _exemplify(path: str, operation: dict[str, Any]) -> None:
     """Put the examples of an operation into its request and its answers."""
     name = operation["operationId"]
-    for content in operation.get("requestBody", {}).get("content", {}).values():
-        content["example"] = examples.REQUESTS[name]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        several = examples.SEVERAL_REQUESTS.get(name)
+        if kind == MEDIA_TYPE:
+            content["example"] = examples.FORMS.get(name, {})
+        elif several is not None:
+            content["examples"] = {case: {"value": value} for case, value in several.items()}
+        else:
+            content["example"] = examples.REQUESTS[name]
     for status, response in operation["responses"].items():
         for kind, content in response.get("content", {}).items():
             if kind == "application/problem+json":
                 code, refusal = examples.refusal(name, int(status), path)
                 content["examples"] = {code: {"value": refusal}}
+            elif (name, int(status)) in examples.SEVERAL_ANSWERS:
+                content["examples"] = {
+                    which: {"value": each} for which, each in examples.SEVERAL_ANSWERS[name, int(status)].items()
+                }
             else:
                 content["example"] = examples.ANSWERS[name, int(status)]
 

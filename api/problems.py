@@ -41,15 +41,19 @@ class ProblemResponse(JSONResponse):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the entries that document these statuses in OpenAPI; whoever needs a key may make too many requests."""
-    limited = {HTTPStatus.TOO_MANY_REQUESTS.value} if HTTPStatus.UNAUTHORIZED in statuses else set()
+    """Return the entries that document these statuses in OpenAPI.
+
+    Whoever needs a key may have one that may not do this, or make too many requests.
+    """
+    of_keys = {HTTPStatus.FORBIDDEN.value, HTTPStatus.TOO_MANY_REQUESTS.value}
+    implied = of_keys if HTTPStatus.UNAUTHORIZED in statuses else set()
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
             **({"headers": _RETRY_LATER} if status in _LATER else {}),
         }
-        for status in sorted({*statuses, *limited})
+        for status in sorted({*statuses, *implied})
     }
 
 

@@ -98,6 +98,17 @@ class ImageLimits(BaseSettings):
     """How long they wait before they are asked to come again."""
 
 
+class UploadSettings(BaseSettings):
+    """Files that come before their job: UPLOAD_LIFETIME_H, UPLOAD_LINK_LIFETIME_S."""
+
+    model_config = SettingsConfigDict(env_prefix="UPLOAD_", frozen=True)
+
+    lifetime_h: float = Field(24, gt=0, le=24 * 365)
+    """How long an upload is kept; jobs that were submitted with it have copies of their own."""
+    link_lifetime_s: int = Field(3600, ge=60, le=604_800)
+    """How long a link to write to works, if the upload itself does not end sooner."""
+
+
 class MetricsSettings(BaseSettings):
     """Where Prometheus asks a process: METRICS_PORT, METRICS_HOST. Processes of one machine need ports of their own."""
 
@@ -140,7 +151,7 @@ class _FlatEnvironment(EnvSettingsSource):
 
 
 class ApiSettings(ProcessSettings):
-    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, ARTIFACT_URL_LIFETIME_S, LOG_LEVEL."""
+    """The HTTP process: HOST, PORT, PUBLIC_URL, BASE_MODELS, MAX_REQUEST_BYTES, LORA_MAX_BYTES and so on."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -149,6 +160,8 @@ class ApiSettings(ProcessSettings):
     base_models: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1)
     """JSON object: name a caller may ask for -> location (folder, file or hub id) that the worker loads."""
     max_request_bytes: int = Field(400 * MIB, ge=1)
+    lora_max_bytes: int = Field(384 * MIB, ge=1)
+    """The largest LoRA file that may be sent in; a whole request is bounded by `max_request_bytes`."""
     artifact_url_lifetime_s: int = Field(3600, ge=60, le=604_800)
     """How long a signed link works; 7 days is the most that SigV4 allows."""
     idempotency_ttl_s: int = Field(86_400, ge=60)
@@ -172,6 +185,7 @@ class ApiSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
+    uploads: UploadSettings = Field(default_factory=UploadSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     rates: RateSettings = Field(default_factory=RateSettings)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
+MOCK_POLL_S = 0.3
+"""A worker that does mock jobs only looks for them itself: hints are for those who can do what they tell of."""
 PAUSE_SHARE = 0.5
 """Share of the grace period that a running stage has for its last checkpoint."""
 
@@ -73,13 +75,14 @@ def main() -> None:
         engine=engine,
         mailbox=mailbox,
         presence=presence,
-        poll_s=settings.worker_poll_s,
+        poll_s=MOCK_POLL_S if settings.mocks_only else settings.worker_poll_s,
         warm_base=settings.warm_location,
+        needs_engine=not settings.mocks_only,
     )
-    app = make_app(settings.redis.url.get_secret_value())
-    tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
-    listener = HintListener(app)
-    listener.start()
+    if not settings.mocks_only:
+        app = make_app(settings.redis.url.get_secret_value())
+        tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
+        HintListener(app).start()
     ExitInTime(mailbox, settings.worker_grace_s, give_back=runner.give_back).start()
     log.info("worker started", extra={"worker": settings.worker_id})
     try:
