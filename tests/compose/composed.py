@@ -11,6 +11,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,15 +110,19 @@ class Composed:
 
     def _gateway(self) -> str:
         """This machine's address in the network by which the dispatcher reaches the world."""
-        networks = json.loads(self.docker.run("network", "inspect", f"{PROJECT}_outside"))
-        return str(networks[0]["IPAM"]["Config"][0]["Gateway"])
+        return gateway(self.docker, f"{PROJECT}_outside")
+
+
+def gateway(docker: Docker, network: str) -> str:
+    """This machine's address in a network of containers."""
+    config = json.loads(docker.run("network", "inspect", network))[0]["IPAM"]["Config"][0]
+    return str(config.get("Gateway") or ip_network(config["Subnet"])[1])  # the default network may tell no gateway
 
 
 @contextmanager
 def served_wheels(docker: Docker) -> Iterator[dict[str, str]]:
     """Offer a build the folders in which this machine's pip looks for wheels; yields the build arguments."""
-    network = json.loads(docker.run("network", "inspect", "bridge"))
-    host = network[0]["IPAM"]["Config"][0].get("Gateway", LOOPBACK)
+    host = gateway(docker, "bridge")
     with ExitStack() as servers:
         links = []
         for folder in _folders_of_pip():
