@@ -5,29 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.concurrency import run_in_threadpool
 
+from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
+from api.accounts.scopes import Scope, missing
 from api.accounts.service import Caller, KeyRing
-from api.errors import Unauthenticated
+from api.errors import Forbidden, Unauthenticated
 from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.reading import JobReader
 from api.jobs.service import JobService
+from api.loras.service import LoraService
 from api.settings import ApiSettings
 from api.storage import ObjectStore
+from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session, sessionmaker
 
-_bearer = HTTPBearer(
-    auto_error=False, scheme_name="api_key", description="An API key, as `duolora keys create` prints it."
-)
+DESCRIPTION = f"""\
+An API key, as `duolora keys create` or `POST /keys` prints it. An operation names the scope that its key needs:
+{", ".join(f"`{scope}`" for scope in Scope)}. A scope to write includes the one to read, and `admin` includes all.
+"""
+_bearer = HTTPBearer(auto_error=False, scheme_name="api_key", description=DESCRIPTION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +47,15 @@ class Services:
     sessions: sessionmaker[Session]
     store: ObjectStore
     keys: KeyRing
+    account_keys: KeyService
     rates: RateLimiter
     jobs: JobService
     reader: JobReader
     history: JobHistory
     eraser: Eraser
     hub: EventHub
+    loras: LoraService
+    uploads: UploadService
     webhooks: WebhookService
 
 
@@ -59,9 +70,10 @@ ServicesDep = Annotated[Services, Depends(_services)]
 async def _caller(
     request: Request,
     services: ServicesDep,
+    wanted: SecurityScopes,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """Authenticate and count. Runs before a body is read: of a stranger, or once too often, it is not even received."""
+    """Authenticate, count, and check scopes. Runs before a body is read: of a stranger it is not even received."""
     if credentials is None:
         raise Unauthenticated("Send the API key as `Authorization: Bearer duo_...`.")
     token = credentials.credentials
@@ -74,7 +86,30 @@ async def _caller(
         request.state.rate_limit = standing.headers()  # for the middleware, whatever the answer will be
         if not granted:
             raise standing.refusal()
+    lacking = missing(caller.scopes, wanted.scopes)
+    if lacking:
+        raise _lacks(lacking)
     return caller
 
 
+def _lacks(scopes: Sequence[str]) -> Forbidden:
+    """Return the refusal of a key that may not do this (RFC 6750, 3.1)."""
+    names = " ".join(scopes)
+    return Forbidden(
+        f"The key lacks the scope {names}; use another one, or have one made that has it.",
+        headers={"WWW-Authenticate": f'Bearer realm="duolora", error="insufficient_scope", scope="{names}"'},
+        extensions={"missing_scopes": list(scopes)},
+    )
+
+
+ReadsJobs = Annotated[Caller, Security(_caller, scopes=[Scope.JOBS_READ])]
+WritesJobs = Annotated[Caller, Security(_caller, scopes=[Scope.JOBS_WRITE])]
+ReadsLoras = Annotated[Caller, Security(_caller, scopes=[Scope.LORAS_READ])]
+WritesLoras = Annotated[Caller, Security(_caller, scopes=[Scope.LORAS_WRITE])]
+ReadsUploads = Annotated[Caller, Security(_caller, scopes=[Scope.UPLOADS_READ])]
+WritesUploads = Annotated[Caller, Security(_caller, scopes=[Scope.UPLOADS_WRITE])]
+ReadsWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_READ])]
+WritesWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_WRITE])]
+Admin = Annotated[Caller, Security(_caller, scopes=[Scope.ADMIN])]
 CallerDep = Annotated[Caller, Depends(_caller)]
+"""Names no scope, so it lets in `admin` only: an operation has one of those above."""

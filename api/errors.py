@@ -3,6 +3,7 @@
     ServiceError
     ├── InvalidRequest       400  the request cannot be read
     ├── Unauthenticated      401  no usable API key
+    ├── Forbidden            403  the key lacks a scope
     ├── NotFound             404  nothing of that name belongs to the caller
     ├── Conflict             409  the state of the thing forbids it
     ├── Gone                 410  it was there, and was deleted
@@ -85,6 +86,15 @@ class Unauthenticated(ServiceError):
     status = 401
     code = "unauthenticated"
     title = "A valid API key is needed"
+    retryable = False
+
+
+class Forbidden(ServiceError):
+    """The key is good, but not for this."""
+
+    status = 403
+    code = "insufficient_scope"
+    title = "The key may not do that"
     retryable = False
 
 

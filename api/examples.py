@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ServiceError, problem
+from api.jobs import check_example
+from api.jobs import examples as jobs
 from api.jobs.event_types import EventType
+from api.loras import examples as loras
+from api.uploads import examples as uploads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +21,7 @@ _RETRY_ID = "019ab31c-08aa-7f10-8c55-6b0d4f3e2a90"
 _ENDPOINT_ID = "019ab2ee-10f4-7a61-a3d8-91c7f02b5d44"
 _DELIVERY_ID = "019ab2f9-5d20-7c3b-8e0f-47a1b6c9d832"
 _SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - made up for the eye
+_KEY_ID = "4fR0kQ2mZx9B"
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _ORIGIN = "https://lora.example.org"
 
@@ -40,6 +45,8 @@ def _stage(name: str, state: str = "waiting", **known: object) -> Document:
 _SUMMARY: Document = {
     "id": JOB_ID,
     "kind": "personalize",
+    "name": "Rex in ink",
+    "engine": "duolora",
     "state": "queued",
     "stage": None,
     "progress": _progress(eta_seconds=95.0, queue_position=1, queue_eta_seconds=5.0),
@@ -68,8 +75,10 @@ _QUEUED: Document = _SUMMARY | {
         {"side": "content", "ordinal": 0, "sha256": _SHA, "bytes": 48213, "width": 512, "height": 512},
         {"side": "style", "ordinal": 0, "sha256": _SHA, "bytes": 50977, "width": 512, "height": 512},
     ],
+    "loras": [],
     "webhook_url": None,
     "webhook": None,
+    "previews": [],
     "result": None,
 }
 _RUNNING: Document = _QUEUED | {
@@ -156,26 +165,47 @@ _RECIPE: Document = {
     "description": "Seconds on a CPU, for the base that comes with the project.",
     "defaults": {"base_model": "tiny", "content": {"steps": 60, "rank": 8}},
 }
+_KEY: Document = {
+    "id": _KEY_ID,
+    "prefix": f"duo_live_{_KEY_ID}",
+    "label": "the gallery's CI",
+    "scopes": ["jobs:write", "loras:read"],
+    "state": "active",
+    "is_current": False,
+    "created_at": "2026-11-23T09:50:00Z",
+    "last_used_at": "2026-11-23T10:01:00Z",
+    "expires_at": "2027-02-21T09:50:00Z",
+    "revoked_at": None,
+    "rotated_to": None,
+}
+_NEW_KEY: Document = _KEY | {"last_used_at": None, "key": f"duo_live_{_KEY_ID}_9sT4Qm...x7_5d41402a"}
 _STREAM = (
     "retry: 2000\n\nid: 41\nevent: job.started\n"
     f'data: {{"id":41,"type":"job.started","job_id":"{JOB_ID}","at":"2026-11-23T10:00:01+00:00","data":{{}}}}\n\n'
 )
 
+FORMS: Mapping[str, Document] = {
+    "submit_job": {"content_images": ["cat1.jpg", "cat2.jpg"], "style_images": ["ink.png"], "params": jobs.WISHES},
+    **uploads.FORMS,
+}
+"""Bodies of forms by operation. A file is its name."""
+
+SEVERAL_REQUESTS: Mapping[str, Mapping[str, Document]] = {"submit_job": jobs.BY_KIND}
+"""Request bodies in JSON by operation and case, of those that differ much."""
+
 REQUESTS: Mapping[str, Document] = {
-    "submit_job": {
-        "content_images": ["cat1.jpg", "cat2.jpg"],
-        "style_images": ["ink.png"],
-        "params": {"subject_class": "cat", "steps": {"content": 60}, "seed": 5},
-    },
     "create_webhook": {"url": "https://example.org/hook", "events": ["job.succeeded", "job.failed"]},
     "change_webhook": {"state": "disabled"},
     "rotate_webhook_secret": {"secret": _SECRET},
+    "create_key": {"label": "the gallery's CI", "scopes": ["jobs:write", "loras:read"], "expires_in_days": 90},
+    "rotate_key": {"overlap_seconds": 3600},
+    **loras.REQUESTS,
+    **uploads.REQUESTS,
 }
-"""Request bodies by operation. In a form, a file is its name."""
+"""Other request bodies by operation."""
 
 ANSWERS: Mapping[tuple[str, int], Document | str] = {
     ("submit_job", 202): _QUEUED,
-    ("submit_job", 200): _SUCCEEDED,
     ("list_jobs", 200): {
         "items": [_SUMMARY],
         "next_cursor": "AAZCu4nVhgABmrLwfDF9LpsRL2TI0KHl",
@@ -252,11 +282,22 @@ ANSWERS: Mapping[tuple[str, int], Document | str] = {
         ],
     },
     ("replay_delivery", 202): _DELIVERY | {"replay_of": _ENDPOINT_ID, "attempts": 0, "last_status": None},
+    **loras.ANSWERS,
+    **uploads.ANSWERS,
+    ("list_keys", 200): {"items": [_KEY]},
+    ("create_key", 201): _NEW_KEY,
+    ("read_key", 200): _KEY,
+    ("rotate_key", 201): _NEW_KEY,
     ("livez", 200): {"status": "ok"},
     ("readyz", 200): {"status": "ok", "database": "ok", "migrations": "ok", "store": "ok", "broker": "ok"},
     ("readyz", 503): {"status": "down", "database": "ok", "migrations": "ok", "store": "down", "broker": "ok"},
 }
 """Bodies of answers by operation and status."""
+
+SEVERAL_ANSWERS: Mapping[tuple[str, int], Mapping[str, Document]] = {
+    ("submit_job", 200): {"waited_for": _SUCCEEDED, "validate_only": check_example.CHECK}
+}
+"""Bodies of answers that have several forms, by operation and status."""
 
 _SPECIAL: Mapping[tuple[str, int], str] = {
     ("submit_job", 400): "invalid_idempotency_key",
@@ -267,11 +308,15 @@ _SPECIAL: Mapping[tuple[str, int], str] = {
     ("retry_job", 409): "not_retryable",
     ("create_webhook", 409): "too_many_endpoints",
     ("delete_webhook", 409): "job_webhook",
+    ("create_key", 409): "too_many_keys",
+    ("rotate_key", 409): "key_not_active",
     ("ping_webhook", 409): "endpoint_disabled",
     ("replay_delivery", 409): "endpoint_disabled",
     ("submit_job", 429): "quota_exceeded",
     ("retry_job", 429): "quota_exceeded",
     ("submit_job", 503): "store_unavailable",
+    **loras.CODES,
+    **uploads.CODES,
 }
 """Codes that say more of an operation than the usual one of the status."""
 _FIELD: Document = {"pointer": "/params/rank", "detail": "Input should be less than or equal to 128", "code": "less"}
@@ -327,8 +372,11 @@ def refusal(operation: str, status: int, path: str) -> tuple[str, Document]:
         status=status,
         retryable=kind.retryable or code in _RETRYABLE,
         instance=path.replace("{job_id}", JOB_ID)
+        .replace("{lora_id}", loras.LORA_ID)
+        .replace("{upload_id}", uploads.UPLOAD_ID)
         .replace("{webhook_id}", _ENDPOINT_ID)
-        .replace("{delivery_id}", _DELIVERY_ID),
+        .replace("{delivery_id}", _DELIVERY_ID)
+        .replace("{key_id}", _KEY_ID),
         request_id="7f3c0d52a9e14b6f",
         errors=[_FIELD] if status == 422 else None,
     )

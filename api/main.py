@@ -13,20 +13,30 @@ from sqlalchemy import make_url
 from starlette.concurrency import run_in_threadpool
 
 from api import health, openapi, problems
+from api.accounts import routes as accounts
+from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
 from api.accounts.service import KeyRing
 from api.console import routes as console
 from api.db import make_engine, session_factory
 from api.deps import Services
+from api.jobs import images
 from api.jobs import routes as jobs
+from api.jobs.darkroom import Darkroom
 from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
 from api.jobs.service import JobService
+from api.loras import routes as loras
+from api.loras.service import LoraService
 from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
 from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
+from api.uploads import routes as uploads
+from api.uploads.examining import Examiner
+from api.uploads.models import UploadKind
+from api.uploads.service import UploadService
 from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
 from api.webhooks.service import WebhookService
@@ -53,24 +63,30 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
-    decider = JobService(settings, sessions, store)
+    darkroom = Darkroom(settings.images)
+    ring = KeyRing(sessions, keep_s=settings.key_cache_s)
+    decider = JobService(settings, sessions, store, darkroom=darkroom)
     services = Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         store=store,
-        keys=KeyRing(sessions, keep_s=settings.key_cache_s),
+        keys=ring,
+        account_keys=KeyService(sessions, ring),
         rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
         jobs=decider,
         reader=decider.reader,
         history=JobHistory(sessions),
         eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
+        loras=LoraService(settings, sessions, store),
+        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom)),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        images.get_ready()
         await run_in_threadpool(prove_store, store)
         hub = asyncio.create_task(services.hub.run())
         try:
@@ -92,7 +108,10 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.services = services
     problems.install(app)
     app.include_router(jobs.router)
+    app.include_router(loras.router)
+    app.include_router(uploads.router)
     app.include_router(webhooks.router)
+    app.include_router(accounts.router)
     app.include_router(health.router)
     app.webhooks.include_router(outgoing.router)
     console.install(app, settings)
@@ -104,6 +123,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
         RequestContext, times=RequestTimes(registry)
     )  # added last, so outermost: it sees refusals of the other too
     return app
+
+
+def _upload_sizes(settings: ApiSettings) -> dict[UploadKind, int]:
+    """Return the most bytes of an upload of each kind."""
+    return {UploadKind.IMAGE: settings.images.max_bytes, UploadKind.LORA: settings.lora_max_bytes}
 
 
 def _dsn(settings: ApiSettings) -> str:

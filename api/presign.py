@@ -57,16 +57,36 @@ class Presigner:
             lifetime_s: seconds.
             response: fields of the store's answer, as `response-content-type`.
         """
+        # In the order of their names, as the signature wants them; those of S3 come before those of the answer.
+        fields = "".join(f"&{name}={_quoted(response[name])}" for name in sorted(response))
+        return self._sign("GET", key, at=at, lifetime_s=lifetime_s, fields=fields, headers={})
+
+    def put(self, key: str, *, at: datetime, lifetime_s: int, headers: Mapping[str, str]) -> str:
+        """Return a link that works for PUT, for one object, and only for a request with exactly these headers.
+
+        Args:
+            key: the object.
+            at: the instant, in UTC, from which the lifetime counts.
+            lifetime_s: seconds.
+            headers: by their names in lower case.
+        """
+        return self._sign("PUT", key, at=at, lifetime_s=lifetime_s, fields="", headers=headers)
+
+    def _sign(
+        self, method: str, key: str, *, at: datetime, lifetime_s: int, fields: str, headers: Mapping[str, str]
+    ) -> str:
         stamp = f"{at:%Y%m%dT%H%M%SZ}"
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
         path = f"{self._folder}/{quote(key, safe='/~')}"
-        # In the order of their names, as the signature wants them; those of S3 come before those of the answer.
+        signed = {**headers, "host": self._host}
+        names = sorted(signed)
         query = (
             f"X-Amz-Algorithm={_ALGORITHM}"
             f"&X-Amz-Credential={self._access_key_id}%2F{scope.replace('/', '%2F')}"
-            f"&X-Amz-Date={stamp}&X-Amz-Expires={lifetime_s}&X-Amz-SignedHeaders=host"
-        ) + "".join(f"&{name}={_quoted(response[name])}" for name in sorted(response))
-        request = f"GET\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+            f"&X-Amz-Date={stamp}&X-Amz-Expires={lifetime_s}&X-Amz-SignedHeaders={'%3B'.join(names)}{fields}"
+        )
+        lines = "".join(f"{name}:{signed[name]}\n" for name in names)
+        request = f"{method}\n{path}\n{query}\n{lines}\n{';'.join(names)}\nUNSIGNED-PAYLOAD"
         to_sign = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         signature = hmac.digest(self._key(stamp[:8]), to_sign.encode(), "sha256").hex()
         return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"

@@ -11,7 +11,8 @@ import secrets
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ MAX_DELETE = 1000
 """Most keys in one S3 multi-delete."""
 SINGLE_PUT_BYTES = 8 * 1024 * 1024
 """Smaller files go in one request: what sends files in parts starts threads of its own for each file."""
+CHUNK_BYTES = 1024 * 1024
 SENDERS = 8
 """Files that one process stores at once with `put_files`; others wait."""
 
@@ -68,6 +70,26 @@ def input_key(account_id: uuid.UUID, job_id: uuid.UUID, side: str, ordinal: int,
     return f"{job_prefix(account_id, job_id)}inputs/{side}/{ordinal}-{sha256[:12]}.png"
 
 
+def upload_prefix(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
+    """Return what the keys of all objects of an upload begin with."""
+    return f"accounts/{account_id}/uploads/{upload_id}/"
+
+
+def received_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
+    """Return the key to which a caller writes by a signed link. Nothing but a confirmation reads it."""
+    return f"{upload_prefix(account_id, upload_id)}received"
+
+
+def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
+    """Return the key of an upload that is ready."""
+    return f"{upload_prefix(account_id, upload_id)}ready"
+
+
+def job_lora_key(account_id: uuid.UUID, job_id: uuid.UUID, role: str, ordinal: int, sha256: str) -> str:
+    """Return the key of a job's own copy of a LoRA that it works with."""
+    return f"{job_prefix(account_id, job_id)}inputs/loras/{role}-{ordinal}-{sha256[:12]}.safetensors"
+
+
 def artifact_key(account_id: uuid.UUID, job_id: uuid.UUID, stage: str, attempt: int, filename: str) -> str:
     """Return the key of an artifact; it holds the attempt, so that a zombie can overwrite nothing."""
     return f"{job_prefix(account_id, job_id)}{stage}/{attempt}/{filename}"
@@ -78,6 +100,16 @@ def checkpoint_key(
 ) -> str:
     """Return the key of a checkpoint's file, beside the artifacts of the attempt that wrote it."""
     return artifact_key(account_id, job_id, stage, attempt, f"checkpoints/{step}/{filename}")
+
+
+def loras_prefix(account_id: uuid.UUID, lora_id: uuid.UUID) -> str:
+    """Return what the keys of all objects begin with that a LoRA of the library has of its own."""
+    return f"accounts/{account_id}/loras/{lora_id}/"
+
+
+def lora_key(account_id: uuid.UUID, lora_id: uuid.UUID, writing: uuid.UUID, filename: str) -> str:
+    """Return the key of a LoRA's file; `writing` is of one act only, so that no act overwrites another's."""
+    return f"{loras_prefix(account_id, lora_id)}{writing}/{filename}"
 
 
 def _client(settings: StoreSettings, endpoint: str) -> S3Client:
@@ -116,6 +148,14 @@ def _mapped(act: str) -> Iterator[None]:
         raise kind(f"cannot {act}: {error}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StoreError(f"cannot {act}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHead:
+    """What the store says of an object."""
+
+    bytes: int
+    content_type: str
 
 
 class ObjectStore:
@@ -176,6 +216,33 @@ class ObjectStore:
         with _mapped(f"read {key}"):
             self._internal.download_file(self._bucket, key, str(path))
 
+    def head(self, key: str) -> ObjectHead:
+        """Return what the store says of an object.
+
+        Raises:
+            ObjectMissing: there is none.
+        """
+        with _mapped(f"look at {key}"):
+            found = self._internal.head_object(Bucket=self._bucket, Key=key)
+        return ObjectHead(found["ContentLength"], found["ContentType"])
+
+    def get_file_within(self, key: str, path: Path, most: int) -> bool:
+        """Write an object's bytes to a file; False, and not all of them, if there are more than so many.
+
+        Raises:
+            ObjectMissing: there is no object.
+        """
+        written = 0
+        with _mapped(f"read {key}"), path.open("wb") as file:
+            answer = self._internal.get_object(Bucket=self._bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(CHUNK_BYTES):
+                    written += len(chunk)
+                    if written > most:
+                        return False
+                    file.write(chunk)
+        return True
+
     def copy(self, source: str, target: str) -> None:
         """Make an object under another key of what one holds, inside the store; the type goes along.
 
@@ -215,6 +282,11 @@ class ObjectStore:
                 "response-content-type": content_type,
             },
         )
+
+    def presigned_put(self, key: str, *, headers: Mapping[str, str], expires: timedelta) -> str:
+        """Return a link for callers that works for PUT, here, with these headers, until `expires` from now."""
+        lifetime_s = int(expires.total_seconds())
+        return self._presigner.put(key, at=datetime.now(UTC), lifetime_s=lifetime_s, headers=headers)
 
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there."""

@@ -22,12 +22,12 @@ from duolora.runtime import memory_errors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from duolora.config import PersonalizeConfig
+    from duolora.job_configs import Training
     from duolora.models.base import DiffusionBase
 
 
 def with_class_pictures(
-    base: DiffusionBase, task: LoraTask, config: PersonalizeConfig, observer: Observer | None = None
+    base: DiffusionBase, task: LoraTask, config: Training, observer: Observer | None = None
 ) -> LoraTask:
     """Let the base draw what one task is to preserve. Takes and raises what `all_with_class_pictures` does."""
     [[complete]] = all_with_class_pictures(base, [([task], config)], observer)
@@ -36,7 +36,7 @@ def with_class_pictures(
 
 def all_with_class_pictures(
     base: DiffusionBase,
-    tenants: Sequence[tuple[Sequence[LoraTask], PersonalizeConfig]],
+    tenants: Sequence[tuple[Sequence[LoraTask], Training]],
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
@@ -97,7 +97,7 @@ class _Gallery:
     def __init__(
         self,
         base: DiffusionBase,
-        config: PersonalizeConfig,
+        config: Training,
         observer: Observer,
         keeper: Keeper | None,
     ) -> None:

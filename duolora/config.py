@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -20,11 +20,17 @@ from pydantic import (
     model_validator,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 SCHEMA_VERSION = 1
 """Version of the stored JSON; raised when a field changes its meaning."""
 
 MAX_IMAGES_PER_SIDE = 20
 """Most pictures of a subject, and most pictures of a style, in one job."""
+
+MAX_SLIDER = 9
+"""Most pictures between all content and all style."""
 
 Word = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40, pattern=r"^[^\x00-\x1f,]+$")
@@ -38,6 +44,10 @@ Caption = Annotated[
 
 OptionalCaption = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 """A caption of one picture, or empty for the one that pictures have by themselves."""
+
+
+MAX_TRAINING_PREVIEWS = 40
+"""Most times that a training is shown."""
 
 
 class Frozen(BaseModel):
@@ -245,6 +255,33 @@ class MergeConfig(Frozen):
             )
         return prior
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether it looks at pictures of the sides at all."""
+        return self.steps > 0 or self.start is MaskStart.CLOSED_FORM or self.method is MergeMethod.RELEASE
+
+
+Slider = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MAX_SLIDER,
+        description="So many pictures of the merge, from all content to all style; 0 for none.",
+        exclude_if=lambda positions: positions == 0,  # so that files of jobs without one stay what they were
+    ),
+]
+"""How many pictures show what lies between the two sides."""
+
+PreviewEvery = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Steps after which pictures are drawn with what the training has learnt by then; 0 for none.",
+        exclude_if=lambda steps: steps == 0,
+    ),
+]
+"""How often a training is shown."""
+
 
 class GenerateConfig(Frozen):
     """Sampling of pictures."""
@@ -267,17 +304,18 @@ class PersonalizeConfig(Frozen):
     style: LoraTrainConfig
     merge: MergeConfig
     preview: GenerateConfig
+    slider: Slider = 0
+    preview_every: PreviewEvery = 0
+
+    @field_validator("preview_every")
+    @classmethod
+    def _previews_are_few(cls, every: int, info: ValidationInfo) -> int:
+        check_preview_every(every, [part for side in ("content", "style") if (part := info.data.get(side))])
+        return every
 
     @model_validator(mode="after")
     def _company_is_mutual(self) -> Self:
-        if not self.trains_together:
-            return self
-        if min(self.content.company, self.style.company) == 0:
-            raise ValueError(
-                "content.company and style.company must both be above 0, to train both sides in one pass, or both be 0"
-            )
-        if self.content.resolution_px != self.style.resolution_px:
-            raise ValueError("content and style need the same resolution_px to keep each other company")
+        check_company(self.content, self.style)
         return self
 
     def of_side(self, side: str) -> LoraTrainConfig:
@@ -285,6 +323,47 @@ class PersonalizeConfig(Frozen):
         return self.content if side == "content" else self.style
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides that are trained."""
+        return ("content", "style")
+
+    @property
+    def resolution_px(self) -> int:
+        """The side of the pictures that the merge looks at; it decides the roles of the layers."""
+        return self.content.resolution_px
+
+    @property
     def trains_together(self) -> bool:
         """Whether both LoRAs are trained in one pass, each in the other's company."""
         return max(self.content.company, self.style.company) > 0
+
+
+def check_preview_every(every: int, sides: Iterable[LoraTrainConfig]) -> None:
+    """Refuse more pictures of a training than anybody looks at.
+
+    Raises:
+        ValueError: naming the least that may be asked for.
+    """
+    steps = max((side.steps for side in sides), default=0)
+    if every and steps > every * (MAX_TRAINING_PREVIEWS + 1):
+        least = -(-steps // (MAX_TRAINING_PREVIEWS + 1))
+        raise ValueError(
+            f"a training of {steps} steps is shown {MAX_TRAINING_PREVIEWS} times at most; "
+            f"ask for every {least} steps or more"
+        )
+
+
+def check_company(content: LoraTrainConfig, style: LoraTrainConfig) -> None:
+    """Refuse sides of which only one wants company, or that cannot keep it.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    if max(content.company, style.company) == 0:
+        return
+    if min(content.company, style.company) == 0:
+        raise ValueError(
+            "content.company and style.company must both be above 0, to train both sides in one pass, or both be 0"
+        )
+    if content.resolution_px != style.resolution_px:
+        raise ValueError("content and style need the same resolution_px to keep each other company")

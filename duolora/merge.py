@@ -105,7 +105,7 @@ def merge_case(
 ) -> MergeCase:
     """Return what a merge may look at; pictures are encoded only if it does. Raises what `merge_loras` raises."""
     by_masks, _ = split_sides({side: given.weights for side, given in sides.items()})
-    encoded = _encode(base, sides, resolution_px) if needs_pictures(config) else {}
+    encoded = _encode(base, sides, resolution_px) if config.needs_pictures else {}
     return MergeCase(by_masks, encoded, base.encode_prompts([joint_prompt]), config.seed)
 
 
@@ -116,11 +116,6 @@ def with_carried(merged: LoraWeights, sides: Mapping[str, MergeSide]) -> LoraWei
         merged = reweight(merged, strengths)
     _, carried = split_sides({side: given.weights for side, given in sides.items()})
     return unite(merged, merge_carried(carried, strengths))
-
-
-def needs_pictures(config: MergeConfig) -> bool:
-    """Say whether a merge looks at pictures at all."""
-    return config.steps > 0 or config.start is MaskStart.CLOSED_FORM or config.method is MergeMethod.RELEASE
 
 
 def merge_cases(
@@ -155,7 +150,7 @@ def merge_cases(
     layer_roles = _layer_roles(base, canonical[0], config, resolution_px)
     masks = starting_masks(canonical, config, layer_roles=layer_roles, side_roles=side_roles)
     losses: list[dict[str, list[float]]] = []
-    if needs_pictures(config):
+    if config.needs_pictures:
         with memory_errors(), RankSpaceAdapter(*canonical).inject(base.unet) as adapter:
             masks, losses = _learn(
                 base,

@@ -1,4 +1,4 @@
-"""The steps of a `personalize` job over pictures and LoRAs; the service, the command line and notebooks share them."""
+"""The steps of a job over pictures and LoRAs; the service, the command line and notebooks share them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,21 @@ from duolora.baselines import duolora_release
 from duolora.class_pictures import all_with_class_pictures
 from duolora.config import MergeMethod
 from duolora.errors import InvalidConfig
-from duolora.events import Observer, Segment, Silent
-from duolora.generate import generate
-from duolora.images import open_pictures, picture_bytes, pictures_of_bytes
-from duolora.keeping import Keeper, Part, Saved, resumed
 from duolora.lora_task import LoraTask
-from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, needs_pictures, with_carried
-from duolora.method.merge_case import CONTENT, SIDES, STYLE, role_of
-from duolora.preview import PreviewRow, preview_grid
+from duolora.merge import MergeResult, MergeSide, merge_case, merge_loras, with_carried
+from duolora.method.merge_case import CONTENT, SIDES, role_of
 from duolora.train import train_tenants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from PIL import Image
-
-    from duolora.config import PersonalizeConfig, Prompts
+    from duolora.config import Prompts
+    from duolora.events import Observer
+    from duolora.job_configs import JobConfig, Merging, Training
+    from duolora.keeping import Keeper
     from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
-
-
-_PREVIEW = "preview"
-"""The one part of a preview's checkpoints: the pictures of every finished sampling."""
 
 
 def captions(side: str, prompts: Prompts, count: int) -> list[str]:
@@ -45,7 +37,7 @@ def captions(side: str, prompts: Prompts, count: int) -> list[str]:
 def train_sides(
     base: DiffusionBase,
     pictures: Mapping[str, Sequence[Path]],
-    config: PersonalizeConfig,
+    config: Training,
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
@@ -63,7 +55,7 @@ class TrainingJob:
     """One job's part of a training: pictures of the sides to train, and its configuration."""
 
     pictures: Mapping[str, Sequence[Path]]
-    config: PersonalizeConfig
+    config: Training
 
 
 def train_jobs(
@@ -90,32 +82,34 @@ def train_jobs(
     ]
 
 
-def without_company(config: PersonalizeConfig) -> PersonalizeConfig:
+def without_company(config: Training) -> Training:
     """Return the configuration of sides that are trained without each other: in one pass or apart, they come out alike.
 
     Their files differ by rounding only.
     """
-    return config.model_copy(update={each: config.of_side(each).model_copy(update={"company": 0.0}) for each in SIDES})
+    apart = {side: config.of_side(side).model_copy(update={"company": 0.0}) for side in config.sides}
+    return config.model_copy(update=apart)
 
 
-def _task(side: str, pictures: Sequence[Path], config: PersonalizeConfig) -> LoraTask:
+def _task(side: str, pictures: Sequence[Path], config: Training) -> LoraTask:
     """Return the training of one side."""
     return LoraTask(side, pictures, captions(side, config.prompts, len(pictures)), config.of_side(side))
 
 
-def _signed(trained: LoraWeights, side: str, config: PersonalizeConfig) -> LoraWeights:
+def _signed(trained: LoraWeights, side: str, config: Training) -> LoraWeights:
     """Return one side's LoRA with the words that its files carry."""
     prompts = config.prompts
     trigger = prompts.content if side == CONTENT else f"in {prompts.style_trigger} style"
-    seed = config.of_side(side).seed
-    return trained.with_metadata(**provenance(config, title=f"{side} LoRA", trigger=trigger, seed=seed))
+    own = config.of_side(side)
+    words = provenance(config, title=f"{side} LoRA", trigger=trigger, seed=own.seed, resolution_px=own.resolution_px)
+    return trained.with_metadata(**words)
 
 
 def merge_sides(
     base: DiffusionBase,
     loras: Mapping[str, LoraWeights],
     pictures: Mapping[str, Sequence[Path]],
-    config: PersonalizeConfig,
+    config: Merging,
     observer: Observer | None = None,
     *,
     strengths: Mapping[str, float] | None = None,
@@ -135,7 +129,7 @@ def merge_sides(
     Raises what `merge_loras` raises, and InvalidConfig for more sides than the way of merging takes.
     """
     _require_fitting_sides(loras, config)
-    prompts, resolution_px = config.prompts, config.content.resolution_px
+    prompts, resolution_px = config.prompts, config.resolution_px
     sides = {}
     for side, weights in loras.items():
         own = pictures.get(side, ())
@@ -157,12 +151,12 @@ def merge_sides(
             keeper=keeper,
         )
     title = "content and style, merged by DuoLoRA"
-    signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed)
+    signed = provenance(config, title=title, trigger=prompts.joint, seed=config.merge.seed, resolution_px=resolution_px)
     merged_from = ", ".join(weights.metadata.get("modelspec.title", side) for side, weights in loras.items())
     return MergeResult(result.weights.with_metadata(**signed, **{"modelspec.merged_from": merged_from}), result.report)
 
 
-def _require_fitting_sides(sides: Collection[str], config: PersonalizeConfig) -> None:
+def _require_fitting_sides(sides: Collection[str], config: Merging) -> None:
     """Refuse sides that the way of merging would drop or teach with another side's words.
 
     Raises:
@@ -173,20 +167,22 @@ def _require_fitting_sides(sides: Collection[str], config: PersonalizeConfig) ->
             f"the release merges one content and one style LoRA; the sides of this merge are {', '.join(sides)}: "
             "merge these with the merge recipe duolora"
         )
-    if needs_pictures(config.merge) and len({role_of(side) for side in sides}) < len(sides):
+    if config.merge.needs_pictures and len({role_of(side) for side in sides}) < len(sides):
         raise InvalidConfig(
             f"this merge learns from captions, and of {', '.join(sides)} at least two would be taught with the same "
             "words; merge more than one content and one style LoRA with the merge recipe duolora"
         )
 
 
-def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int) -> dict[str, str]:
+def provenance(
+    config: Training | Merging, *, title: str, trigger: str, seed: int, resolution_px: int
+) -> dict[str, str]:
     """Header entries that say what made a file: ModelSpec words, and our own under `duolora.`."""
     return {
         "modelspec.title": title,
         "modelspec.trigger_phrase": trigger,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "modelspec.resolution": f"{config.content.resolution_px}x{config.content.resolution_px}",
+        "modelspec.resolution": f"{resolution_px}x{resolution_px}",
         "duolora.version": version("duolora"),
         "duolora.recipe": config.recipe,
         "duolora.base_model": config.base_model,
@@ -195,60 +191,12 @@ def provenance(config: PersonalizeConfig, *, title: str, trigger: str, seed: int
     }
 
 
-def draw_preview(
-    base: DiffusionBase,
-    loras: Mapping[str, LoraWeights],
-    pictures: Mapping[str, Sequence[Path]],
-    config: PersonalizeConfig,
-    observer: Observer | None = None,
-    *,
-    keeper: Keeper | None = None,
-) -> Image.Image:
-    """Draw the labelled grid of a job.
-
-    Args:
-        base: the base model.
-        loras: "content", "style" and "merged".
-        pictures: the job's own pictures of both sides.
-        config: the job's configuration.
-        observer: receives progress over all samplings.
-        keeper: keeps the pictures of every finished sampling, so that they are not drawn again.
-
-    Raises what `generate` raises, and CheckpointUnusable.
-    """
-    prompts = config.prompts
-    samplings = {
-        CONTENT: ("Content LoRA alone", prompts.content),
-        STYLE: ("Style LoRA alone", prompts.style_of_class),
-        "merged": ("Merged LoRA", prompts.joint),
-    }
-    rows = [
-        PreviewRow("Content images", "what you sent as the subject", open_pictures(pictures[CONTENT])),
-        PreviewRow("Style images", "what you sent as the style", open_pictures(pictures[STYLE])),
-    ]
-    steps, saved = config.preview.steps, resumed(keeper)
-    drawn = {} if saved is None else dict(saved.part(_PREVIEW).tensors)
-    for index, (name, (title, prompt)) in enumerate(samplings.items()):
-        part = Segment(
-            observer or Silent(),
-            before=index * steps,
-            total=len(samplings) * steps,
-            note=f"drawing with the {title[0].lower()}{title[1:]}",
-        )
-        if name not in drawn:
-            drawn[name] = picture_bytes(generate(base, [prompt], config.preview, loras[name], part))
-            if keeper is not None and index + 1 < len(samplings):
-                keeper.keep(Saved((index + 1) * steps, len(samplings) * steps, {_PREVIEW: Part(drawn)}))
-        rows.append(PreviewRow(title, f'"{prompt}"', pictures_of_bytes(drawn[name])))
-    return preview_grid(rows, columns=config.preview.images)
-
-
-def job_report(base: DiffusionBase, merge_report: Mapping[str, Any], config: PersonalizeConfig) -> dict[str, Any]:
-    """Return what a job's report file says: configuration, versions and what the merge kept."""
+def job_report(base: DiffusionBase, config: JobConfig, **made: object) -> dict[str, Any]:
+    """Return what a job's report file says: configuration, versions, and what else there is to tell by name."""
     return {
         "version": version("duolora"),
         "device": str(base.runtime.device),
         "memory_profile": base.memory.name,
         "config": config.model_dump(mode="json"),
-        "merge": dict(merge_report),
+        **made,
     }

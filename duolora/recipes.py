@@ -161,6 +161,8 @@ def resolve(
     rank: int | None = None,
     resolution_px: int | None = None,
     seed: int | None = None,
+    slider: int | None = None,
+    preview_every: int | None = None,
 ) -> PersonalizeConfig:
     """Fill a recipe and put the caller's wishes over it; None keeps the recipe's value.
 
@@ -188,4 +190,7 @@ def resolve(
     document = config.model_dump()
     for part, fields in wishes.items():
         document[part] |= {key: value for key, value in fields.items() if value is not None}
+    document |= {
+        name: value for name, value in (("slider", slider), ("preview_every", preview_every)) if value is not None
+    }
     return PersonalizeConfig.model_validate(document)

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidConfig
-from duolora.lora.parts import Parts, rejoin, sides_of
+from duolora.lora.parts import Parts, join_sides, rejoin, sides_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from duolora.lora.weights import LoraWeights
 
@@ -38,3 +38,37 @@ def reweight(lora: LoraWeights, strengths: Mapping[str, float]) -> LoraWeights:
         for side, part in sides_of(lora).items()
     }
     return rejoin(scaled, lora.metadata)
+
+
+def slider_strengths(positions: int) -> list[dict[str, float]]:
+    """Return the strengths of both sides from all content to all style; in the middle both are whole, as merged.
+
+    Towards an end the other side fades in even steps. One position is the middle.
+    """
+    shares = [place / (positions - 1) for place in range(positions)] if positions > 1 else [0.5] * positions
+    return [{"content": min(1.0, 2 * (1 - share)), "style": min(1.0, 2 * share)} for share in shares]
+
+
+def faded(lora: LoraWeights, strengths: Mapping[str, float]) -> LoraWeights:
+    """Multiply each side of a merged LoRA by a strength for one sampling: unlike `reweight`, 0 keeps the ranks.
+
+    Raises:
+        InvalidLora: the LoRA does not say its parts.
+    """
+    return rejoin(
+        {
+            side: None if part is None else part.scaled(strengths.get(side, 1.0))
+            for side, part in sides_of(lora).items()
+        },
+        lora.metadata,
+    )
+
+
+def added(loras: Sequence[tuple[LoraWeights, float]]) -> LoraWeights | None:
+    """Add LoRAs, each times its strength, as one, exactly; None if there is none, or none with a strength.
+
+    Raises:
+        InvalidLora: two change one layer in different shapes.
+    """
+    scaled = {str(place): lora.scaled(strength) for place, (lora, strength) in enumerate(loras) if strength != 0}
+    return join_sides(scaled) if scaled else None

@@ -8,6 +8,8 @@ from alembic import context
 
 import api.accounts.models
 import api.jobs.models
+import api.loras.models
+import api.uploads.models
 import api.webhooks.models  # noqa: F401  (every model must be known to the metadata)
 from api.db import Base, make_engine
 from api.settings import DatabaseSettings

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from api.db import make_engine, session_factory
 from api.metrics import exposed, process_registry
 from api.storage import ObjectStore
+from api.tracing import exported
 from worker import logs, tasks
 from worker.app import make_app
 from worker.hints import HintListener
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
+MOCK_POLL_S = 0.3
+"""A worker that does mock jobs only looks for them itself: hints are for those who can do what they tell of."""
 PAUSE_SHARE = 0.5
 """Share of the grace period that a running stage has for its last checkpoint."""
 
@@ -73,17 +76,18 @@ def main() -> None:
         engine=engine,
         mailbox=mailbox,
         presence=presence,
-        poll_s=settings.worker_poll_s,
+        poll_s=MOCK_POLL_S if settings.mocks_only else settings.worker_poll_s,
         warm_base=settings.warm_location,
+        needs_engine=not settings.mocks_only,
     )
-    app = make_app(settings.redis.url.get_secret_value())
-    tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
-    listener = HintListener(app)
-    listener.start()
+    if not settings.mocks_only:
+        app = make_app(settings.redis.url.get_secret_value())
+        tasks.register(app, loop.gate, lambda: mailbox.post(Hint()))
+        HintListener(app).start()
     ExitInTime(mailbox, settings.worker_grace_s, give_back=runner.give_back).start()
     log.info("worker started", extra={"worker": settings.worker_id})
     try:
-        with exposed(settings.metrics, registry):
+        with exported(settings.tracing, "duolora-worker"), exposed(settings.metrics, registry):
             loop.run()
     finally:
         scratch.close()

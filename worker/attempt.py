@@ -10,21 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
+from api.errors import LeaseLost
 from api.jobs import repository
 from api.storage import StoreError, artifact_key
+from api.telemetry import current_traceparent
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
-from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run
-from worker.workspace import BaseUnavailable, CheckpointUnusable
+from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
+from worker.workspace import BaseUnavailable, CheckpointUnusable, OutputMissing
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from sqlalchemy.orm import Session, sessionmaker
@@ -35,9 +37,9 @@ if TYPE_CHECKING:
     from worker.patience import Patience
     from worker.reporter import StageReporter
     from worker.settings import WorkerSettings
-    from worker.supervisor import EngineSupervisor
+    from worker.supervisor import News
     from worker.uploader import CheckpointUploader
-    from worker.wire import OutputFile
+    from worker.wire import Done, OutputFile
     from worker.workspace import Scratch, Workspace
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,23 @@ class Finished:
     stopped_early: bool = False
 
 
+class Engine(Protocol):
+    """What does the work: the engine process, or the mock engine."""
+
+    @property
+    def version(self) -> str | None:
+        """Version of the engine, None before one said so."""
+
+    def revision_of(self, base: str, run_id: str) -> str | None:
+        """Return which files a base consists of, None if nobody can tell."""
+
+    def run(self, command: Run, on_news: Callable[[News], None]) -> Done:
+        """Run a command to the end and return the outputs."""
+
+    def stop(self) -> None:
+        """End its process, if it has one."""
+
+
 class Attempt:
     """One run of the engine. `run_id` names it in every message."""
 
@@ -70,7 +89,7 @@ class Attempt:
         settings: WorkerSettings,
         sessions: sessionmaker[Session],
         store: ObjectStore,
-        engine: EngineSupervisor,
+        engine: Engine,
         mailbox: Mailbox,
         patience: Patience,
     ) -> None:
@@ -79,7 +98,7 @@ class Attempt:
         self._settings = settings
         self._sessions = sessions
         self._store = store
-        self._engine = engine
+        self.engine = engine
         self._mailbox = mailbox
         self._patience = patience
         self._keys: dict[uuid.UUID, str | None] = {}
@@ -90,10 +109,10 @@ class Attempt:
         stages = self.stage.all
         if not any(self._makes_a_lora(each) for each in stages):
             return []
-        revision = self._engine.revision_of(base, self.run_id)
+        revision = self.engine.revision_of(base, self.run_id)
         found: list[Finished] = []
         for each in stages:
-            key = repository.reuse_key(each.name, each.params, each.images, revision, self._engine.version)
+            key = repository.reuse_key(each.name, each.params, each.images, revision, self.engine.version)
             self._keys[each.stage_id] = key
             taken = None if key is None or each.stop_requested else self._take(each, key)
             if taken is not None:
@@ -115,7 +134,7 @@ class Attempt:
             command = self._command(workspace, self._fetch_checkpoints(workspace))
             fetched = perf_counter()
 
-            def hear(news: ProgressReport | Checkpointed | LogLine) -> None:
+            def hear(news: News) -> None:
                 match news:
                     case ProgressReport():
                         reporter.report(news)
@@ -123,8 +142,10 @@ class Attempt:
                         uploader.take(news)
                     case LogLine():
                         reporter.write_line(news)
+                    case Shown():
+                        self._publish_early(workspace, news.output)
 
-            done = self._engine.run(command, hear)
+            done = self.engine.run(command, hear)
             ran = perf_counter()
             stored = [
                 (each, self._publish(workspace, each, [output for output in done.outputs if output.member == place]))
@@ -161,12 +182,14 @@ class Attempt:
             raise
 
     def _base(self) -> str:
-        """Return where the job's base model is.
+        """Return where the job's base model is; the mock engine needs none.
 
         Raises:
             BaseUnavailable: this worker does not know it.
         """
-        base = self.stage.params["base_model"]
+        base: str = self.stage.params["base_model"]
+        if self.stage.mock_outcome is not None:
+            return base
         if base not in self._settings.base_models:
             raise BaseUnavailable(f"this worker has no base model {base!r}")
         return self._settings.base_models[base]
@@ -231,6 +254,16 @@ class Attempt:
     ) -> list[StoredArtifact]:
         return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
 
+    def _publish_early(self, workspace: Workspace, output: OutputFile) -> None:
+        """Publish an output of a stage that goes on; if that cannot be done now, it comes with the others."""
+        stage = self.stage.all[output.member]
+        try:
+            artifacts = workspace.publish(stage, [output], lambda: None)
+            with transaction(self._sessions) as session:
+                repository.publish_early(session, **stage.proof, artifacts=artifacts)
+        except (StoreError, OutputMissing, DBAPIError, LeaseLost) as error:
+            log.info("a picture was not published yet", extra={"error": type(error).__name__})
+
     def _command(self, workspace: Workspace, resume: dict[uuid.UUID, Path | None]) -> Run:
         return Run(
             id=self.run_id,
@@ -239,7 +272,7 @@ class Attempt:
             checkpoint_every_s=self._settings.worker_checkpoint_s,
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
-            traceparent=self.stage.traceparent,
+            traceparent=current_traceparent() or self.stage.traceparent,
         )
 
     @staticmethod

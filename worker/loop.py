@@ -64,7 +64,7 @@ class IdleGate:
 
 
 class WorkLoop:
-    """Runs in the main thread, which owns the engine process. Claims only while an engine is ready."""
+    """Runs in the main thread, which owns the engine process. Claims only while an engine is ready, if it needs one."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class WorkLoop:
         presence: Presence,
         poll_s: float,
         warm_base: str | None,
+        needs_engine: bool = True,
     ) -> None:
         self._runner = runner
         self._engine = engine
@@ -82,6 +83,7 @@ class WorkLoop:
         self._presence = presence
         self._poll_s = poll_s
         self._warm_base = warm_base
+        self._needs_engine = needs_engine
         self.gate = IdleGate()
 
     def run(self) -> None:
@@ -100,7 +102,8 @@ class WorkLoop:
                     self._idle(backoff.next_s(), hints=False)
                     continue
                 backoff.reset()
-                self._presence.become(WorkerState.IDLE)
+                if self._needs_engine:  # one that does mock jobs only is nobody to leave work to
+                    self._presence.become(WorkerState.IDLE)
                 self._idle(self._poll_s)
         finally:
             self._engine.stop()
@@ -110,7 +113,8 @@ class WorkLoop:
         """Run stages until none is runnable. Told to stop, the loop starts no new engine for the one it ended."""
         warm_base = self._warm_base
         while not self._mailbox.shutting_down:
-            self._engine.ensure_running(warm_base=warm_base)
+            if self._needs_engine:
+                self._engine.ensure_running(warm_base=warm_base)
             warm_base = None
             if not self._runner.run_next():
                 return

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from api.jobs.engines import EngineName
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -27,7 +29,7 @@ class AttemptTimes:
         self._seconds = Histogram(
             "duolora_attempt_seconds",
             "From the claim of a stage to the end of the attempt.",
-            ("stage", "outcome"),
+            ("stage", "outcome", "engine"),
             registry=registry,
             buckets=BUCKETS_S,
         )
@@ -35,7 +37,8 @@ class AttemptTimes:
     def take(self, stages: Iterable[ClaimedStage], outcome: str, seconds: float) -> None:
         """Count attempts that ended: `succeeded`, or the name of what `worker.outcomes` made of them."""
         for stage in stages:
-            self._seconds.labels(stage.name, outcome).observe(seconds)
+            engine = EngineName.DUOLORA if stage.mock_outcome is None else EngineName.MOCK
+            self._seconds.labels(stage.name, outcome, engine).observe(seconds)
 
 
 class EngineGauges(Collector):

@@ -19,11 +19,13 @@ from sqlalchemy.exc import DBAPIError
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
+from api.tracing import span
 from duolora.errors import Fault
 from worker import logs
 from worker.attempt import Attempt
 from worker.mailbox import Interrupt
 from worker.metrics import SUCCEEDED
+from worker.mock_engine import MockEngine
 from worker.outcomes import Abandon, Cancel, Fail, Release, Retry, classify
 from worker.patience import Patience
 from worker.reporter import StageReporter
@@ -68,6 +70,7 @@ class StageRunner:
         self._sessions = sessions
         self._store = store
         self._engine = engine
+        self._mock = MockEngine(mailbox)
         self._scratch = scratch
         self._mailbox = mailbox
         self._presence = presence
@@ -90,6 +93,7 @@ class StageRunner:
                     worker_id=settings.worker_id,
                     lease=settings.lease,
                     pairs=settings.worker_pairs and self._engine.pairs,
+                    mocks_only=settings.mocks_only,
                     jobs_at_once=settings.worker_jobs_at_once if self._engine.shares_passes else 1,
                 ),
             )
@@ -101,7 +105,8 @@ class StageRunner:
             log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
             self._held, self._claimed_at = stage, monotonic()
             try:
-                self._attempt(stage)
+                with span(f"stage {stage.name}", "consumer", job=str(stage.job_id), attempt=stage.attempt):
+                    self._attempt(stage)
             finally:
                 self._held = None
         return True
@@ -119,7 +124,7 @@ class StageRunner:
             settings=self._settings,
             sessions=self._sessions,
             store=self._store,
-            engine=self._engine,
+            engine=self._engine if stage.mock_outcome is None else self._mock.that_ends(stage.mock_outcome),
             mailbox=self._mailbox,
             patience=self._patience,
         )
@@ -198,7 +203,7 @@ class StageRunner:
                 log.warning("the outcome could not be recorded; the reaper will find the stage")
                 break
         if isinstance(outcome, Retry) and outcome.fresh_engine:
-            self._engine.stop()
+            attempt.engine.stop()
 
 
 def _record(stages: Sequence[ClaimedStage], outcome: Outcome, session: Session) -> None:

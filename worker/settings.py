@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.jobs.engines import EngineName
 from api.settings import (
     MIB,
     DatabaseSettings,
@@ -23,6 +24,7 @@ from api.settings import (
     ProcessSettings,
     RedisSettings,
     StoreSettings,
+    TracingSettings,
     WebhookSettings,
 )
 
@@ -104,6 +106,9 @@ class WorkerSettings(ProcessSettings):
     """Longest wait for a hint before the database is asked anyway: what a broken broker costs."""
     worker_patience_s: float = Field(120, gt=0)
     """How long storing results is tried again while the database or the object store is away."""
+    worker_engine: EngineName = EngineName.DUOLORA
+    """`mock`: no engine process is started and only mock jobs are taken, so that an installation for the tests of
+    others needs neither torch nor a base. Every worker takes those, too."""
     worker_warm_base: str | None = None
     """Name of the base loaded before the first job. None: the first of BASE_MODELS. Empty: none."""
     base_models: dict[str, str] = Field(default={"tiny": "tiny"}, min_length=1)
@@ -115,11 +120,17 @@ class WorkerSettings(ProcessSettings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
 
     @property
     def lease(self) -> timedelta:
         """`worker_lease_s` as a duration."""
         return timedelta(seconds=self.worker_lease_s)
+
+    @property
+    def mocks_only(self) -> bool:
+        """Whether it does nothing but mock jobs."""
+        return self.worker_engine is EngineName.MOCK
 
     @property
     def warm_location(self) -> str | None:
@@ -159,6 +170,7 @@ class DispatcherSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
 
 
 def usable_cores() -> int:

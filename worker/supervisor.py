@@ -27,6 +27,7 @@ from worker.wire import (
     ProgressReport,
     Ready,
     Run,
+    Shown,
     Warm,
     Warmed,
     WireError,
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from worker.settings import EngineSettings
     from worker.wire import Command, Event
 
-    News = ProgressReport | Checkpointed | LogLine
-
 log = logging.getLogger(__name__)
+
+News = ProgressReport | Checkpointed | LogLine | Shown
+"""What is told of a run while it goes on."""
 
 EventT = TypeVar("EventT", Ready, Warmed)
 
@@ -199,7 +201,12 @@ class EngineSupervisor:
                     return self._wind_down(command, message.reason, on_news)
                 self._send(Finish(id=command.id))
             match self._event(message):
-                case ProgressReport(id=command.id) | Checkpointed(id=command.id) | LogLine(id=command.id) as news:
+                case (
+                    ProgressReport(id=command.id)
+                    | Checkpointed(id=command.id)
+                    | LogLine(id=command.id)
+                    | Shown(id=command.id) as news
+                ):
                     watchdog.see(news)
                     on_news(news)
                 case Done(id=command.id) as done:

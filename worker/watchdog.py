@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from worker.wire import Checkpointed, ProgressReport
+from worker.wire import Checkpointed, ProgressReport, Shown
 
 if TYPE_CHECKING:
     from worker.wire import LogLine
@@ -24,12 +24,12 @@ class Watchdog:
         self.bites_at = monotonic() + self.patience_s
         """Instant of `time.monotonic` at which the run counts as stuck unless it tells something new."""
 
-    def see(self, news: ProgressReport | Checkpointed | LogLine) -> None:
+    def see(self, news: ProgressReport | Checkpointed | LogLine | Shown) -> None:
         """Take what the run tells."""
         match news:
             case ProgressReport(step=step, total=total, note=note) if (step, total, note) != self._seen:
                 self._seen = (step, total, note)
-            case Checkpointed():
+            case Checkpointed() | Shown():
                 pass
             case _:
                 return

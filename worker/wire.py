@@ -1,7 +1,8 @@
 """The lines that a worker and its engine process exchange: one JSON object a line, both directions. Torch-free.
 
 Parent to child (stdin): `run`, `cancel`, `pause`, `finish`, `warm`; the end of the stream means exit.
-Child to parent (the child's original stdout): `ready`, `warmed`, `progress`, `checkpointed`, `log`, `done`, `failed`.
+Child to parent (the child's original stdout): `ready`, `warmed`, `progress`, `checkpointed`, `log`, `shown`,
+`done`, `failed`.
 Both sides parse with the classes below, so that a message either has its agreed shape or is refused as `WireError`.
 """
 
@@ -176,6 +177,14 @@ class OutputFile(_Message):
     """Whose it is."""
 
 
+class Shown(_Message):
+    """An output is complete before its stage is: its owner may look at it. `done` names it again."""
+
+    event: Literal["shown"] = "shown"
+    id: str
+    output: OutputFile
+
+
 class Done(_Message):
     """The stage is finished; its files are complete on disk. Timings are seconds by name."""
 
@@ -200,7 +209,7 @@ class Failed(_Message):
 
 
 Command = Run | Cancel | Pause | Finish | Warm
-Event = Ready | Warmed | ProgressReport | Checkpointed | LogLine | Done | Failed
+Event = Ready | Warmed | ProgressReport | Checkpointed | LogLine | Shown | Done | Failed
 
 _COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="op")])
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])

@@ -77,7 +77,7 @@ class Workspace:
         return _made(self._of(stage) / "checkpoints")
 
     def fetch(self, stage: ClaimedStage, check: Callable[[], None]) -> None:
-        """Bring the pictures and the files of upstream stages into `inputs_dir`.
+        """Bring the pictures, the LoRAs that came with the job, and the files of upstream stages into `inputs_dir`.
 
         Raises:
             ArtifactCorrupt: when a file's SHA-256 is not the recorded one.
@@ -86,6 +86,10 @@ class Workspace:
         for image in stage.images:
             check()
             self._fetch(image.key, _made(inputs_dir / image.side) / f"{image.ordinal:03d}.png", image.sha256)
+        for lora in stage.loras:
+            check()
+            path = _made(inputs_dir / "loras") / f"{lora.role}_{lora.ordinal}.safetensors"
+            self._fetch(lora.key, path, lora.sha256)
         for artifact in stage.upstream:
             check()
             self._fetch(artifact.key, inputs_dir / _plain(artifact.filename), artifact.sha256)

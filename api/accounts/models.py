@@ -5,8 +5,10 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, func, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Text
 
 from api.db import Base, Document
 from api.identifiers import uuid7
@@ -28,9 +30,9 @@ class Account(Base):
     max_queued_jobs: Mapped[int | None]
     """So many of its jobs may wait for their first stage; a further one is refused."""
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """A job whose pictures would exceed it is refused."""
+    """A job or a LoRA whose files would exceed it is refused."""
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Of pictures and artifacts of its jobs. Kept by `api.accounts.quotas`, under the lock of this row."""
+    """Of pictures and artifacts of its jobs, and of its library. Kept by `api.accounts.quotas`, this row locked."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -46,10 +48,14 @@ class ApiKey(Base):
     prefix: Mapped[str]
     """First characters of the key, for the eye: `duo_live_<id>`."""
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{admin}'::text[]"))
+    """What it may do: names of `api.accounts.scopes.Scope`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    rotated_to: Mapped[str | None]
+    """Id of the key that takes its place; it works beside that one until it expires."""
 
 
 class IdempotencyKey(Base):

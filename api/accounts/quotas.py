@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 30
 """When to look again for a free place: nobody can say when a job of the account will start."""
 _BOUNDS = (Account.max_queued_jobs, Account.stored_bytes, Account.max_stored_bytes)
-_QUEUED, _STORED = "queued-jobs", "stored-bytes"
+QUEUED, STORED = "queued-jobs", "stored-bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Usage:
     stored_bytes: int
     max_stored_bytes: int | None
 
-    def with_one_more(self, stored_bytes: int) -> Usage:
-        """Return what is used once a job of so many bytes is taken."""
+    def with_more(self, stored_bytes: int, jobs: int = 1) -> Usage:
+        """Return what is used once so many bytes and jobs are taken."""
         return Usage(
-            self.queued_jobs + 1, self.max_queued_jobs, self.stored_bytes + stored_bytes, self.max_stored_bytes
+            self.queued_jobs + jobs, self.max_queued_jobs, self.stored_bytes + stored_bytes, self.max_stored_bytes
         )
 
     def headers(self) -> dict[str, str]:
@@ -49,8 +49,8 @@ class Usage:
         bounded = [
             (name, most, max(most - used, 0), unit)
             for name, used, most, unit in (
-                (_QUEUED, self.queued_jobs, self.max_queued_jobs, "concurrent-requests"),
-                (_STORED, self.stored_bytes, self.max_stored_bytes, "content-bytes"),
+                (QUEUED, self.queued_jobs, self.max_queued_jobs, "concurrent-requests"),
+                (STORED, self.stored_bytes, self.max_stored_bytes, "content-bytes"),
             )
             if most is not None
         ]
@@ -61,18 +61,18 @@ class Usage:
             "RateLimit": ", ".join(f'"{name}";r={left}' for name, _, left, _ in bounded),
         }
 
-    def check(self, stored_bytes: int) -> None:
-        """Refuse one more job of so many bytes if a quota forbids it.
+    def check(self, stored_bytes: int, jobs: int = 1) -> None:
+        """Refuse so many bytes and jobs more if a quota forbids it.
 
         Raises:
             QuotaExceeded: it names the quotas in the way.
         """
         violated, details = [], []
-        if self.max_queued_jobs is not None and self.queued_jobs >= self.max_queued_jobs:
-            violated.append(_QUEUED)
+        if jobs and self.max_queued_jobs is not None and self.queued_jobs >= self.max_queued_jobs:
+            violated.append(QUEUED)
             details.append(f"{self.queued_jobs} jobs wait, and {self.max_queued_jobs} may")
         if self.max_stored_bytes is not None and self.stored_bytes + stored_bytes > self.max_stored_bytes:
-            violated.append(_STORED)
+            violated.append(STORED)
             details.append(
                 f"{self.stored_bytes} bytes are stored, {stored_bytes} more came, and {self.max_stored_bytes} may be"
             )
@@ -84,8 +84,8 @@ class Usage:
             )
 
 
-def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID) -> None:
-    """Refuse a job that is refused in any case, before work is spent on it. Nothing is taken.
+def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID, *, jobs: int = 1) -> None:
+    """Refuse what is refused in any case, before work is spent on it: a job, or an upload, of 0 jobs. Nothing is taken.
 
     Raises:
         QuotaExceeded: there is no place left.
@@ -97,11 +97,19 @@ def precheck(sessions: sessionmaker[Session], account_id: uuid.UUID) -> None:
             row.max_queued_jobs,
             row.stored_bytes,
             row.max_stored_bytes,
-        ).check(1)
+        ).check(1, jobs)
 
 
-def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Usage:
+def usage(session: Session, account_id: uuid.UUID) -> Usage:
+    """Return what an account uses now, also of quotas that have no bound."""
+    row = session.execute(select(*_BOUNDS).where(Account.id == account_id)).one()
+    return Usage(_queued(session, account_id, 0), row.max_queued_jobs, row.stored_bytes, row.max_stored_bytes)
+
+
+def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int, jobs: int = 1) -> Usage:
     """Take a place in the queue and so many bytes for a job that this transaction writes; returns what is used then.
+
+    What is no job, an upload say, takes 0 places.
 
     Locks the account, so that of two submissions that want its last place one is refused.
 
@@ -111,8 +119,8 @@ def reserve(session: Session, account_id: uuid.UUID, *, stored_bytes: int) -> Us
     row = session.execute(_adding(account_id, stored_bytes).returning(*_BOUNDS)).one()
     before = row.stored_bytes - stored_bytes
     used = Usage(_queued(session, account_id, row.max_queued_jobs), row.max_queued_jobs, before, row.max_stored_bytes)
-    used.check(stored_bytes)
-    return used.with_one_more(stored_bytes)
+    used.check(stored_bytes, jobs)
+    return used.with_more(stored_bytes, jobs)
 
 
 def add_stored(session: Session, account_id: uuid.UUID, delta: int) -> None:

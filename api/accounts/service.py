@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from api.accounts import keys, repository
-from api.accounts.models import ApiKey
+from api.accounts.scopes import Scope, tidy
 from api.db import transaction
 from api.errors import Unauthenticated
 from api.webhooks.signing import make_secret
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
 
     from sqlalchemy.orm import Session, sessionmaker
@@ -33,6 +33,7 @@ class Caller:
     account_id: uuid.UUID
     key_id: str
     max_priority: int
+    scopes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,10 @@ class KeyRing:
         self._known[_digest(token)] = (caller, time.monotonic() + min(self._keep_s, left_s))
         return caller
 
+    def forget(self, key_id: str) -> None:
+        """Look a key up again the next time: it was changed."""
+        self._known = {token: entry for token, entry in self._known.items() if entry[0].key_id != key_id}
+
 
 def authenticate(sessions: sessionmaker[Session], token: str) -> Caller:
     """Find the account of a bearer token.
@@ -98,7 +103,13 @@ def _look_up(sessions: sessionmaker[Session], token: str) -> tuple[Caller, datet
             raise Unauthenticated("The API key is unknown, revoked or expired.", code="invalid_api_key")
         key, account = found
         repository.touch_key(session, key.id)
-        return Caller(account_id=account.id, key_id=key.id, max_priority=account.max_priority), key.expires_at
+        caller = Caller(
+            account_id=account.id,
+            key_id=key.id,
+            max_priority=account.max_priority,
+            scopes=frozenset(key.scopes),
+        )
+        return caller, key.expires_at
 
 
 def _digest(token: str) -> bytes:
@@ -111,6 +122,7 @@ def issue_key(
     *,
     account: str,
     label: str = "",
+    scopes: Iterable[Scope] = (Scope.ADMIN,),
     lifetime: timedelta | None = None,
     max_priority: int | None = None,
     quotas: Mapping[str, int | None] | None = None,
@@ -121,6 +133,7 @@ def issue_key(
         sessions: factory of sessions.
         account: name of the account.
         label: what the key is for.
+        scopes: what it may do.
         lifetime: None for a key that does not expire.
         max_priority: set the account's bound; None leaves it.
         quotas: set the account's bounds `max_running_jobs`, `max_queued_jobs`, `max_stored_bytes`, None for no bound;
@@ -133,14 +146,6 @@ def issue_key(
             owner.max_priority = max_priority
         for column, most in (quotas or {}).items():
             setattr(owner, column, most)
-        session.add(
-            ApiKey(
-                id=parts.id,
-                account_id=owner.id,
-                label=label,
-                prefix=parts.prefix,
-                secret_sha256=parts.digest,
-                expires_at=None if lifetime is None else datetime.now(UTC) + lifetime,
-            )
-        )
+        expires_at = None if lifetime is None else datetime.now(UTC) + lifetime
+        repository.add_key(session, parts, account_id=owner.id, label=label, scopes=tidy(scopes), expires_at=expires_at)
         return IssuedKey(id=parts.id, text=parts.text, account=owner.name, webhook_secret=owner.webhook_secret)

@@ -49,7 +49,8 @@ _IN_ORDER = """
              row_number() OVER (ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal) AS nth
       FROM {stages}
         AND s.runnable_at <= now()
-        AND (SELECT j.kind = ANY(:kinds) AND j.cancel_requested_at IS NULL
+        AND (SELECT j.kind = ANY(:kinds) AND (NOT :mocks_only OR j.mock_outcome IS NOT NULL)
+                    AND j.cancel_requested_at IS NULL
                     AND (j.deadline_at IS NULL OR j.deadline_at > now())
                     AND NOT (load.is_full AND j.started_at IS NULL)
              FROM jobs j WHERE j.id = s.job_id)
@@ -76,9 +77,10 @@ ANY = text(_IN_ORDER.replace("{stages}", _ALL))
 LIKE = text(_IN_ORDER.replace("{stages}", _LIKE))
 
 
-def find_any(session: Session, *, kinds: Collection[str], wanted: int) -> Sequence[Row[Any]]:
-    """Return the best runnable stages: `id`, `is_limited` (its account is), `now`."""
-    return session.execute(ANY, {"kinds": [str(kind) for kind in kinds], "wanted": wanted}).all()
+def find_any(session: Session, *, kinds: Collection[str], wanted: int, mocks_only: bool = False) -> Sequence[Row[Any]]:
+    """Return the best runnable stages, if asked only those of mock jobs: `id`, `is_limited` (its account is), `now`."""
+    asked = {"kinds": [str(kind) for kind in kinds], "wanted": wanted, "mocks_only": mocks_only}
+    return session.execute(ANY, asked).all()
 
 
 def find_like(session: Session, stage: Stage, *, kinds: Collection[str], wanted: int) -> Sequence[Row[Any]]:
@@ -89,5 +91,6 @@ def find_like(session: Session, stage: Stage, *, kinds: Collection[str], wanted:
         "job_id": stage.job_id,
         "step": "" if step is None else str(step),
         "look": LIKE_LOOK,
+        "mocks_only": False,
     }
     return session.execute(LIKE, {"kinds": [str(kind) for kind in kinds], "wanted": wanted} | like).all()

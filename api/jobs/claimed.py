@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import uuid
     from collections.abc import Iterable
 
+    from api.jobs.engines import MockOutcome
     from api.jobs.models import Artifact, Job, MemoryProfile, Stage
 
 
@@ -22,6 +23,16 @@ class InputImage:
     key: str
     sha256: str
     content_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputLora:
+    """A LoRA that came with the job, as the store has it."""
+
+    role: str
+    ordinal: int
+    key: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +84,9 @@ class ClaimedStage:
     """The same failures by `api.jobs.failures.FailureClass`."""
     fencing_token: uuid.UUID
     params: dict[str, Any]
-    """`duolora.config.PersonalizeConfig` as JSON."""
+    """`duolora.job_configs.JobConfig` as JSON."""
     images: tuple[InputImage, ...]
+    loras: tuple[InputLora, ...] = ()
     upstream: tuple[StoredArtifact, ...]
     """Artifacts of all stages that this one depends on, also indirectly."""
     checkpoint: dict[str, Any] | None
@@ -82,6 +94,8 @@ class ClaimedStage:
     memory_profile: MemoryProfile
     stop_requested: bool = False
     """It is to end as soon as it has anything to show."""
+    mock_outcome: MockOutcome | None = None
+    """How the mock engine ends it; None for work of the real engine. Mates have the same."""
     mates: tuple[ClaimedStage, ...] = ()
     """Claimed along with it to share every pass of the U-Net: the job's other LoRA, LoRAs of other jobs."""
     traceparent: str | None
@@ -111,7 +125,8 @@ class ClaimedStage:
 def describe(job: Job, stage: Stage) -> ClaimedStage:
     """Describe a stage that was just claimed.
 
-    The job has its pictures loaded, and for a stage that depends on others its stages and artifacts as well.
+    The job has its pictures loaded, its LoRAs if it is of a kind that takes some, and for a stage that depends on
+    others its stages and artifacts as well.
     """
     ancestors = _ancestors(stage, job.stages) if stage.depends_on else set()
     token = stage.fencing_token
@@ -138,6 +153,10 @@ def describe(job: Job, stage: Stage) -> ClaimedStage:
             )
             for image in job.images
         ),
+        loras=tuple(
+            InputLora(role=lora.role, ordinal=lora.ordinal, key=lora.key, sha256=lora.sha256)
+            for lora in (job.loras if job.kind.takes_loras else ())
+        ),
         upstream=tuple(
             StoredArtifact.of(artifact)
             for artifact in (job.artifacts if ancestors else ())
@@ -146,6 +165,7 @@ def describe(job: Job, stage: Stage) -> ClaimedStage:
         checkpoint=stage.checkpoint,
         memory_profile=stage.memory_profile,
         stop_requested=job.stop_requested_at is not None,
+        mock_outcome=job.mock_outcome,
         traceparent=job.traceparent,
     )
 

@@ -44,6 +44,8 @@ class Claimant:
     pairs: bool = False
     """Whether a LoRA may come with its partner, for one pass of both: when no other worker is free for it, or when
     their checkpoints are of such a pass."""
+    mocks_only: bool = False
+    """Whether it has no engine, and so does only what is done by the mock engine."""
     jobs_at_once: int = 1
     """Most jobs whose trainings may come at once, for one pass of all."""
 
@@ -69,7 +71,7 @@ def claim_stage(session: Session, claimant: Claimant) -> ClaimedStage | None:
     """
     wanted = FIRST_LOOK
     while True:
-        found = find_any(session, kinds=claimant.kinds, wanted=wanted)
+        found = find_any(session, kinds=claimant.kinds, wanted=wanted, mocks_only=claimant.mocks_only)
         for candidate in found:
             savepoint = session.begin_nested()
             taken = _take_best(session, candidate, claimant)
@@ -209,10 +211,13 @@ def _lock_job(session: Session, stage: Stage, *, wait: bool = True) -> Job | Non
     parts = [selectinload(Job.images)]
     if stage.depends_on:
         parts += [selectinload(Job.artifacts), selectinload(Job.stages)]
-    return session.scalars(
+    job = session.scalars(
         select(Job).where(Job.id == stage.job_id).options(*parts).with_for_update(key_share=True, skip_locked=not wait),
         execution_options={"populate_existing": True},
     ).one_or_none()
+    if job is not None and job.kind.takes_loras:
+        session.scalars(select(Job).where(Job.id == job.id).options(selectinload(Job.loras))).one()
+    return job
 
 
 def _may_start(session: Session, job: Job, *, wait: bool = True) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,10 @@ from api.accounts.quotas import add_stored
 from api.errors import problem
 from api.jobs.failures import FailureClass, judge
 from api.jobs.locking import LockedJob, instant, lock_held, lock_job
-from api.jobs.models import Artifact, AttemptOutcome, Job, MemoryProfile, Stage, StageAttempt
-from api.jobs.states import TERMINAL_JOBS, StageState
+from api.jobs.models import Job, MemoryProfile, Stage, StageAttempt
+from api.jobs.running import publish
+from api.jobs.states import TERMINAL_JOBS, AttemptOutcome, StageState
+from api.loras.making import add_made
 
 if TYPE_CHECKING:
     import uuid
@@ -43,6 +44,8 @@ def finish_stage(
 ) -> None:
     """Publish a stage's artifacts and let the stages run that waited for it; the last one ends the job.
 
+    LoRAs among them appear in the account's library.
+
     Its checkpoint is forgotten: what it names in the store is of no use any more.
 
     Args:
@@ -59,10 +62,8 @@ def finish_stage(
         LeaseLost: the stage is no longer held by this token; nothing is published.
     """
     locked, stage = lock_held(session, stage_id, fencing_token)
-    session.add_all(
-        Artifact(job_id=stage.job_id, stage_id=stage.id, attempt=stage.attempt, **asdict(artifact))
-        for artifact in artifacts
-    )
+    published = publish(session, stage, artifacts)
+    add_made(session, locked.job, artifacts)
     stage.timings, stage.error, stage.checkpoint = timings, None, None
     stage.stopped_early, stage.reused_job_id = stopped_early, reused_job_id
     stage.reuse_key = None if stopped_early else reuse_key
@@ -73,7 +74,7 @@ def finish_stage(
         locked.wake_dependants()
     locked.settle()
     session.flush()
-    add_stored(session, locked.job.account_id, sum(artifact.bytes for artifact in artifacts))
+    add_stored(session, locked.job.account_id, published)
 
 
 def fail_stage(

@@ -1,7 +1,8 @@
 """Deleting jobs: what is erased, what remains to tell of it, and the acts on request. One piece serves the janitor too.
 
-Objects go first, rows after them, and the receipt is written with the deletion of the rows. What is broken off in
-between is found by `overdue_jobs` and finished by the janitor.
+What the library has of a job goes before anything else: no row of it may point to bytes that are gone. Then objects go
+first, rows after them, and the receipt is written with the deletion of the rows. What is broken off in between is found
+by `overdue_jobs` and finished by the janitor.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from api.jobs import listing, retention
 from api.jobs.locking import LockedJob, lock_job
 from api.jobs.models import DeletedJob, Job
 from api.jobs.schemas import DeletionRead, Erased
+from api.loras.making import withdraw_made
 from api.storage import StoreError, job_prefix
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def _request(session: Session, account_id: uuid.UUID, job_id: uuid.UUID) -> Dele
     if job.deletion_requested_at is None:
         _check(session, job)
         job.deletion_requested_at = locked.now
+        withdraw_made(session, job_id)
     return DeletionRead(
         id=job_id,
         state="deleting",

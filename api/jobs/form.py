@@ -2,82 +2,78 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import FormData, UploadFile
 
-from api.errors import FieldError, InvalidParameters, UnsupportedMedia
-from api.jobs.submission import Submission, Upload
+from api.errors import FieldError, InvalidParameters
+from api.forms import MAX_TEXT_BYTES, MEDIA_TYPE
+from api.jobs import wishes
+from api.jobs.archive import unpacked
+from api.jobs.sources import ReceivedFile
+from api.jobs.submission import Contents
 from duolora.config import MAX_IMAGES_PER_SIDE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
-    from fastapi import Request
+    from api.jobs.archive import ArchiveLimits
 
-MEDIA_TYPE = "multipart/form-data"
 MAX_FILES = 10 * MAX_IMAGES_PER_SIDE
 """More parts are not even counted; up to here the answer names the field that has too many."""
-MAX_FIELDS = 16
-MAX_PARAMS_BYTES = 64 * 1024
+MAX_PARAMS_BYTES = MAX_TEXT_BYTES
 
 _NAMES = {
     "content_images": "content_images",
     "content_images[]": "content_images",
     "style_images": "style_images",
     "style_images[]": "style_images",
+    "archive": "archive",
     "params": "params",
 }
 """Accepted names of parts; some clients write lists with brackets."""
+_KNOWN = sorted({*_NAMES.values()})
 
 
-@asynccontextmanager
-async def received_form(request: Request) -> AsyncIterator[FormData]:
-    """Receive the form; large files go to temporary files, gone when the request ends.
-
-    Raises:
-        UnsupportedMedia: the body is no multipart form.
-        starlette.exceptions.HTTPException: it is malformed (400).
-    """
-    if request.headers.get("content-type", "").split(";", 1)[0].strip().lower() != MEDIA_TYPE:
-        raise UnsupportedMedia(f"Send {MEDIA_TYPE} with content_images, style_images and params.")
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_PARAMS_BYTES) as form:
-        yield form
-
-
-def to_submission(form: FormData, *, origin: str, traceparent: str | None, idempotency_key: str | None) -> Submission:
-    """Sort the parts by name.
+@contextmanager
+def form_contents(form: FormData, limits: ArchiveLimits) -> Iterator[Contents]:
+    """Sort the parts by name; what an archive holds is there until the block ends.
 
     Raises:
-        InvalidParameters: a part is unknown, of the wrong sort, or there are several `params`.
+        InvalidParameters: a part is unknown, of the wrong sort, one too many, or cannot be read.
     """
-    files: dict[str, list[Upload]] = {"content_images": [], "style_images": []}
+    files: dict[str, list[ReceivedFile]] = {"content_images": [], "style_images": [], "archive": []}
     texts: list[str] = []
     errors: list[FieldError] = []
     for raw, value in form.multi_items():
         name = _NAMES.get(raw)
         if name is None:
-            detail = "unknown part; known: content_images, style_images, params"
-            errors.append(FieldError(pointer=f"/{raw}", detail=detail, code="extra_forbidden"))
+            errors.append(_error(raw, f"unknown part; known: {', '.join(_KNOWN)}", "extra_forbidden"))
         elif name == "params":
             texts.append(_text(value))
         elif isinstance(value, UploadFile):
-            files[name].append(Upload(value.file, value.size or 0))
-        else:
             pointer = f"/{name}/{len(files[name])}"
-            errors.append(FieldError(pointer=pointer, detail="must be a file, not text", code="not_a_file"))
+            files[name].append(ReceivedFile(value.file, value.size or 0, pointer))
+        else:
+            errors.append(_error(f"{name}/{len(files[name])}", "must be a file, not text", "not_a_file"))
+    archives = files["archive"]
     if len(texts) > 1:
-        errors.append(FieldError(pointer="/params", detail="came more than once; send it once", code="too_many"))
+        errors.append(_error("params", "came more than once; send it once", "too_many"))
+    if len(archives) > 1:
+        errors.append(_error("archive", "came more than once; send one zip with all pictures", "too_many"))
+    if archives and (files["content_images"] or files["style_images"]):
+        errors.append(_error("archive", "came beside pictures; send either", "too_many"))
     if errors:
         raise InvalidParameters(errors=errors)
-    return Submission(
-        params=texts[0] if texts else "{}",
+    if archives:
+        with unpacked(archives[0].file, limits, params=texts[0] if texts else None) as contents:
+            yield contents
+        return
+    yield Contents(
+        params=wishes.parse(texts[0] if texts else "{}"),
         content=files["content_images"],
         style=files["style_images"],
-        origin=origin,
-        traceparent=traceparent,
-        idempotency_key=idempotency_key,
     )
 
 
@@ -96,7 +92,11 @@ def _text(value: UploadFile | str) -> str:
         raise InvalidParameters(errors=[entry]) from error
 
 
-def openapi_body() -> dict[str, Any]:
+def _error(name: str, detail: str, code: str) -> FieldError:
+    return FieldError(pointer=f"/{name}", detail=detail, code=code)
+
+
+def openapi_content() -> dict[str, Any]:
     """Return the OpenAPI description of the form."""
     pictures = {
         "type": "array",
@@ -106,12 +106,19 @@ def openapi_body() -> dict[str, Any]:
     }
     schema = {
         "type": "object",
-        "required": ["content_images", "style_images"],
+        "additionalProperties": False,
         "properties": {
-            "content_images": {**pictures, "description": "Pictures of one subject: JPEG, PNG or WebP."},
+            "content_images": {
+                **pictures,
+                "description": "Pictures of one subject: JPEG, PNG or WebP. Kinds differ in what they need.",
+            },
             "style_images": {**pictures, "description": "Pictures in one style: JPEG, PNG or WebP."},
+            "archive": {
+                "type": "string",
+                "format": "binary",
+                "description": "In place of them: one zip with folders content/ and style/, and perhaps params.json.",
+            },
             "params": {"$ref": "#/components/schemas/JobParams"},
         },
     }
-    content = {MEDIA_TYPE: {"schema": schema, "encoding": {"params": {"contentType": "application/json"}}}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {MEDIA_TYPE: {"schema": schema, "encoding": {"params": {"contentType": "application/json"}}}}

@@ -66,6 +66,8 @@ def reuse_key(
         "engine": engine_version,
         "images": {side: [image.sha256 for image in images if image.side == side] for side in sides},
     }
+    if config.get("preview_every"):
+        made_of["shown"] = [config["preview_every"], config["preview"]]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
+TRAINING = "training_"
+"""What the names of files begin with that show a training."""
+SHOWN_MARK = "p"
+"""At the end of the version of a job that has such; versions are hexadecimal otherwise."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -97,6 +102,8 @@ class JobRecord:
 
     id: uuid.UUID
     kind: JobKind
+    name: str | None
+    mock_outcome: str | None
     state: JobState
     priority: int
     created_at: datetime
@@ -121,6 +128,7 @@ class FullJobRecord(JobRecord):
     params: Document
     webhook_url: str | None
     images: list[Document]
+    loras: list[Document]
     artifacts: list[Document]
     webhook: Document | None
     """`url`, `state`, `disabled_reason` and `last_status` of its endpoint."""
@@ -151,9 +159,12 @@ _STAGES = """
      ) ORDER BY s.ordinal), '[]') FROM stages s WHERE s.job_id = j.id) AS stages
 """
 _SUMMARY = """
-    j.id, j.kind, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+    j.id, j.kind, j.name, j.mock_outcome, j.state, j.priority, j.created_at, j.started_at, j.finished_at, j.deadline_at,
     j.cancel_requested_at, j.stop_requested_at, j.retry_of, j.error, j.expires_at
 """
+_SHOWN = f"""
+    (SELECT count(*) FROM artifacts a WHERE a.job_id = j.id AND starts_with(a.name, '{TRAINING}')) AS shown
+"""  # noqa: S608 - made of constants
 _WEBHOOK = """
     (SELECT json_build_object('url', w.url, 'state', w.state, 'disabled_reason', w.disabled_reason, 'last_status', (
         SELECT d.last_status FROM webhook_deliveries d WHERE d.endpoint_id = w.id AND d.last_status IS NOT NULL
@@ -161,18 +172,24 @@ _WEBHOOK = """
      )) FROM webhook_endpoints w WHERE w.job_id = j.id ORDER BY w.created_at LIMIT 1) AS webhook
 """
 _ONE = "FROM jobs j WHERE j.id = :job_id AND j.account_id = :account_id AND j.deletion_requested_at IS NULL"
-_VERSION = """
+_VERSION = f"""
     md5(row(q.state, q.started_at, q.finished_at, q.cancel_requested_at, q.stop_requested_at, q.retry_of, q.error,
-            q.stages::text, q.webhook::text)::text) AS version
+            q.stages::text, q.webhook::text, nullif(q.shown, 0))::text)
+        || CASE WHEN q.shown > 0 THEN '{SHOWN_MARK}' ELSE '' END AS version
 """
-"""Of what can change in a job's document. Its pictures and parameters cannot; its artifacts come with a stage's end."""
+"""Of what can change in a job's document. Its pictures and parameters cannot; its artifacts come with a stage's end,
+but for those that show a training: a version has SHOWN_MARK at its end if there are any."""
 _IN_FULL = text(f"""
     SELECT q.*, {_VERSION} FROM (
-        SELECT {_SUMMARY}, {_STAGES}, {_WEBHOOK}, j.params, j.webhook_url,
+        SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK}, j.params, j.webhook_url,
         (SELECT coalesce(json_agg(json_build_object(
             'side', i.side, 'ordinal', i.ordinal, 'sha256', i.sha256, 'bytes', i.bytes, 'width', i.width,
             'height', i.height
          ) ORDER BY i.side, i.ordinal), '[]') FROM job_images i WHERE i.job_id = j.id) AS images,
+        (SELECT coalesce(json_agg(json_build_object(
+            'role', l.role, 'ordinal', l.ordinal, 'lora_id', l.lora_id, 'name', l.name, 'sha256', l.sha256,
+            'bytes', l.bytes, 'strength', l.strength
+         ) ORDER BY l.role, l.ordinal), '[]') FROM job_loras l WHERE l.job_id = j.id) AS loras,
         (SELECT coalesce(json_agg(json_build_object(
             'name', a.name, 'filename', a.filename, 'key', a.key, 'content_type', a.content_type, 'sha256', a.sha256,
             'bytes', a.bytes
@@ -183,7 +200,7 @@ _IN_FULL = text(f"""
 _GLANCE = text(f"""
     SELECT q.state, {_VERSION},
     coalesce((SELECT max(e.id) FROM events e WHERE e.job_id = :job_id), 0) AS last_event
-    FROM (SELECT {_SUMMARY}, {_STAGES}, {_WEBHOOK} {_ONE}) q
+    FROM (SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK} {_ONE}) q
 """)  # noqa: S608 - made of constants
 
 _DELETED = text("""
@@ -290,6 +307,7 @@ def list_jobs(
 
 def _columns(row: Row[Any]) -> Document:
     columns = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public word for it
+    columns.pop("shown", None)
     columns["kind"], columns["state"] = JobKind(columns["kind"]), JobState(columns["state"])
     columns["stages"] = [StageRecord.of(stage) for stage in columns["stages"]]
     return columns

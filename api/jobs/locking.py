@@ -19,10 +19,11 @@ from sqlalchemy import func, select, update
 
 from api.errors import LeaseLost, NotFound
 from api.jobs.events import STATE_EVENTS, EventType, record_event, record_events
-from api.jobs.models import AttemptOutcome, Job, OutboxRow, Stage, StageAttempt
+from api.jobs.models import Job, OutboxRow, Stage, StageAttempt
 from api.jobs.states import (
     TERMINAL_JOBS,
     TERMINAL_STAGES,
+    AttemptOutcome,
     JobState,
     StageState,
     check_job,

@@ -13,33 +13,25 @@ from sqlalchemy.types import Text
 
 from api.db import Base, Document
 from api.identifiers import uuid7
+from api.jobs.engines import MockOutcome
 from api.jobs.failures import FailureClass
 from api.jobs.plan import JobKind
-from api.jobs.states import JobState, StageState
+from api.jobs.states import AttemptOutcome, JobState, StageState
 
 
 class Side(StrEnum):
-    """What a picture shows."""
+    """What a picture shows: the subject or the style."""
 
     CONTENT = "content"
-    """The subject."""
     STYLE = "style"
-    """The style."""
 
 
-class AttemptOutcome(StrEnum):
-    """How one attempt at a stage ended."""
+class LoraUse(StrEnum):
+    """What a LoRA that came with a job is for: one side of its merge, or to draw with."""
 
-    SUCCEEDED = "succeeded"
-    RETRIED = "retried"
-    """Failed, and another attempt follows."""
-    FAILED = "failed"
-    """Failed for good."""
-    RELEASED = "released"
-    """Given back, at a shutdown or because a pass that it shared with other jobs ended; does not count."""
-    CANCELED = "canceled"
-    LEASE_EXPIRED = "lease_expired"
-    """The worker fell silent."""
+    CONTENT = "content"
+    STYLE = "style"
+    DRAWING = "drawing"
 
 
 class MemoryProfile(StrEnum):
@@ -68,6 +60,7 @@ class Job(Base):
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'canceled', 'expired'))", name="finished"
         ),
         UniqueConstraint("account_id", "idempotency_key"),
+        CheckConstraint("mock_outcome IN ('succeed', 'fail', 'slow')", name="mock_outcome"),
         Index("ix_jobs_newest", "account_id", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_unfinished", "account_id", "state", postgresql_where=text("finished_at IS NULL")),
         Index("ix_jobs_queue", text("priority DESC"), "created_at", "id", postgresql_where=text("state = 'queued'")),
@@ -81,13 +74,17 @@ class Job(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
     account_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
     kind: Mapped[JobKind]
+    name: Mapped[str | None]
+    """What its owner calls it."""
     state: Mapped[JobState] = mapped_column(default=JobState.QUEUED)
     params: Mapped[Document]
-    """The resolved configuration: `duolora.config.PersonalizeConfig` as JSON, so the job can be run again as it was."""
+    """The resolved configuration: `duolora.job_configs.JobConfig` as JSON, so the job can be run again as it was."""
     params_version: Mapped[int]
     """`duolora.config.SCHEMA_VERSION` of `params`."""
     request: Mapped[Document]
     """What the caller wrote, before a recipe filled it."""
+    mock_outcome: Mapped[MockOutcome | None]
+    """How the mock engine ends it; null for a job of the real engine."""
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Higher goes first; bounded by the account."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -121,6 +118,9 @@ class Job(Base):
     images: Mapped[list[JobImage]] = relationship(
         lazy="raise", order_by="(JobImage.side, JobImage.ordinal)", cascade="all, delete-orphan", passive_deletes=True
     )
+    loras: Mapped[list[JobLora]] = relationship(
+        lazy="raise", order_by="(JobLora.role, JobLora.ordinal)", cascade="all, delete-orphan", passive_deletes=True
+    )
     stages: Mapped[list[Stage]] = relationship(
         lazy="raise", order_by="Stage.ordinal", cascade="all, delete-orphan", passive_deletes=True
     )
@@ -149,6 +149,29 @@ class JobImage(Base):
     width: Mapped[int]
     height: Mapped[int]
     content_type: Mapped[str]
+
+
+class JobLora(Base):
+    """A LoRA that a job works with: its own copy of a file of the library, whatever becomes of that."""
+
+    __tablename__ = "job_loras"
+    __table_args__ = (
+        CheckConstraint("role IN ('content', 'style', 'drawing')", name="role"),
+        CheckConstraint("bytes > 0", name="size"),
+    )
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[LoraUse] = mapped_column(primary_key=True)
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    """Place among those of its role, from 0."""
+    lora_id: Mapped[uuid.UUID]
+    """Of the library's row, which may be gone by now."""
+    name: Mapped[str]
+    """What it was called there."""
+    key: Mapped[str]
+    sha256: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    strength: Mapped[float]
 
 
 class Stage(Base):

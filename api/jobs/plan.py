@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+from duolora.job_configs import GenerateJobConfig, Merging, Training
 
-    from duolora.config import PersonalizeConfig
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from duolora.job_configs import JobConfig
 
 
 class JobKind(StrEnum):
@@ -17,6 +19,17 @@ class JobKind(StrEnum):
 
     PERSONALIZE = "personalize"
     """A content LoRA and a style LoRA from pictures, and their merge."""
+    TRAIN = "train"
+    """A content LoRA, or a style LoRA, or both, from pictures."""
+    MERGE = "merge"
+    """One LoRA of two that the account has."""
+    GENERATE = "generate"
+    """Pictures of prompts, drawn with LoRAs that the account has."""
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether jobs of this kind work with LoRAs of the library."""
+        return self in {JobKind.MERGE, JobKind.GENERATE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +44,28 @@ class StagePlan:
     """Its share of the job's whole work; `plan` fills it in."""
 
 
-def plan(kind: JobKind, config: PersonalizeConfig) -> tuple[StagePlan, ...]:
+def plan(config: JobConfig) -> tuple[StagePlan, ...]:
     """Return the stages of a job, each after those it waits for. A job keeps the stages that it was submitted with."""
-    stages = _PLANS[kind](config)
+    stages = _stages(config)
     weights = stage_weights(config, [stage.name for stage in stages])
     return tuple(replace(stage, weight=weights[stage.name]) for stage in stages)
 
 
-def _personalize(config: PersonalizeConfig) -> tuple[StagePlan, ...]:
-    """Train both LoRAs, in one stage where each keeps the other company and otherwise in two that may run at once."""
-    training = ("loras",) if config.trains_together else ("content_lora", "style_lora")
-    return (
-        *(StagePlan(name=name) for name in training),
-        StagePlan(name="merge", depends_on=training),
-        StagePlan(name="package", depends_on=("merge",)),
-    )
+def _stages(config: JobConfig) -> tuple[StagePlan, ...]:
+    """Return the stages without their weights.
 
+    Two LoRAs are trained in one stage where each keeps the other company, and otherwise in two that may run at once.
+    """
+    if isinstance(config, GenerateJobConfig):
+        return (StagePlan(name="generate"),)
+    training: tuple[str, ...] = ()
+    if isinstance(config, Training):
+        training = ("loras",) if config.trains_together else tuple(f"{side}_lora" for side in config.sides)
+    stages = tuple(StagePlan(name=name) for name in training)
+    if isinstance(config, Merging):
+        stages += (StagePlan(name="merge", depends_on=training),)
+    return (*stages, StagePlan(name="package", depends_on=("merge",) if isinstance(config, Merging) else training))
 
-_PLANS: Mapping[JobKind, Callable[[PersonalizeConfig], tuple[StagePlan, ...]]] = {JobKind.PERSONALIZE: _personalize}
 
 MERGE_START_COST = 3.0
 """A merge also takes both LoRAs apart and writes them as one, with no step at all."""
@@ -60,21 +77,31 @@ PREVIEWED_MODELS = 3
 """The preview draws with the content LoRA, the style LoRA and the merge."""
 
 
-def stage_weights(config: PersonalizeConfig, stages: Iterable[str]) -> dict[str, float]:
-    """Return each stage's share of the whole work of a `personalize` job of these stages; the shares add up to 1.
+def stage_weights(config: JobConfig, stages: Iterable[str]) -> dict[str, float]:
+    """Return each stage's share of the whole work of a job of these stages; the shares add up to 1.
 
     The unit is one forward and backward pass of one picture at the stage's resolution. These are estimates for a
     progress bar, not promises.
     """
-    content = float(config.content.steps * config.content.batch_size)
-    style = float(config.style.steps * config.style.batch_size)
-    costs = {
-        "loras": content + style,
-        "content_lora": content,
-        "style_lora": style,
-        "merge": MERGE_START_COST + config.merge.steps * config.merge.batch_size * MERGE_STEP_COST,
-        "package": PREVIEWED_MODELS * config.preview.images * config.preview.steps * SAMPLING_STEP_COST,
-    }
+    costs = _costs(config)
     cost = {name: costs[name] for name in stages}
     whole = sum(cost.values())
     return {name: value / whole for name, value in cost.items()}
+
+
+def _costs(config: JobConfig) -> dict[str, float]:
+    """Return what the stages cost that such a job can have."""
+    if isinstance(config, GenerateJobConfig):
+        drawn = len(config.prompts) * config.sampling.images
+        return {"generate": drawn * config.sampling.steps * SAMPLING_STEP_COST}
+    costs: dict[str, float] = {}
+    if isinstance(config, Training):
+        sides = {side: config.of_side(side) for side in config.sides}
+        costs = {f"{side}_lora": float(own.steps * own.batch_size) for side, own in sides.items()}
+        costs["loras"] = sum(costs.values())
+    drawn = (PREVIEWED_MODELS if isinstance(config, Merging) else len(costs) - 1) * config.preview.images
+    if isinstance(config, Merging):
+        costs["merge"] = MERGE_START_COST + config.merge.steps * config.merge.batch_size * MERGE_STEP_COST
+        drawn += config.slider
+    costs["package"] = drawn * config.preview.steps * SAMPLING_STEP_COST
+    return costs

@@ -1,7 +1,7 @@
 """How long a job will wait and take, from how long others took: estimates for people, on which nothing depends.
 
 The order is by priority and age. The claim also shares the workers out fairly between accounts, so the place of a job
-can change in both directions while it waits.
+can change in both directions while it waits. Mock jobs are not measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEEP_S = 2.0
 
 _SECONDS = text("""
     SELECT s.name, avg(extract(epoch FROM s.finished_at - s.started_at))::float8 AS seconds
-    FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL AND state = 'succeeded'
+    FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL AND state = 'succeeded' AND mock_outcome IS NULL
           ORDER BY finished_at DESC LIMIT :sample) j
     JOIN stages s ON s.job_id = j.id
     WHERE s.state = 'succeeded' AND s.reused_job_id IS NULL AND NOT s.stopped_early
@@ -45,7 +45,8 @@ _LEFT = text("""
         THEN greatest(1 - (s.progress ->> 'step')::float8 / (s.progress ->> 'total')::float8, 0)
         ELSE 1 END)::float8 AS stages_left
     FROM jobs j JOIN stages s ON s.job_id = j.id
-    WHERE j.finished_at IS NULL AND j.state = 'running' AND s.state IN ('waiting', 'runnable', 'running')
+    WHERE j.finished_at IS NULL AND j.state = 'running' AND j.mock_outcome IS NULL
+      AND s.state IN ('waiting', 'runnable', 'running')
     GROUP BY s.name
 """)
 

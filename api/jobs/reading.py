@@ -142,10 +142,10 @@ class JobReader:
     def _etag(self, state: JobState, version: str) -> str:
         """Return the tag of a document: weak, as what the clock alone changes does not count.
 
-        Links do: that of a succeeded job changes twice in their lifetime, so that links are good for another half of it
-        whenever the tag still holds.
+        Links do: those of a job that has any, as a succeeded one, change twice in their lifetime, so that they are good
+        for another half of it whenever the tag still holds.
         """
-        if state is JobState.SUCCEEDED:
+        if state is JobState.SUCCEEDED or version.endswith(listing.SHOWN_MARK):
             version += f"-{int(time.time() / self._link_lifetime.total_seconds() * 2)}"
         return f'W/"{version}"'
 

@@ -13,12 +13,13 @@ from api.errors import Conflict, NotFound
 from api.jobs import listing
 from api.jobs.event_types import EventType
 from api.jobs.events import record_event
+from api.jobs.inputs import Copy, Inputs
 from api.jobs.locking import LockedJob, lock_job
-from api.jobs.models import Job, JobImage, Stage
+from api.jobs.models import Job, JobImage, JobLora, Stage
 from api.jobs.plan import StagePlan, plan
 from api.jobs.states import TERMINAL_JOBS, JobState, StageState
-from api.storage import input_key
-from duolora.config import PersonalizeConfig
+from api.storage import input_key, job_lora_key
+from duolora.job_configs import read_config
 
 if TYPE_CHECKING:
     import uuid
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 TRAINING = frozenset({"content_lora", "style_lora", "loras"})
-"""Stages whose results a merge needs."""
+"""Stages whose results others need: there must be something of each."""
 RETRYABLE = frozenset({JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
 
 
@@ -44,15 +45,25 @@ class Retry:
     checkpoints: Mapping[str, dict[str, Any]]
     images: Sequence[Mapping[str, Any]]
     """Columns of its pictures; `key` is the old one's."""
+    loras: Sequence[Mapping[str, Any]]
+    """Columns of its LoRAs, likewise."""
 
-    def rows(self, account_id: uuid.UUID, job_id: uuid.UUID) -> list[JobImage]:
-        """Return the rows of the pictures under the keys of the new job."""
-        return [
+    def inputs(self, account_id: uuid.UUID, job_id: uuid.UUID) -> Inputs:
+        """Return what the old one works with under the keys of the new job."""
+        images = [
             JobImage(
                 **{**image, "key": input_key(account_id, job_id, image["side"], image["ordinal"], image["sha256"])}
             )
             for image in self.images
         ]
+        loras = [
+            JobLora(**{**lora, "key": job_lora_key(account_id, job_id, lora["role"], lora["ordinal"], lora["sha256"])})
+            for lora in self.loras
+        ]
+        sources = [row["key"] for row in (*self.images, *self.loras)]
+        targets = [*(row.key for row in images), *(row.key for row in loras)]
+        copies = [Copy(source=source, target=target) for source, target in zip(sources, targets, strict=True)]
+        return Inputs(images=images, loras=loras, copies=copies)
 
 
 def request_stop(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) -> None:
@@ -69,7 +80,7 @@ def request_stop(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID) 
     bare = [stage.name for stage in locked.stages if stage.name in TRAINING and not _has_something(stage)]
     if bare:
         raise Conflict(
-            f"Nothing is there to be merged yet: {', '.join(bare)} has not begun. Cancel the job, or ask again later.",
+            f"There is nothing to keep yet: {', '.join(bare)} has not begun. Cancel the job, or ask again later.",
             code="nothing_to_keep",
         )
     job.stop_requested_at = locked.now
@@ -94,19 +105,30 @@ def prepare_retry(session: Session, *, account_id: uuid.UUID, job_id: uuid.UUID)
     if trying is not None:
         return trying
     try:
-        stages = plan(job.kind, PersonalizeConfig.model_validate(job.params))
+        stages = plan(read_config(job.params))
     except ValidationError as error:
         raise not_retryable("Its parameters are of an older form; submit a new job.") from error
     return Retry(
         retry_of=job_id,
         fields={
             name: getattr(job, name)
-            for name in ("kind", "params", "params_version", "request", "priority", "retention_days", "webhook_url")
+            for name in (
+                "kind",
+                "name",
+                "mock_outcome",
+                "params",
+                "params_version",
+                "request",
+                "priority",
+                "retention_days",
+                "webhook_url",
+            )
         },
         deadline=None if job.deadline_at is None else job.deadline_at - job.created_at,
         stages=stages,
         checkpoints=_checkpoints(session, job_id),
         images=_images(session, job_id),
+        loras=_loras(session, job_id),
     )
 
 
@@ -128,6 +150,12 @@ def _checkpoints(session: Session, job_id: uuid.UUID) -> dict[str, dict[str, Any
 def _images(session: Session, job_id: uuid.UUID) -> list[dict[str, Any]]:
     names = ("side", "ordinal", "key", "sha256", "bytes", "width", "height", "content_type")
     rows = session.scalars(select(JobImage).where(JobImage.job_id == job_id).order_by(JobImage.side, JobImage.ordinal))
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def _loras(session: Session, job_id: uuid.UUID) -> list[dict[str, Any]]:
+    names = ("role", "ordinal", "lora_id", "name", "key", "sha256", "bytes", "strength")
+    rows = session.scalars(select(JobLora).where(JobLora.job_id == job_id).order_by(JobLora.role, JobLora.ordinal))
     return [{name: getattr(row, name) for name in names} for row in rows]
 
 

@@ -17,6 +17,7 @@ from api.jobs.events import EventType
 from api.jobs.locking import instant
 from api.jobs.models import DeletedJob, Event, Job, Stage
 from api.jobs.schemas import Erased, Tally
+from api.loras.making import withdraw_made
 from api.storage import job_prefix
 from api.webhooks.models import WebhookEndpoint
 
@@ -53,7 +54,8 @@ ended may have written on, but not for longer than its lease and the patience of
 _INVENTORY = text(
     """
     SELECT 'inputs' AS category, count(*) AS items, coalesce(sum(bytes), 0)::bigint AS bytes
-    FROM job_images WHERE job_id = :job_id
+    FROM (SELECT bytes FROM job_images WHERE job_id = :job_id
+          UNION ALL SELECT bytes FROM job_loras WHERE job_id = :job_id) AS inputs
     UNION ALL
     SELECT 'previews', count(*), coalesce(sum(bytes), 0)::bigint
     FROM artifacts WHERE job_id = :job_id AND starts_with(content_type, 'image/')
@@ -135,6 +137,7 @@ def purge_job(session: Session, job_id: uuid.UUID) -> bool:
     if job is None:
         _note_sweep(session, job_id)
         return False
+    withdraw_made(session, job_id)  # as a rule that was done before its objects went
     erased = inventory(session, job)
     session.add(
         DeletedJob(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData
 
 from api import idempotency
-from api.deps import CallerDep, Services, ServicesDep
+from api.deps import ReadsJobs, Services, ServicesDep, WritesJobs
 from api.errors import NotFound
 from api.jobs import catalogue
-from api.jobs.form import openapi_body, received_form, to_submission
+from api.jobs.bodies import Body, Envelope, openapi_body, received_body, to_submission
+from api.jobs.check_schemas import JobCheck
 from api.jobs.plan import JobKind
 from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
 from api.jobs.service import Accepted
@@ -87,12 +87,6 @@ ETAG = {
 }
 
 
-async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
-    """Receive the form, but only from a caller who has shown a key."""
-    async with received_form(request) as form:
-        yield form
-
-
 @router.post(
     "/jobs",
     operation_id="submit_job",
@@ -102,8 +96,8 @@ async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
     responses={
         202: NEW_JOB | {"headers": NEW_JOB["headers"] | _fields(APPLIED)},
         200: {
-            "model": JobRead,
-            "description": "The job has ended while its submitter waited.",
+            "model": JobRead | JobCheck,
+            "description": "The job has ended while its submitter waited; or, with `validate_only`, what it would be.",
             "headers": NEW_JOB["headers"] | _fields(APPLIED),
         },
         **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
@@ -113,26 +107,32 @@ async def _form(request: Request, _: CallerDep) -> AsyncIterator[FormData]:
 async def submit_job(
     request: Request,
     services: ServicesDep,
-    caller: CallerDep,
-    *,
-    form: Annotated[FormData, Depends(_form)],
+    caller: WritesJobs,
     key: Key = None,
+    validate_only: Annotated[  # noqa: FBT002 - FastAPI calls it by name
+        bool, Query(description="Only look: nothing is stored, and the answer says what the job would be.")
+    ] = False,
 ) -> Response:
     """Send pictures of a subject and of a style; the answer is the job, which is worked on from now on.
+
+    As a form with the pictures, as a form with one zip of them, or as JSON with the ids of uploads.
 
     With `Prefer: wait=n` the answer comes when the job has ended, or after n seconds with the job as it is then.
     """
 
-    def submit() -> Accepted:
-        submission = to_submission(
-            form,
-            origin=_origin(request, services),
-            traceparent=current_traceparent(),
-            idempotency_key=_key(request),
+    def submit(body: Body) -> Accepted | JobCheck:
+        envelope = Envelope(
+            origin=_origin(request, services), traceparent=current_traceparent(), idempotency_key=_key(request)
         )
-        return services.jobs.submit(caller, submission)
+        with to_submission(body, envelope, services.settings) as submission:
+            if validate_only:
+                return services.jobs.check(caller, submission)
+            return services.jobs.submit(caller, submission)
 
-    accepted = await run_in_threadpool(submit)
+    async with received_body(request) as body:  # of a caller who has shown a key
+        accepted = await run_in_threadpool(submit, body)
+    if isinstance(accepted, JobCheck):
+        return _json(accepted.model_dump_json())
     wait = read_wait(request.headers.getlist("prefer"))
     if not wait.seconds:
         return _json(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})
@@ -153,7 +153,7 @@ async def submit_job(
 @router.get("/jobs", operation_id="list_jobs", summary="List jobs", responses=problem_responses(401, 422, 500, 503))
 def list_jobs(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsJobs,
     *,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -179,7 +179,7 @@ def list_jobs(
 async def read_job(
     request: Request,
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsJobs,
     job_id: str,
     *,
     wait: Annotated[int | None, Query(ge=0, le=MAX_WAIT_S, description="As `Prefer: wait`, and before it.")] = None,
@@ -218,7 +218,7 @@ async def read_job(
         **problem_responses(401, 404, 409, 500, 503),
     },
 )
-def delete_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+def delete_job(services: ServicesDep, caller: WritesJobs, job_id: str) -> Response:
     """Delete a job that has ended, with its pictures, checkpoints, previews, results, logs, events and deliveries.
 
     409 while it has not ended, and while a job that tries it again goes on from its checkpoints. What other jobs took
@@ -240,7 +240,7 @@ def delete_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Respons
         **problem_responses(401, 404, 410, 500, 503),
     },
 )
-def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+def cancel_job(services: ServicesDep, caller: WritesJobs, job_id: str) -> Response:
     """Ask for a job to be given up: 202 while it is stopping, 200 once it has ended. Asking again changes nothing."""
     return _ending(services.jobs.cancel(caller, _job_id(job_id)))
 
@@ -256,7 +256,7 @@ def cancel_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Respons
         **problem_responses(401, 404, 409, 410, 500, 503),
     },
 )
-def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
+def stop_job(services: ServicesDep, caller: WritesJobs, job_id: str) -> Response:
     """Ask for training and merge to end at their next step: the job then succeeds with what was learnt by then.
 
     409 `nothing_to_keep` while a training has not begun. Asking again changes nothing.
@@ -272,7 +272,7 @@ def stop_job(services: ServicesDep, caller: CallerDep, job_id: str) -> Response:
     response_model=JobRead,
     responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 410, 422, 429, 500, 503)},
 )
-def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id: str, key: Key = None) -> Response:
+def retry_job(request: Request, services: ServicesDep, caller: WritesJobs, job_id: str, key: Key = None) -> Response:
     """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.
 
     While such a job has not ended, it is the answer to further requests.
@@ -301,7 +301,7 @@ def retry_job(request: Request, services: ServicesDep, caller: CallerDep, job_id
 )
 async def stream_events(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsJobs,
     job_id: str,
     after: Annotated[str | None, Query(max_length=20, description="Id of the last event that is known.")] = None,
     last_event_id: Annotated[str | None, Header(description="Likewise; browsers send it to go on.")] = None,
@@ -328,7 +328,7 @@ async def stream_events(
 )
 def read_logs(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsJobs,
     job_id: str,
     *,
     stage: Annotated[str | None, Query(max_length=40, description="Only of this stage.")] = None,
@@ -346,13 +346,13 @@ def read_logs(
     summary="List the attempts at a job's stages",
     responses=problem_responses(401, 404, 410, 500, 503),
 )
-def list_attempts(services: ServicesDep, caller: CallerDep, job_id: str) -> AttemptPage:
+def list_attempts(services: ServicesDep, caller: ReadsJobs, job_id: str) -> AttemptPage:
     """List which worker tried which stage when, from where, and how it ended."""
     return services.history.read_attempts(caller, _job_id(job_id))
 
 
 @router.get("/recipes", operation_id="list_recipes", summary="List recipes", responses=problem_responses(401, 500, 503))
-def list_recipes(services: ServicesDep, _: CallerDep) -> RecipePage:
+def list_recipes(services: ServicesDep, _: ReadsJobs) -> RecipePage:
     """List the recipes with everything they would do, and the base models of this installation."""
     return catalogue.recipe_page(services.settings)
 

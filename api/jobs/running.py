@@ -6,15 +6,16 @@ Never commits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, update
 
+from api.accounts.quotas import add_stored
 from api.errors import LeaseLost
 from api.jobs.events import EventType, record_event
 from api.jobs.locking import instant
-from api.jobs.models import Job, LogLine, Stage, StageAttempt
+from api.jobs.models import Artifact, Job, LogLine, Stage, StageAttempt
 
 if TYPE_CHECKING:
     import uuid
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from sqlalchemy.orm import Session
+
+    from api.jobs.claimed import StoredArtifact
 
 MAX_LOG_LINES = 1000
 """Of one attempt; the line after the last says that there were more."""
@@ -123,6 +126,33 @@ def record_checkpoint(
         stage.failure_counts, stage.failures = {}, 0
     stage.checkpoint = checkpoint
     return before
+
+
+def publish_early(
+    session: Session, *, stage_id: uuid.UUID, fencing_token: uuid.UUID, artifacts: Sequence[StoredArtifact]
+) -> None:
+    """Publish files of a stage that goes on, all of them in the store; its end does not publish them again.
+
+    Raises:
+        LeaseLost: the stage is no longer held by this token.
+    """
+    stage = _held(session, stage_id, fencing_token)
+    add_stored(session, stage.account_id, publish(session, stage, artifacts))
+
+
+def publish(session: Session, stage: Stage, artifacts: Sequence[StoredArtifact]) -> int:
+    """Write the files of a locked stage that are not published yet, and return how many bytes they have.
+
+    What an earlier attempt published stays: this one may have done the same again.
+    """
+    known = set(session.scalars(select(Artifact.name).where(Artifact.stage_id == stage.id)))
+    fresh = [artifact for artifact in artifacts if artifact.name not in known]
+    session.add_all(
+        Artifact(job_id=stage.job_id, stage_id=stage.id, attempt=stage.attempt, **asdict(artifact))
+        for artifact in fresh
+    )
+    session.flush()
+    return sum(artifact.bytes for artifact in fresh)
 
 
 def drop_checkpoint(session: Session, *, stage_id: uuid.UUID, fencing_token: uuid.UUID) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from api.jobs.engines import EngineName, MockOutcome
 from api.jobs.event_types import EventType
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
@@ -21,12 +22,26 @@ class StepWishes(Wire):
     content: int | None = Field(None, description="Steps of the content LoRA.")
     style: int | None = Field(None, description="Steps of the style LoRA.")
     merge: int | None = Field(None, description="Steps of the merge.")
+    sampling: int | None = Field(None, description="Sampling steps of each picture that a `generate` job draws.")
+
+
+class LoraWish(Wire):
+    """A LoRA of the library that pictures are to be drawn with."""
+
+    lora_id: uuid.UUID
+    strength: float = Field(1.0, description="It is multiplied by this.")
 
 
 class JobParams(Wire):
-    """The JSON part `params` of a submission. Everything has a default; unknown keys are refused."""
+    """The JSON part `params` of a submission. Everything has a default, unless a kind needs it.
+
+    Unknown keys are refused, and so is what jobs of the kind have no use for.
+    """
 
     kind: JobKind = JobKind.PERSONALIZE
+    name: str | None = Field(
+        None, min_length=1, max_length=80, pattern=r"^[^\x00-\x1f]+$", description="What you call it.", examples=["Rex"]
+    )
     recipe: str | None = Field(None, description="Name of a complete configuration; see GET /recipes.")
     base_model: str | None = Field(None, description="Name of a base model of this installation; see GET /recipes.")
     merge_recipe: str | None = Field(
@@ -48,8 +63,25 @@ class JobParams(Wire):
         examples=[["a sbu dog on a beach", ""]],
     )
     steps: StepWishes = StepWishes()
+    content_lora_id: uuid.UUID | None = Field(None, description="`merge` needs it: the LoRA of the subject.")
+    style_lora_id: uuid.UUID | None = Field(None, description="`merge` needs it: the LoRA of the style.")
+    slider: int | None = Field(
+        None, description="So many pictures of the merge, from all content to all style. 0 to 9.", examples=[5]
+    )
+    preview_every: int | None = Field(
+        None,
+        description="Steps after which pictures are drawn with what a training has learnt by then: `previews` of the "
+        "job. 0 for none.",
+        examples=[100],
+    )
+    loras: list[LoraWish] | None = Field(None, description="For `generate`: draw with these together. None: the base.")
+    prompts: list[str] | None = Field(
+        None, description="`generate` needs it: what to draw.", examples=[["a sbu dog in szn style"]]
+    )
+    images_per_prompt: int | None = Field(None, description="For `generate`.", examples=[4])
+    guidance_scale: float | None = Field(None, description="For `generate`: how closely to follow the prompt.")
     rank: int | None = Field(None, description="Rank of both LoRAs; the merge has the sum of both.")
-    resolution_px: int | None = Field(None, description="Side of the training pictures, in pixels.")
+    resolution_px: int | None = Field(None, description="Side of the training pictures, and of drawn ones, in pixels.")
     seed: int | None = None
     deadline_seconds: int | None = Field(
         None,
@@ -77,7 +109,24 @@ class JobParams(Wire):
         description="Signs them in place of the account's secret: `whsec_` and the base64 of 24 to 64 random bytes. "
         "Never shown again.",
     )
+    engine: EngineName = Field(
+        EngineName.DUOLORA,
+        description="`mock`: nothing is learnt. The job goes the whole way in about a second, with events, progress, "
+        "webhooks and small files that say that they are none; for the tests of whoever uses this interface.",
+    )
+    mock_outcome: MockOutcome | None = Field(
+        None,
+        description="Of a mock job: `succeed` if left out; `fail` ends it with `mock_failure`; `slow` takes some "
+        "seconds for each stage.",
+    )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first, up to what the account may ask for.")
+
+
+class JobSubmission(JobParams):
+    """A submission as a JSON document: the parameters, and pictures that were uploaded before."""
+
+    content_upload_ids: list[uuid.UUID] = Field([], description="Pictures of one subject, 1 to 20; see POST /uploads.")
+    style_upload_ids: list[uuid.UUID] = Field([], description="Pictures in one style, 1 to 20.")
 
 
 class ImageRead(Wire):
@@ -89,6 +138,18 @@ class ImageRead(Wire):
     bytes: int
     width: int
     height: int
+
+
+class JobLoraRead(Wire):
+    """A LoRA of the library that a job works with: it has its own copy."""
+
+    role: Literal["content", "style", "drawing"]
+    ordinal: int
+    lora_id: uuid.UUID = Field(description="Of the library, where it may be gone by now.")
+    name: str = Field(description="What it was called there.")
+    sha256: str
+    bytes: int
+    strength: float
 
 
 class StageProgress(Wire):
@@ -188,6 +249,8 @@ class JobSummary(Wire):
 
     id: uuid.UUID
     kind: JobKind
+    name: str | None = Field(description="What its owner calls it.")
+    engine: EngineName = Field(description="`mock`: its results are none.")
     state: JobState
     stage: str | None = Field(description="The stage that runs now; the first, if two do.")
     progress: JobProgress
@@ -213,8 +276,13 @@ class JobRead(JobSummary):
     timings: JobTimings
     params: dict[str, Any] = Field(description="The complete configuration, resolved from the recipe.")
     images: list[ImageRead]
+    loras: list[JobLoraRead]
     webhook_url: str | None
     webhook: JobWebhook | None = Field(description="How the server at `webhook_url` is doing.")
+    previews: list[ArtifactRead] = Field(
+        description="Pictures drawn during the trainings so far, named `training_<side>_<step>`; of a succeeded job "
+        "they are among its results as well."
+    )
     result: JobResult | None
 
 

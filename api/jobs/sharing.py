@@ -22,14 +22,14 @@ PARTNERS = {"content_lora": "style_lora", "style_lora": "content_lora"}
 def likeness(stage: str, config: Mapping[str, Any]) -> str | None:
     """Return a hash of all that trainings of several jobs must have in common to share passes; None for other stages.
 
-    Pictures, words and seeds may differ.
+    Pictures, words and seeds may differ. A training that is shown meanwhile shares no pass: others would wait for it.
 
     Args:
         stage: its name.
         config: `duolora.config.PersonalizeConfig` as JSON.
     """
     sides = SIDES.get(stage)
-    if sides is None:
+    if sides is None or config.get("preview_every"):
         return None
     training = {side: {name: value for name, value in config[side].items() if name != "seed"} for side in sides}
     common = {"stage": stage, "base": config["base_model"], "training": training}

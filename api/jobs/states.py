@@ -1,4 +1,4 @@
-"""States of jobs and stages, and the one table that says which may follow which.
+"""States of jobs and stages, the one table that says which may follow which, and how attempts end.
 
 Nothing but the standard library: everybody may import this.
 """
@@ -44,6 +44,21 @@ class JobState(StrEnum):
     """Stopped on request."""
     EXPIRED = "expired"
     """Its deadline passed before it started."""
+
+
+class AttemptOutcome(StrEnum):
+    """How one attempt at a stage ended."""
+
+    SUCCEEDED = "succeeded"
+    RETRIED = "retried"
+    """Failed, and another attempt follows."""
+    FAILED = "failed"
+    """Failed for good."""
+    RELEASED = "released"
+    """Given back, at a shutdown or because a pass that it shared with other jobs ended; does not count."""
+    CANCELED = "canceled"
+    LEASE_EXPIRED = "lease_expired"
+    """The worker fell silent."""
 
 
 class IllegalTransition(ValueError):

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from api.jobs import listing
+from api.jobs.engines import EngineName
 from api.jobs.progress import job_progress, stage_progress
 from api.jobs.schemas import (
     ArtifactRead,
     ImageRead,
+    JobLoraRead,
     JobProgress,
     JobRead,
     JobResult,
@@ -41,15 +43,20 @@ def describe(
 ) -> JobRead:
     """Describe a job in full. Links are minted here, at reading time."""
     now = datetime.now(UTC)
+    succeeded = job.state is JobState.SUCCEEDED
+    seen = [each for each in job.artifacts if succeeded or each["name"].startswith(listing.TRAINING)]
+    files = _links(seen, store, now, link_lifetime)
     return JobRead(
         **_summary(job, now, outlook, retention),
         stages=[_stage(stage, now) for stage in job.stages],
         timings=_timings(job, now),
         params=job.params,
         images=[ImageRead(**image) for image in job.images],
+        loras=[JobLoraRead(**lora) for lora in job.loras],
         webhook_url=job.webhook_url,
         webhook=None if job.webhook is None else JobWebhook(**job.webhook),
-        result=_result(job, store, now, link_lifetime) if job.state is JobState.SUCCEEDED else None,
+        previews=[file for file in files if file.name.startswith(listing.TRAINING)],
+        result=JobResult(artifacts=files) if succeeded else None,
     )
 
 
@@ -59,6 +66,8 @@ def _summary(job: JobRecord, now: datetime, outlook: Outlook, retention: timedel
     return {
         "id": job.id,
         "kind": job.kind,
+        "name": job.name,
+        "engine": EngineName.DUOLORA if job.mock_outcome is None else EngineName.MOCK,
         "state": job.state,
         "stage": progress.stage,
         "progress": progress,
@@ -124,13 +133,15 @@ def _timings(job: JobRecord, now: datetime) -> JobTimings:
     )
 
 
-def _result(job: FullJobRecord, store: ObjectStore, now: datetime, lifetime: timedelta) -> JobResult:
-    expires_at = now + lifetime
-    artifacts = []
-    for artifact in job.artifacts:
-        key = artifact.pop("key")
+def _links(
+    artifacts: Sequence[dict[str, Any]], store: ObjectStore, now: datetime, lifetime: timedelta
+) -> list[ArtifactRead]:
+    """Describe files, with links that work for a while."""
+    described = []
+    for artifact in artifacts:
+        fields = dict(artifact)
         url = store.presigned_get(
-            key, filename=artifact["filename"], content_type=artifact["content_type"], expires=lifetime
+            fields.pop("key"), filename=fields["filename"], content_type=fields["content_type"], expires=lifetime
         )
-        artifacts.append(ArtifactRead(**artifact, url=url, expires_at=expires_at))
-    return JobResult(artifacts=artifacts)
+        described.append(ArtifactRead(**fields, url=url, expires_at=now + lifetime))
+    return described

@@ -2,46 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
 from api.errors import FieldError, InvalidParameters
+from api.jobs.engines import EngineName
 from api.jobs.event_types import EventType
-from api.jobs.schemas import JobParams, StepWishes
+from api.jobs.schemas import JobParams, LoraWish, StepWishes
 from api.webhooks.guard import TargetRefused, check_at_submit
 from api.webhooks.signing import InvalidSecret, check_secret
 from duolora import recipes
 from duolora.config import Prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
+    from api.schemas import Wire
     from api.settings import Network
     from duolora.config import PersonalizeConfig
 
+_Params = TypeVar("_Params", bound=JobParams)
+
 ROOT = "/params"
+"""Where complaints point, unless `pointing` says where else the request has its parameters."""
 _WORDS = ("subject_class", "content_trigger", "style_trigger", "style_captions", "content_captions")
 _SHARED = {"rank", "resolution_px", "seed"}
 """Fields of the configuration's parts that one wish fills in several."""
+_SHAPES: Mapping[object, type[Wire]] = {"steps": StepWishes, "loras": LoraWish}
+"""Fields that have fields of their own."""
 
 
-def parse(text: str) -> JobParams:
+@contextmanager
+def pointing(root: str) -> Iterator[None]:
+    """Have complaints about parameters point below another root than ROOT: empty for those at the top of a document.
+
+    Raises:
+        InvalidParameters: what the block raised, so changed.
+    """
+    try:
+        yield
+    except InvalidParameters as refusal:
+        refusal.errors = tuple(
+            replace(entry, pointer=root + entry.pointer.removeprefix(ROOT) or "/")
+            if f"{entry.pointer}/".startswith(f"{ROOT}/")
+            else entry
+            for entry in refusal.errors
+        )
+        raise
+
+
+def parse(text: str | bytes) -> JobParams:
     """Read the JSON part; values must have the type they are documented with.
 
     Raises:
         InvalidParameters: it is not JSON, or a key or type is wrong.
     """
+    return parse_as(text, JobParams)
+
+
+def parse_as(text: str | bytes, shape: type[_Params]) -> _Params:
+    """Read a document that holds parameters, and perhaps more besides.
+
+    Raises:
+        InvalidParameters: it is not JSON, or a key or type is wrong.
+    """
     try:
-        return JobParams.model_validate_json(text or "{}", strict=True)
+        return shape.model_validate_json(text or "{}", strict=True)
     except ValidationError as error:
-        raise InvalidParameters(errors=_complaints(error.errors(), _literal_pointer)) from error
+        raise InvalidParameters(errors=complaints(error.errors(), _literal_pointer, shape)) from error
 
 
-def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str) -> PersonalizeConfig:
-    """Fill the recipe and put the wishes over it.
+def resolve(
+    params: JobParams, base_models: Mapping[str, str], default_base: str, *, told: Mapping[str, str] | None = None
+) -> PersonalizeConfig:
+    """Fill the recipe and put the wishes over it: of a job that trains, merges and draws (`api.jobs.kinds`: of others).
+
+    `told` are words that are known from elsewhere; wishes go before them.
 
     Raises:
         InvalidParameters: a name is unknown or a value is out of the bounds of `duolora.config`.
@@ -56,11 +97,12 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
         errors.append(_unknown("merge_recipe", params.merge_recipe, recipes.MERGE_RECIPES))
     if errors:
         raise InvalidParameters(errors=errors)
-    words = {name: getattr(params, name) for name in _WORDS if getattr(params, name) is not None}
+    wished = {name: getattr(params, name) for name in _WORDS if getattr(params, name) is not None}
+    words = dict(told or {}) | wished
     try:
         prompts = Prompts.model_validate(words)
     except ValidationError as error:
-        raise InvalidParameters(errors=_complaints(error.errors(), _prompt_pointer)) from error
+        raise InvalidParameters(errors=complaints(error.errors(), _prompt_pointer)) from error
     try:
         return recipes.resolve(
             params.recipe,
@@ -74,9 +116,11 @@ def resolve(params: JobParams, base_models: Mapping[str, str], default_base: str
             rank=params.rank,
             resolution_px=params.resolution_px,
             seed=params.seed,
+            slider=params.slider,
+            preview_every=params.preview_every,
         )
     except ValidationError as error:
-        raise InvalidParameters(errors=_complaints(error.errors(), _config_pointer)) from error
+        raise InvalidParameters(errors=complaints(error.errors(), _config_pointer)) from error
 
 
 def check_webhook(params: JobParams, allow: Iterable[Network]) -> list[FieldError]:
@@ -102,6 +146,14 @@ def check_webhook(params: JobParams, allow: Iterable[Network]) -> list[FieldErro
             pointer, known = f"{ROOT}/webhook_events/{place}", ", ".join(EventType)
             errors.append(FieldError(pointer=pointer, detail=f"there is no {name!r}; known: {known}", code="unknown"))
     return errors
+
+
+def check_engine(params: JobParams) -> list[FieldError]:
+    """Return what is wrong with the wish for an engine."""
+    if params.mock_outcome is None or params.engine is EngineName.MOCK:
+        return []
+    detail = "only a job of the mock engine ends as one likes; send engine mock with it, or leave it out"
+    return [FieldError(pointer=f"{ROOT}/mock_outcome", detail=detail, code="needs_mock")]
 
 
 def check_priority(priority: int, highest: int) -> list[FieldError]:
@@ -133,14 +185,14 @@ def _unknown(name: str, value: str, known: Iterable[str]) -> FieldError:
     return FieldError(pointer=f"{ROOT}/{name}", detail=detail, code="unknown")
 
 
-def _complaints(errors: Iterable[ErrorDetails], point: _Pointer) -> list[FieldError]:
+def complaints(errors: Iterable[ErrorDetails], point: _Pointer, shape: type[JobParams] = JobParams) -> list[FieldError]:
     """Turn pydantic's complaints into ours, one for each field."""
     found: dict[str, FieldError] = {}
     for error in errors:
         pointer, detail = point(error["loc"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            known = JobParams.model_fields if len(error["loc"]) == 1 else StepWishes.model_fields
-            detail = f"unknown parameter; known: {', '.join(known)}"
+            known = shape if len(error["loc"]) == 1 else _SHAPES[error["loc"][0]]
+            detail = f"unknown parameter; known: {', '.join(known.model_fields)}"
         found.setdefault(pointer, FieldError(pointer=pointer, detail=detail, code=error["type"]))
     return list(found.values())
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.routing import APIRoute
 
-from api.deps import CallerDep, ServicesDep
-from api.errors import NotFound, TooLarge, UnsupportedMedia
+from api.deps import ReadsWebhooks, ServicesDep, WritesWebhooks
+from api.documents import SmallDocuments
+from api.errors import NotFound
 from api.problems import problem_responses
 from api.telemetry import current_traceparent
 from api.webhooks.models import DeliveryState
@@ -28,39 +27,6 @@ from api.webhooks.schemas import (
 )
 from api.webhooks.service import endpoint_path
 
-MAX_DOCUMENT_BYTES = 64 * 1024
-"""FastAPI reads a JSON body before it knows who sends it, so here it is a small one."""
-
-
-class SmallDocuments(APIRoute):
-    """A path that takes a small body."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the usual handler, given a body that was read within bounds."""
-        handle = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            body = b""
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_DOCUMENT_BYTES:
-                    raise TooLarge(f"At most {MAX_DOCUMENT_BYTES} bytes are read here.")
-            if body and self.body_field is not None and not _is_json(request):
-                raise UnsupportedMedia("Send a JSON document as application/json.")
-
-            async def receive() -> dict[str, Any]:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            return await handle(Request(request.scope, receive))
-
-        return bounded
-
-
-def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-
-
 router = APIRouter(tags=["webhooks"], route_class=SmallDocuments)
 
 
@@ -72,7 +38,7 @@ router = APIRouter(tags=["webhooks"], route_class=SmallDocuments)
     responses=problem_responses(401, 409, 413, 415, 422, 500, 503),
 )
 def create_webhook(
-    response: Response, services: ServicesDep, caller: CallerDep, wish: EndpointCreate
+    response: Response, services: ServicesDep, caller: WritesWebhooks, wish: EndpointCreate
 ) -> EndpointWithSecret:
     """Have a server told of what happens to all jobs of the account. The answer holds its secret, this once."""
     made = services.webhooks.create(caller, wish)
@@ -88,7 +54,7 @@ def create_webhook(
 )
 def list_webhooks(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsWebhooks,
     job_id: Annotated[uuid.UUID | None, Query(description="That of one job, instead of the account's.")] = None,
 ) -> EndpointPage:
     """List the account's webhooks, oldest first; that of a job, given as its `webhook_url`, by the job's id."""
@@ -101,7 +67,7 @@ def list_webhooks(
     summary="Read a delivery",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_delivery(services: ServicesDep, caller: CallerDep, delivery_id: str) -> DeliveryDetail:
+def read_delivery(services: ServicesDep, caller: ReadsWebhooks, delivery_id: str) -> DeliveryDetail:
     """Read what was sent and how each attempt went."""
     return services.webhooks.delivery(caller, _id(delivery_id, "delivery"))
 
@@ -113,7 +79,7 @@ def read_delivery(services: ServicesDep, caller: CallerDep, delivery_id: str) ->
     status_code=HTTPStatus.ACCEPTED,
     responses=problem_responses(401, 404, 409, 500, 503),
 )
-def replay_delivery(services: ServicesDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
+def replay_delivery(services: ServicesDep, caller: WritesWebhooks, delivery_id: str) -> DeliveryRead:
     """Send the same body with the same `webhook-id` once more, to where the webhook is now."""
     return services.webhooks.replay(caller, _id(delivery_id, "delivery"))
 
@@ -124,7 +90,7 @@ def replay_delivery(services: ServicesDep, caller: CallerDep, delivery_id: str) 
     summary="Read a webhook",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) -> EndpointRead:
+def read_webhook(services: ServicesDep, caller: ReadsWebhooks, webhook_id: str) -> EndpointRead:
     """Read whether a webhook is enabled and what it is told of."""
     return services.webhooks.read(caller, _id(webhook_id))
 
@@ -135,7 +101,7 @@ def read_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) -> E
     summary="Change a webhook",
     responses=problem_responses(401, 404, 413, 415, 422, 500, 503),
 )
-def change_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str, wish: EndpointPatch) -> EndpointRead:
+def change_webhook(services: ServicesDep, caller: WritesWebhooks, webhook_id: str, wish: EndpointPatch) -> EndpointRead:
     """Change its URL, what it is told of, its description, or whether it is told at all."""
     return services.webhooks.change(caller, _id(webhook_id), wish)
 
@@ -147,7 +113,7 @@ def change_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str, wi
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(401, 404, 409, 500, 503),
 )
-def delete_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) -> None:
+def delete_webhook(services: ServicesDep, caller: WritesWebhooks, webhook_id: str) -> None:
     """Delete a webhook of the account with its log. That of a job lives as long as the job."""
     services.webhooks.delete(caller, _id(webhook_id))
 
@@ -158,7 +124,7 @@ def delete_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) ->
     summary="Enable a webhook",
     responses=problem_responses(401, 404, 500, 503),
 )
-def enable_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) -> EndpointRead:
+def enable_webhook(services: ServicesDep, caller: WritesWebhooks, webhook_id: str) -> EndpointRead:
     """Tell it of what happens from now on; what it missed can be replayed."""
     return services.webhooks.enable(caller, _id(webhook_id))
 
@@ -170,7 +136,7 @@ def enable_webhook(services: ServicesDep, caller: CallerDep, webhook_id: str) ->
     responses=problem_responses(401, 404, 413, 415, 422, 500, 503),
 )
 def rotate_webhook_secret(
-    services: ServicesDep, caller: CallerDep, webhook_id: str, wish: SecretRotation | None = None
+    services: ServicesDep, caller: WritesWebhooks, webhook_id: str, wish: SecretRotation | None = None
 ) -> EndpointWithSecret:
     """Get a new secret, shown this once. Until `previous_secret_expires_at` the one before signs as well."""
     return services.webhooks.rotate(caller, _id(webhook_id), None if wish is None else wish.secret)
@@ -183,7 +149,7 @@ def rotate_webhook_secret(
     status_code=HTTPStatus.ACCEPTED,
     responses=problem_responses(401, 404, 409, 500, 503),
 )
-def ping_webhook(request: Request, services: ServicesDep, caller: CallerDep, webhook_id: str) -> DeliveryRead:
+def ping_webhook(request: Request, services: ServicesDep, caller: WritesWebhooks, webhook_id: str) -> DeliveryRead:
     """Send `webhook.ping`, once; read the delivery to see how it went."""
     origin = services.settings.public_url or str(request.base_url)
     return services.webhooks.ping(caller, _id(webhook_id), origin=origin, traceparent=current_traceparent())
@@ -197,7 +163,7 @@ def ping_webhook(request: Request, services: ServicesDep, caller: CallerDep, web
 )
 def list_deliveries(
     services: ServicesDep,
-    caller: CallerDep,
+    caller: ReadsWebhooks,
     webhook_id: str,
     *,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,

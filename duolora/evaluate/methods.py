@@ -31,7 +31,7 @@ from duolora.config import LayerPrior, MaskStart, Preservation
 from duolora.errors import InvalidConfig
 from duolora.evaluate.jobs import case_of_loras
 from duolora.lora_task import LoraTask
-from duolora.merge import merge_cases, needs_pictures
+from duolora.merge import merge_cases
 from duolora.method.merge_case import SIDES
 from duolora.recipes import MERGE_RECIPES
 from duolora.train import train_tenants
@@ -188,7 +188,7 @@ def _ours(name: str, merge: MergeConfig) -> Method:
         run,
         trainable=rank_numbers,
         trains=lambda _config, knobs: settings(knobs).steps > 0,
-        sees_pictures=lambda _config, knobs: needs_pictures(settings(knobs)),
+        sees_pictures=lambda _config, knobs: settings(knobs).needs_pictures,
         takes_config=True,
     )
 

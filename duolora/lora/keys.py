@@ -1,15 +1,12 @@
-"""Key names of LoRA files and the layers they stand for.
+"""Stems of the keys of LoRA files (`duolora.lora.factors`), and the layers they stand for.
 
-A key is a stem and a suffix. Suffixes: `.lora_A.weight` and `.lora_B.weight` (PEFT), `.lora.down.weight` and
-`.lora.up.weight`, `.lora_linear_layer.down.weight` or `_lora.down.weight` (older diffusers), `.lora_down.weight` and
-`.lora_up.weight` (kohya, OneTrainer). Stems name a component and a path in it, with dots or with underscores, with the
-block names of diffusers (`down_blocks.1.attentions.0`) or of the original release (`input_blocks.4.1`).
+Stems name a component and a path in it, with dots or with underscores, with the block names of diffusers
+(`down_blocks.1.attentions.0`) or of the original release (`input_blocks.4.1`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidLora
@@ -17,15 +14,6 @@ from duolora.families.sdxl import SDXL
 
 if TYPE_CHECKING:
     from duolora.families.family import Family
-
-_FACTOR = re.compile(
-    r"^(?P<stem>.+?)(?:"
-    r"\.lora_(?P<peft>[AB])(?:\.default(?:_\d+)?)?|"  # PEFT may leave the adapter's name in
-    r"(?:\.|_)lora\.(?P<old>down|up)|"
-    r"\.lora_linear_layer\.(?P<linear>down|up)|"
-    r"\.lora_(?P<kohya>down|up)"
-    r")\.weight$"
-)
 
 COMPONENT_OF_PREFIX = {
     "lora_unet": "unet",
@@ -68,23 +56,6 @@ _RESIDUAL = {
     "skip_connection": "conv_shortcut",
 }
 """Layers of a residual block in the original release -> in diffusers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """What a key says: the stem of its layer, and whether it holds the down or the up factor."""
-
-    stem: str
-    is_down: bool
-
-
-def parse_factor(key: str) -> Factor | None:
-    """Split the key of a factor, in any format; None for other keys."""
-    match = _FACTOR.match(key)
-    if match is None:
-        return None
-    stem, *kinds = match.group("stem", "peft", "old", "linear", "kohya")
-    return Factor(stem, is_down=next(kind for kind in kinds if kind) in ("A", "down"))
 
 
 def split_stem(stem: str) -> tuple[str, str, str] | None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from duolora.errors import InvalidLora
 from duolora.lora.base_layers import BaseLayers, made_for, unverified_name
+from duolora.lora.factors import pair_up
 from duolora.lora.foreign import refuse_other_adapters, refuse_other_families
-from duolora.lora.keys import parse_factor
+from duolora.lora.header import MAX_HEADER_BYTES
 from duolora.lora.peft_config import PEFT_METADATA_KEY, PeftAlphas, peft_alphas
-from duolora.lora.safe_file import MAX_HEADER_BYTES, read_tensors
+from duolora.lora.safe_file import read_tensors
 from duolora.lora.weights import LoraLayer, LoraWeights
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def from_state_dict(
 ) -> LoraWeights:
     """Build `LoraWeights` from the tensors of a file; see `read_lora`."""
     refuse_other_adapters(tensors)
-    downs, ups, rest = _pair_up(tensors)
+    pairs = pair_up(tensors)
+    downs, ups, rest = pairs.downs, pairs.ups, {key: tensors[key] for key in pairs.others}
     refuse_other_families(downs)
     alphas = peft_alphas(metadata.get(PEFT_METADATA_KEY, "{}"), f"the header entry {PEFT_METADATA_KEY}")
     layers: dict[str, LoraLayer] = {}
@@ -62,26 +64,6 @@ def from_state_dict(
     if rest:
         raise InvalidLora(f"{len(rest)} tensors are not part of a LoRA, for example {min(rest)}")
     return LoraWeights(layers, {key: value for key, value in metadata.items() if key != PEFT_METADATA_KEY})
-
-
-def _pair_up(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str], dict[str, Tensor]]:
-    """Return stem -> key of the down factor, stem -> key of the up factor, and the tensors that are neither."""
-    downs: dict[str, str] = {}
-    ups: dict[str, str] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        factor = parse_factor(key)
-        if factor is None:
-            rest[key] = tensor
-            continue
-        keys = downs if factor.is_down else ups
-        if factor.stem in keys:
-            raise InvalidLora(f"{key} and {keys[factor.stem]} are the same factor of one layer")
-        keys[factor.stem] = key
-    for stem in sorted(downs.keys() ^ ups.keys()):
-        factor_name = "up" if stem in downs else "down"
-        raise InvalidLora(f"{downs.get(stem) or ups[stem]} has no matching {factor_name} factor; the file is cut")
-    return downs, ups, rest
 
 
 def _find(base: BaseLayers, stem: str, tensors: Mapping[str, Tensor], downs: Mapping[str, str]) -> str:

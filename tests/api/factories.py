@@ -17,6 +17,7 @@ from api.jobs import repository
 from api.jobs.models import Artifact, Event, Job, JobImage, OutboxRow, Side, Stage, StageAttempt
 from api.jobs.plan import JobKind, plan
 from api.jobs.repository import StoredArtifact
+from api.loras.models import Lora, LoraFile, LoraFormat, LoraRole, LoraSource, LoraState
 from api.webhooks.models import WebhookDelivery
 from api.webhooks.signing import make_secret
 from duolora.config import SCHEMA_VERSION, Prompts
@@ -117,8 +118,32 @@ def make_job(sessions, account_id, *, recipe=alone, checkpoints=None, **fields):
         for side in Side
     ]
     with transaction(sessions) as session:
-        repository.insert_job(session, job, plan(job.kind, config), checkpoints=checkpoints)
+        repository.insert_job(session, job, plan(config), checkpoints=checkpoints)
     return job.id
+
+
+def make_lora(sessions, account_id, *, formats=("kohya", "diffusers"), state=LoraState.READY, **fields):
+    """Write a row of the library; returns its id."""
+    files = [
+        LoraFile(format=LoraFormat(form), key=f"{form}/0", filename=f"{form}.safetensors", sha256="0" * 64, bytes=1)
+        for form in formats
+    ]
+    lora = Lora(
+        **{
+            "account_id": account_id,
+            "name": "lora",
+            "role": LoraRole.OTHER,
+            "source": LoraSource.UPLOAD,
+            "kept": True,
+            "state": state,
+            "settle_at": None if state is LoraState.READY else func.now(),
+            "files": [file.to_json() for file in files],
+            **fields,
+        }
+    )
+    with transaction(sessions) as session:
+        session.add(lora)
+    return lora.id
 
 
 def claim(sessions, worker_id="w1", **options):

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
+import uuid
 
 import anyio
 import anyio.to_thread
@@ -30,9 +32,9 @@ def test_few_paths_open_without_a_key(http):
     assert {path for path in served | documented if http.get(path).status_code == 200} == OPEN
     for method, path, body in operations(http):
         if path not in OPEN:
-            answer = http.request(method, path.replace("{job_id}", "x"))
+            answer = http.request(method, re.sub(r"{\w+}", str(uuid.uuid4()), path))
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
-            assert body["security"] == [{"api_key": []}]
+            assert list(body["security"][0]) == ["api_key"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ class TestOpenApi:
         document = http.get("/openapi.json").json()
         assert "post" in document["webhooks"]["job.succeeded"]
         form = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert set(form["properties"]) == {"content_images", "style_images", "params"}
+        assert set(form["properties"]) == {"content_images", "style_images", "archive", "params"}
 
     def test_streams_keys_and_quotas_are_described(self, http):
         paths = http.get("/openapi.json").json()["paths"]
@@ -214,3 +216,34 @@ def test_the_records_import_no_web_framework():
     code = f"import {modules}, sys; print([n for n in ('fastapi', 'starlette', 'uvicorn') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_browser_makes_more_of_an_answer_than_data(http, caller):
+    for answer in (
+        http.get("/jobs"),
+        http.get("/nowhere"),
+        http.get("/openapi.json"),
+        http.get("/livez"),
+        caller.get("/jobs"),
+    ):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == "private, no-cache"
+
+
+def test_no_other_origin_is_let_in(http, caller):
+    for origin in ("https://elsewhere.example", "null", "http://localhost:5173"):
+        asked = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        for answer in (
+            http.options("/jobs", headers=asked),
+            http.get("/", headers={"Origin": origin}),
+            caller.get("/jobs", headers={"Origin": origin}),
+        ):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert http.options("/jobs", headers=asked).status_code == 405

@@ -6,8 +6,13 @@ import json
 import pytest
 
 from api import health, openapi, schemas
+from api.accounts import schemas as accounts
+from api.accounts.scopes import Scope
+from api.jobs import check_schemas as checks
 from api.jobs import schemas as jobs
 from api.jobs.event_types import EventType
+from api.loras import schemas as loras
+from api.uploads import schemas as uploads
 from api.webhooks import schemas as webhooks
 
 SPEC = openapi.document()
@@ -34,10 +39,17 @@ def test_every_body_has_an_example_of_its_shape(content):
     examples = (
         [each["value"] for each in content["examples"].values()] if "examples" in content else [content["example"]]
     )
-    name = reference(content["schema"])
-    for example in examples:
-        if name is not None:
-            shape(name).model_validate_json(json.dumps(example), strict=True)
+    names = [name for schema in content["schema"].get("anyOf", [content["schema"]]) if (name := reference(schema))]
+    for example, name in zip(examples, names * len(examples) if len(names) == 1 else names, strict=bool(names)):
+        shape(name).model_validate_json(json.dumps(example), strict=True)
+
+
+def test_every_operation_that_needs_a_key_says_which_scope_and_documents_its_refusal():
+    for entry in SPEC["paths"].values():
+        for operation in entry.values():
+            [scheme] = operation.get("security", [{"api_key": []}])
+            assert set(scheme["api_key"]) <= set(Scope)
+            assert len(scheme["api_key"]) == ("401" in operation["responses"]) == ("403" in operation["responses"])
 
 
 def test_every_event_is_a_webhook_with_the_standard_headers():
@@ -52,7 +64,7 @@ def test_every_event_is_a_webhook_with_the_standard_headers():
 
 def test_what_a_form_may_hold_is_shown_by_an_example():
     content = SPEC["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(content["example"]) == set(content["schema"]["properties"])
+    assert {*content["example"], "archive"} == set(content["schema"]["properties"])
     jobs.JobParams.model_validate(content["example"]["params"])
 
 
@@ -68,4 +80,5 @@ def reference(schema):
 
 
 def shape(name):
-    return next(getattr(module, name) for module in (jobs, schemas, webhooks, health) if hasattr(module, name))
+    modules = (jobs, checks, loras, schemas, uploads, webhooks, accounts, health)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

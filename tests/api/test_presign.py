@@ -46,3 +46,28 @@ def test_a_link_is_botocores(endpoint, key):
         ours = presigner.get(key, at=at, lifetime_s=600, response=ANSWER)
         assert dict(parse_qsl(urlsplit(ours).query)) == expected
         assert urlsplit(ours).path == urlsplit(theirs).path
+
+
+def test_a_link_to_write_to_is_botocores():
+    theirs = boto3.client(
+        "s3",
+        endpoint_url="http://127.0.0.1:9000",
+        region_name="eu-west-9",
+        aws_access_key_id="id",
+        aws_secret_access_key="secret",
+        config=Config(
+            signature_version="s3v4", s3={"addressing_style": "path"}, request_checksum_calculation="when_required"
+        ),
+    ).generate_presigned_url(
+        "put_object",
+        Params={"Bucket": "bucket", "Key": "a/b", "ContentType": "image/png", "ContentLength": 7},
+        ExpiresIn=600,
+    )
+    expected = dict(parse_qsl(urlsplit(theirs).query))
+    at = datetime.strptime(expected["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    presigner = Presigner(
+        "http://127.0.0.1:9000", "bucket", region="eu-west-9", access_key_id="id", secret_access_key="secret"
+    )
+    headers = {"content-type": "image/png", "content-length": "7"}
+    ours = presigner.put("a/b", at=at, lifetime_s=600, headers=headers)
+    assert dict(parse_qsl(urlsplit(ours).query)) == expected

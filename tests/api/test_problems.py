@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from api import openapi
+from api.accounts.scopes import Scope
 from api.accounts.service import issue_key
 from api.errors import ServiceError
 from api.problems import _HTTP_CODES
@@ -65,6 +66,17 @@ every_operation = pytest.mark.parametrize(("method", "path", "operation"), OPERA
 def test_every_operation_without_a_key(http, method, path, operation):
     if documented(operation, 401):
         check(http.request(method, filled(path)), 401)
+
+
+@every_operation
+def test_every_operation_with_a_key_of_all_scopes_but_the_one(http, sessions, method, path, operation):
+    if documented(operation, 403):
+        [wanted] = operation["security"][0]["api_key"]
+        others = [scope for scope in Scope if scope not in {wanted, wanted.replace(":read", ":write"), Scope.ADMIN}]
+        limited = Caller(http, issue_key(sessions, account="mine", scopes=others))
+        answer = limited.request(method, filled(path))
+        assert check(answer, 403)["missing_scopes"] == [wanted]
+        assert f'error="insufficient_scope", scope="{wanted}"' in answer.headers["www-authenticate"]
 
 
 @every_operation
@@ -194,4 +206,5 @@ def test_every_code_of_a_failed_job_is_in_the_guide_and_no_other():
                     found.add(code)
                 case ast.Call(func=ast.Name(id="problem" | "Failed")):
                     found |= constants(node)
-    assert set(re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE)) == found
+    told = GUIDE.partition("### Of jobs")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)) == found

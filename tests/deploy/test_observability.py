@@ -22,7 +22,7 @@ from worker.supervisor import EngineSupervisor
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
 METRIC = re.compile(r"\b(?:duolora|process)_\w+")
-LABELS = {"kind", "stage", "state", "outcome", "status", "path", "device", "instance", "job", "le"}
+LABELS = {"engine", "kind", "stage", "state", "outcome", "status", "path", "device", "instance", "job", "le"}
 
 
 @pytest.fixture(scope="module")

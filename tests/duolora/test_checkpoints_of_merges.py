@@ -10,10 +10,11 @@ import torch
 
 from duolora.checkpoints import FolderKeeper
 from duolora.config import GenerateConfig, MergeConfig, Prompts
+from duolora.drawings import draw_results
 from duolora.errors import Cancelled, CheckpointUnusable
 from duolora.memory import SPARING
 from duolora.merge import MergeSide, merge_cases
-from duolora.personalize import draw_preview, merge_sides
+from duolora.personalize import merge_sides
 from duolora.recipes import resolve
 from tests.duolora.pico import pico_base, random_lora
 from tests.duolora.test_merge import merge_case
@@ -149,12 +150,12 @@ def test_pictures_of_a_preview_are_drawn_once(
     base: DiffusionBase, pictures: dict[str, list[Path]], loras: dict[str, LoraWeights], tmp_path: Path, stop: int
 ) -> None:
     settings, models = job(WAYS["ones"]), {**loras, "merged": loras["content"]}
-    expected = draw_preview(base, models, pictures, settings)
+    expected = draw_results(base, models, pictures, settings).preview
     with pytest.raises(Cancelled):
-        draw_preview(base, models, pictures, settings, Watcher(stop_after=stop), keeper=always(tmp_path))
+        draw_results(base, models, pictures, settings, Watcher(stop_after=stop), keeper=always(tmp_path))
 
     watcher = Watcher()
-    found = draw_preview(base, models, pictures, settings, watcher, keeper=always(tmp_path))
+    found = draw_results(base, models, pictures, settings, watcher, keeper=always(tmp_path)).preview
 
     assert np.array_equal(np.asarray(found), np.asarray(expected))
     finished = 2 * ((stop - 1) // 2)  # steps of samplings that had ended

@@ -11,6 +11,7 @@ import torch
 
 from duolora.baselines import duolora_release
 from duolora.config import PersonalizeConfig, Prompts
+from duolora.drawings import draw_results
 from duolora.errors import Cancelled, InvalidConfig
 from duolora.lora.parts import Parts
 from duolora.lora.read import read_lora
@@ -18,7 +19,7 @@ from duolora.lora.weights import LoraWeights
 from duolora.lora.write import write_diffusers
 from duolora.merge import MergeSide, merge_case, merge_loras
 from duolora.models.registry import load_base
-from duolora.personalize import captions, draw_preview, job_report, merge_sides, train_sides
+from duolora.personalize import captions, job_report, merge_sides, train_sides
 from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
 from duolora.recipes import MERGE_RECIPES, resolve
 from tests.duolora.pico import CPU, random_lora, random_lora_on
@@ -69,7 +70,7 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
         loras = {side: train_sides(model, {side: pictures[side]}, config)[side] for side in pictures}
     merged = merge_sides(model, loras, pictures, config)
     watcher = Watcher()
-    preview = draw_preview(model, {**loras, "merged": merged.weights}, pictures, config, watcher)
+    preview = draw_results(model, {**loras, "merged": merged.weights}, pictures, config, watcher).preview
 
     layers = {f"unet.{path}" for path in model.target_layers(config.content.targets)}
     assert all(set(lora.layers) == layers for lora in loras.values())
@@ -79,7 +80,7 @@ def test_pictures_become_two_loras_a_merge_and_a_preview_on_any_base(
     assert [(report.step, report.total) for report in watcher.reports] == [(step, 6) for step in range(1, 7)]
     write_diffusers(merged.weights, tmp_path / "merged.safetensors")
     assert set(read_lora(tmp_path / "merged.safetensors").layers) == set(merged.weights.layers)
-    report = json.loads(json.dumps(job_report(model, merged.report, config)))
+    report = json.loads(json.dumps(job_report(model, config, merge=merged.report)))
     assert PersonalizeConfig.model_validate(report["config"]) == config
     assert report["memory_profile"] == "80gb"
     assert report["merge"]["trainable"] == 2 * 3 * len(layers)
@@ -92,7 +93,7 @@ def test_preview_shows_what_each_lora_draws_and_the_pictures_sent(
 
     def cells(**changed: int) -> list[np.ndarray]:
         swapped = loras | {name: random_lora(base, seed=seed) for name, seed in changed.items()}
-        sheet = np.asarray(draw_preview(base, swapped, pictures, lean_config()))
+        sheet = np.asarray(draw_results(base, swapped, pictures, lean_config()).preview)
         tops = [GAP_PX + line * (LABEL_PX + CELL_PX + GAP_PX) + LABEL_PX for line in range(5)]
         return [sheet[top : top + CELL_PX, GAP_PX : GAP_PX + CELL_PX].astype(int) for top in tops]
 

@@ -63,7 +63,8 @@ def test_the_files_are_the_ones_announced(client, finished, tmp_path):
         assert len(content) == artifact.bytes
         assert hashlib.sha256(content).hexdigest() == artifact.sha256
     assert Image.open(BytesIO(files["preview"].read_bytes())).width > 200
-    json.loads(files["report"].read_text())
+    likeness = json.loads(files["report"].read_text())["likeness"]
+    assert set(likeness["loras"]) == {"content", "style", "merged"}
 
 
 def test_progress_only_ever_grows_and_ends_at_one(finished, seen):

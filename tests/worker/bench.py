@@ -162,8 +162,8 @@ class Bench:
             )
             return [(row.attempt, row.outcome and row.outcome.value) for row in rows]
 
-    def wait_for(self, job_id: uuid.UUID, state: str) -> Job:
-        eventually(lambda: self.state(job_id) == state)
+    def wait_for(self, job_id: uuid.UUID, state: str, *, within_s: float = PATIENCE_S) -> Job:
+        eventually(lambda: self.state(job_id) == state, within_s=within_s)
         return self.read(job_id)
 
     def state(self, job_id: uuid.UUID) -> str:
@@ -218,6 +218,7 @@ class InProcessWorker:
             presence=presence,
             poll_s=settings.worker_poll_s,
             warm_base=settings.warm_location,
+            needs_engine=not settings.mocks_only,
         )
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="in-process worker")

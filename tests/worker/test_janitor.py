@@ -11,10 +11,13 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from api.accounts.models import Account, IdempotencyKey
+from api.accounts.quotas import add_stored
+from api.accounts.repository import ensure_account
 from api.db import transaction
 from api.jobs.models import Job, Worker, WorkerState
 from api.jobs.repository import beat_worker
-from api.storage import StoreError
+from api.storage import StoreError, upload_key
+from api.uploads.models import Upload, UploadKind
 from tests.worker.bench import eventually
 from tests.worker.jobs import submit
 from worker.dispatcher.duty import ServerAway
@@ -22,6 +25,8 @@ from worker.dispatcher.janitor import Janitor
 from worker.settings import DispatcherSettings
 
 if TYPE_CHECKING:
+    import uuid
+
     from tests.worker.bench import Bench
 
 LONG_AGO = {"DISPATCHER_RETENTION_DAYS": "1", "DISPATCHER_CHECKPOINT_KEEP_H": "1"}
@@ -131,3 +136,46 @@ def test_rows_that_nobody_needs_go(bench: Bench):
     with bench.sessions() as session:
         assert session.scalars(select(Worker.id)).all() == ["alive"]
         assert session.scalars(select(IdempotencyKey.key)).all() == ["new"]
+
+
+def test_uploads_go_when_their_time_is_over(bench: Bench):
+    kept, over, written_to = (make_upload(bench) for _ in range(3))
+    with transaction(bench.sessions) as session:
+        past = func.now() - timedelta(minutes=1)
+        session.execute(update(Upload).where(Upload.id.in_([over.id, written_to.id])).values(expires_at=past))
+        session.execute(update(Upload).where(Upload.id == written_to.id).values(link_expires_at=past))
+    janitor(bench).tidy()
+    assert uploads_left(bench) == {kept.id, written_to.id}  # something may still arrive by the link of the latter
+    assert stored_bytes(bench, kept) == 14
+    with transaction(bench.sessions) as session:
+        session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
+    janitor(bench).tidy()
+    assert uploads_left(bench) == {kept.id}
+    assert bench.store.keys(f"accounts/{kept.account_id}/uploads/") == [upload_key(kept.account_id, kept.id)]
+    assert stored_bytes(bench, kept) == 7
+
+
+def make_upload(bench: Bench) -> Upload:
+    with transaction(bench.sessions) as session:
+        account = ensure_account(session, name="uploads", webhook_secret="s")
+        add_stored(session, account.id, 7)
+        upload = Upload(
+            account_id=account.id,
+            kind=UploadKind.IMAGE,
+            content_type="image/png",
+            bytes=7,
+            expires_at=func.now() + timedelta(hours=1),
+        )
+        session.add(upload)
+    bench.store.put_bytes(upload_key(upload.account_id, upload.id), b"picture", "image/png")
+    return upload
+
+
+def uploads_left(bench: Bench) -> set[uuid.UUID]:
+    with transaction(bench.sessions) as session:
+        return set(session.scalars(select(Upload.id)))
+
+
+def stored_bytes(bench: Bench, upload: Upload) -> int:
+    with transaction(bench.sessions) as session:
+        return session.get_one(Account, upload.account_id).stored_bytes

@@ -1,5 +1,7 @@
 """Deletes what retention has ended: objects first, rows after them, each act in a transaction of its own.
 
+Only rows of the library go before the objects of the job that they stand on: nobody may be shown what is half gone.
+
 Every act may be done twice or be broken off anywhere: a row whose objects are gone is found again, and deleting an
 object that is not there is no error. No transaction is open while the store is talked to.
 """
@@ -13,13 +15,15 @@ from typing import TYPE_CHECKING
 from api.db import transaction
 from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
-from api.storage import StoreError, artifact_key
+from api.loras.disposal import settle
+from api.loras.repository import withdraw_made
+from api.storage import StoreError, job_prefix, upload_prefix
+from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway
 
 if TYPE_CHECKING:
     import threading
-    import uuid
     from collections.abc import Callable
 
     import psycopg
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 50
-"""Jobs and checkpoints in one round: so many calls to the store, and no more."""
+"""Jobs, checkpoints, LoRAs and uploads in one round: so many calls to the store, and no more."""
 ROWS = 1_000
 """Rows of logs in one round."""
 PROGRESS_KEPT = timedelta(days=1)
@@ -70,9 +74,11 @@ class Janitor:
     def tidy(self) -> bool:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
-        done = (self._purge_jobs(), self._purge_checkpoints())
+        settled = settle(self._sessions, self._store, limit=BATCH)
+        done = (self._purge_jobs(), self._purge_checkpoints(), settled, self._purge_uploads())
         if any(done):
-            log.info("purged", extra={"jobs": done[0], "checkpoints": done[1]})
+            counts = zip(("jobs", "checkpoints", "loras", "uploads"), done, strict=True)
+            log.info("purged", extra=dict(counts))
         return max(done) == BATCH
 
     def _purge_jobs(self) -> int:
@@ -80,7 +86,9 @@ class Janitor:
         with transaction(self._sessions) as session:
             jobs = repository.overdue_jobs(session, finished_before=before, limit=BATCH)
         for job in jobs:
-            self._store.delete(self._store.keys(_prefix(job.account_id, job.job_id)))
+            with transaction(self._sessions) as session:
+                withdraw_made(session, job.job_id)
+            self._store.delete(self._store.keys(job_prefix(job.account_id, job.job_id)))
             with transaction(self._sessions) as session:
                 repository.purge_job(session, job.job_id)
         return len(jobs)
@@ -90,11 +98,20 @@ class Janitor:
         with transaction(self._sessions) as session:
             stale = repository.stale_checkpoints(session, finished_before=before, limit=BATCH)
         for found in stale:
-            keys = self._store.keys(_prefix(found.account_id, found.job_id))
+            keys = self._store.keys(job_prefix(found.account_id, found.job_id))
             self._store.delete([key for key in keys if "/checkpoints/" in key])
             with transaction(self._sessions) as session:
                 repository.forget_checkpoint(session, found.stage_id)
         return len(stale)
+
+    def _purge_uploads(self) -> int:
+        with transaction(self._sessions) as session:
+            over = uploads.overdue(session, limit=BATCH)
+        for upload in over:
+            self._store.delete(self._store.keys(upload_prefix(upload.account_id, upload.upload_id)))
+            with transaction(self._sessions) as session:
+                uploads.purge(session, upload.upload_id)
+        return len(over)
 
     def _drop_rows(self) -> None:
         """Delete rows that no object belongs to."""
@@ -109,8 +126,3 @@ class Janitor:
         for act in acts:
             with transaction(self._sessions) as session:
                 act(session)
-
-
-def _prefix(account_id: uuid.UUID, job_id: uuid.UUID) -> str:
-    """Return what the keys of all objects of a job begin with."""
-    return artifact_key(account_id, job_id, "", 0, "").removesuffix("/0/")

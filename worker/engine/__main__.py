@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from duolora.config import PersonalizeConfig
 from duolora.errors import DuoLoraError, Fault, InvalidConfig
+from duolora.job_configs import read_config
 from duolora.models.revision import base_revision
 from worker import logs
 from worker.engine.channel import Channel, PipeObserver
@@ -22,9 +22,11 @@ from worker.engine.keeping import PipeKeeper, places_of
 from worker.engine.lines import PipeLines
 from worker.engine.memory import free_bytes, held_bytes
 from worker.engine.protocol import StageOfJob, StageRequest
-from worker.wire import Done, Failed, OutputFile, Ready, Run, Warm, Warmed
+from worker.wire import Done, Failed, OutputFile, Ready, Run, Shown, Warm, Warmed
 
 if TYPE_CHECKING:
+    from duolora.job_configs import JobConfig
+    from worker.engine.protocol import Output
     from worker.engine.stages import BaseModels
     from worker.wire import Member
 
@@ -84,7 +86,7 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
     started = perf_counter()
     keeper = PipeKeeper(channel, command, places_of(command, base_revision(command.base)))
     try:
-        outputs = run_stage(_request(command, keeper), models, PipeObserver(channel, command.id))
+        outputs = run_stage(_request(command, keeper, channel), models, PipeObserver(channel, command.id))
     except DuoLoraError as error:
         return Failed(id=command.id, code=error.code, message=str(error), fault=error.fault)
     except Exception as error:
@@ -97,19 +99,21 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
             )
         )
         raise
-    files = (
-        OutputFile(name=each.name, filename=each.filename, content_type=each.content_type, member=each.member)
-        for each in outputs
-    )
     return Done(
         id=command.id,
-        outputs=tuple(files),
+        outputs=tuple(map(_file, outputs)),
         timings={"run_s": round(perf_counter() - started, 3)},
         finished_early=keeper.finished_early,
     )
 
 
-def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
+def _file(output: Output) -> OutputFile:
+    return OutputFile(
+        name=output.name, filename=output.filename, content_type=output.content_type, member=output.member
+    )
+
+
+def _request(command: Run, keeper: PipeKeeper, channel: Channel) -> StageRequest:
     return StageRequest(
         base=command.base,
         members=tuple(
@@ -124,12 +128,13 @@ def _request(command: Run, keeper: PipeKeeper) -> StageRequest:
         ),
         keeper=keeper,
         spares_memory=command.memory_profile == "small",
+        shows=lambda output: channel.send(Shown(id=command.id, output=_file(output))),
     )
 
 
-def _config(member: Member) -> PersonalizeConfig:
+def _config(member: Member) -> JobConfig:
     try:
-        return PersonalizeConfig.model_validate(member.config)
+        return read_config(member.config)
     except ValidationError as error:
         raise InvalidConfig(f"the stored configuration cannot be read: {error.error_count()} fields") from error
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from duolora.config import GenerateConfig, LoraTrainConfig
+    from duolora.job_configs import GenerateJobConfig
     from duolora.models.base import DiffusionBase
 
 log = logging.getLogger("worker.engine")
@@ -52,6 +53,19 @@ def tell_of_preview(config: GenerateConfig) -> None:
         config.steps,
         config.resolution_px,
         config.guidance_scale,
+    )
+
+
+def tell_of_prompts(config: GenerateJobConfig) -> None:
+    """Say what is about to be drawn of prompts; not the prompts themselves."""
+    log.info(
+        "drawing %d pictures of each of %d prompts with %d LoRAs: %d steps at %d px, guidance %g",
+        config.sampling.images,
+        len(config.prompts),
+        len(config.strengths),
+        config.sampling.steps,
+        config.sampling.resolution_px,
+        config.sampling.guidance_scale,
     )
 
 

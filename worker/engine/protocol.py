@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from duolora.config import PersonalizeConfig
+    from duolora.job_configs import JobConfig
     from duolora.keeping import Keeper
 
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 class StageOfJob:
     """A stage of a job and its folders.
 
-    `inputs_dir` holds `content/000.png`..., `style/000.png`... and the files of the upstream stages by their names;
-    `outputs_dir` is empty.
+    `inputs_dir` holds `content/000.png`..., `style/000.png`..., the files of the upstream stages by their names, and in
+    `loras` those that came with the job: `content_0.safetensors`, `drawing_1.safetensors`. `outputs_dir` is empty.
     """
 
     job: str
     stage: str
-    config: PersonalizeConfig
+    config: JobConfig
     inputs_dir: Path
     outputs_dir: Path
 
@@ -32,13 +33,14 @@ class StageRequest:
     """One stage to run, or several trainings that share every pass of the U-Net; those of one job next to each other.
 
     `keeper` keeps checkpoints, and knows the one to go on from. If `spares_memory`, an attempt of the stage ran out of
-    memory before.
+    memory before. `shows` is told of outputs that are complete before the stage is; they are among its outputs, too.
     """
 
     base: str
     members: tuple[StageOfJob, ...]
     keeper: Keeper | None = None
     spares_memory: bool = False
+    shows: Callable[[Output], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The stages of a `personalize` job over the files of a workspace; all that the worker knows of the engine."""
+"""The stages of jobs over the files of a workspace; all that the worker knows of the engine."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import gc
 import json
 import logging
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from duolora.drawings import draw_prompts, draw_results, draw_training, prompts_preview
 from duolora.errors import InvalidConfig, OutOfMemory
 from duolora.images import list_pictures
+from duolora.job_configs import GenerateJobConfig, MergeJobConfig, Merging, Training, TrainJobConfig
 from duolora.lora.read import read_lora
-from duolora.lora.write import write_diffusers, write_kohya
 from duolora.memory import SDXL_UNET_NUMBERS, after_out_of_memory
 from duolora.merge_plot import merge_plot
 from duolora.models.registry import load_base
-from duolora.personalize import TrainingJob, draw_preview, job_report, merge_sides, train_jobs, without_company
+from duolora.personalize import TrainingJob, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
+from duolora.strengths import slider_strengths
+from duolora.training_previews import train_showing
+from worker.engine import files
+from worker.engine.judging import judged
 from worker.engine.keeping import SIDE_STAGES
-from worker.engine.narration import tell_of_merge, tell_of_preview, tell_of_training
-from worker.engine.protocol import Output, StageOfJob, StageRequest
+from worker.engine.narration import tell_of_merge, tell_of_preview, tell_of_prompts, tell_of_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from duolora.events import Observer
-    from duolora.families.family import Family
     from duolora.lora.weights import LoraWeights
     from duolora.memory import MemoryProfile
     from duolora.models.base import DiffusionBase
     from duolora.runtime import Runtime
+    from duolora.training_previews import Loras
+    from worker.engine.protocol import Output, StageOfJob, StageRequest
 
-SAFETENSORS = "application/octet-stream"
-MERGE_REPORT = "merge_report.json"
-MERGE_PLOT = "merge_plot.png"
+MERGE_REPORT = "merge_report"
+MOST_OF_TITLE = 200
+"""Characters of a file's own title that a report repeats."""
 
 MEMORY_VARIABLE = "DUOLORA_MEMORY"
 """Names the memory profile of the engine process; `auto` or unset, the card decides."""
@@ -127,6 +131,7 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
         **dict.fromkeys(TRAINED_SIDES, _train),
         "merge": _merge,
         "package": _package,
+        "generate": _generate,
     }
     names = [member.stage for member in request.members]
     for name in names:
@@ -147,14 +152,41 @@ def _train(request: StageRequest, base: DiffusionBase, observer: Observer) -> li
     jobs = list(dict.fromkeys(member.job for member in request.members))
     trainings = [_training([member for member in request.members if member.job == job]) for job in jobs]
     tell_of_training(base, {side: trainings[0].config.of_side(side) for side in trainings[0].pictures}, len(jobs))
-    trained = train_jobs(base, trainings, observer, keeper=request.keeper)
+    showing, every = _Showing(request, base), trainings[0].config.preview_every
+    if every:
+        trained = train_showing(base, trainings, showing, observer, every=every, keeper=request.keeper)
+    else:
+        trained = train_jobs(base, trainings, observer, keeper=request.keeper)
     loras = dict(zip(jobs, trained, strict=True))
-    return [
+    return showing.outputs + [
         replace(output, member=place)
         for place, member in enumerate(request.members)
         for side in TRAINED_SIDES[member.stage]
-        for output in _write_side(loras[member.job][side], side, member.outputs_dir, base)
+        for output in files.write_side(loras[member.job][side], side, member.outputs_dir, base.family)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """Draws with what is learnt by some step, and tells of it; `outputs` are the pictures so far."""
+
+    request: StageRequest
+    base: DiffusionBase
+    outputs: list[Output] = field(default_factory=list)
+
+    def __call__(self, step: int, loras: Loras, observer: Observer) -> None:
+        """Draw with the LoRAs of every job, which come in the order of the members."""
+        jobs = list(dict.fromkeys(member.job for member in self.request.members))
+        for place, member in enumerate(self.request.members):
+            if not isinstance(member.config, Training):
+                raise _no_such_stage(member)
+            for side in TRAINED_SIDES[member.stage]:
+                learnt = {side: loras[jobs.index(member.job)][side]}
+                picture = draw_training(self.base, learnt, member.config, step, observer)
+                written = files.write_picture(picture, f"training_{side}_{step:06d}", member.outputs_dir)
+                self.outputs.append(replace(written, member=place))
+                if self.request.shows is not None:
+                    self.request.shows(self.outputs[-1])
 
 
 def _training(members: Sequence[StageOfJob]) -> TrainingJob:
@@ -162,67 +194,89 @@ def _training(members: Sequence[StageOfJob]) -> TrainingJob:
     sides = [side for member in members for side in TRAINED_SIDES[member.stage]]
     pictures = {side: list_pictures(members[0].inputs_dir / side) for side in sides}
     config = members[0].config
+    if not isinstance(config, Training):
+        raise _no_such_stage(members[0])
     return TrainingJob(pictures, without_company(config) if members[0].stage in SIDE_STAGES else config)
-
-
-def _write_side(weights: LoraWeights, side: str, folder: Path, base: DiffusionBase) -> list[Output]:
-    """Write one side's LoRA in both key formats."""
-    return _write_both(weights, folder, base.family, name=f"{side}_lora", kohya_name=f"{side}_lora_kohya")
 
 
 def _merge(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
     """Merge both LoRAs; write the result in both key formats, and what the merge did as numbers and as a picture."""
     [stage] = request.members
-    result = merge_sides(
-        base, _side_loras(stage, base), _pictures(stage), stage.config, observer, keeper=request.keeper
-    )
+    config, folder = stage.config, stage.outputs_dir
+    if not isinstance(config, Merging):
+        raise _no_such_stage(stage)
+    loras = files.side_loras(stage, base.layers())
+    result = merge_sides(base, loras, files.pictures_of(stage), config, observer, keeper=request.keeper)
     tell_of_merge(result.report)
-    (stage.outputs_dir / MERGE_REPORT).write_text(json.dumps(result.report, indent=1))
-    outputs = _write_both(
-        result.weights, stage.outputs_dir, base.family, name="merged_diffusers", kohya_name="merged_kohya"
-    )
-    merge_plot(result.report["layers"]).save(stage.outputs_dir / MERGE_PLOT)
     return [
-        *outputs,
-        Output(name="merge_report", filename=MERGE_REPORT, content_type="application/json"),
-        Output(name="merge_plot", filename=MERGE_PLOT, content_type="image/png"),
+        *files.write_merged(result.weights, folder, base.family),
+        files.write_json(result.report, MERGE_REPORT, folder),
+        files.write_picture(merge_plot(result.report["layers"]), "merge_plot", folder),
     ]
 
 
 def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
-    """Draw the preview and write the job's report."""
+    """Draw the preview, and the slider if there is to be one, and write the job's report."""
     [stage] = request.members
-    merged = read_lora(stage.inputs_dir / "merged.diffusers.safetensors", base.layers())
-    loras = {**_side_loras(stage, base), "merged": merged}
-    tell_of_preview(stage.config.preview)
-    preview = draw_preview(base, loras, _pictures(stage), stage.config, observer, keeper=request.keeper)
-    preview.save(stage.outputs_dir / "preview.png")
-    merge_report = json.loads((stage.inputs_dir / MERGE_REPORT).read_text())
-    report = job_report(base, merge_report, stage.config)
-    (stage.outputs_dir / "report.json").write_text(json.dumps(report, indent=1))
+    config, folder = stage.config, stage.outputs_dir
+    if isinstance(config, GenerateJobConfig):
+        raise _no_such_stage(stage)
+    loras = files.side_loras(stage, base.layers())
+    made: dict[str, Any] = {}
+    if isinstance(config, MergeJobConfig):
+        made["loras"] = [{"side": side, **_about(lora)} for side, lora in loras.items()]
+    if not isinstance(config, TrainJobConfig):
+        loras["merged"] = read_lora(stage.inputs_dir / files.MERGED, base.layers())
+        made["merge"] = json.loads((stage.inputs_dir / f"{MERGE_REPORT}.json").read_text())
+    tell_of_preview(config.preview)
+    pictures = files.pictures_of(stage)
+    results = draw_results(base, loras, pictures, config, observer, keeper=request.keeper)
+    made["likeness"] = judged(base, results.drawn, pictures)
+    outputs = [files.write_picture(results.preview, "preview", folder)]
+    for place, picture in enumerate(results.slider):
+        outputs.append(files.write_picture(picture, f"slider_{place}", folder))
+    if results.slider:
+        made["slider"] = [
+            {"artifact": f"slider_{place}", **strengths}
+            for place, strengths in enumerate(slider_strengths(len(results.slider)))
+        ]
+    return [*outputs, files.write_json(job_report(base, config, **made), "report", folder)]
+
+
+def _generate(request: StageRequest, base: DiffusionBase, observer: Observer) -> list[Output]:
+    """Draw the pictures of every prompt, and write what they are."""
+    [stage] = request.members
+    config, folder = stage.config, stage.outputs_dir
+    if not isinstance(config, GenerateJobConfig):
+        raise _no_such_stage(stage)
+    loras = files.drawing_loras(stage, len(config.strengths), base.layers())
+    tell_of_prompts(config)
+    drawn = draw_prompts(base, loras, config, observer, keeper=request.keeper)
+    outputs: list[Output] = []
+    told: list[dict[str, Any]] = []
+    for prompt, pictures in zip(config.prompts, drawn, strict=False):  # a job that was stopped has fewer
+        for ordinal, picture in enumerate(pictures):
+            outputs.append(files.write_picture(picture, f"picture_{len(outputs):03d}", folder))
+            told.append({"artifact": outputs[-1].name, "prompt": prompt, "ordinal": ordinal})
+    used = [{"strength": strength, **_about(lora)} for lora, strength in zip(loras, config.strengths, strict=True)]
+    report = job_report(base, config, loras=used, pictures=told)
     return [
-        Output(name="preview", filename="preview.png", content_type="image/png"),
-        Output(name="report", filename="report.json", content_type="application/json"),
+        *outputs,
+        files.write_picture(prompts_preview(config, drawn), "preview", folder),
+        files.write_json(report, "report", folder),
     ]
 
 
-def _pictures(stage: StageOfJob) -> dict[str, list[Path]]:
-    """Return the pictures of both sides."""
-    return {side: list_pictures(stage.inputs_dir / side) for side in ("content", "style")}
+def _about(lora: LoraWeights) -> dict[str, Any]:
+    """Return what a report says of a LoRA that came with the job."""
+    title = lora.metadata.get("modelspec.title")
+    return {
+        "title": None if title is None else title[:MOST_OF_TITLE],
+        "layers": len(lora.layers),
+        "ranks": sorted({layer.rank for layer in lora.layers.values()}),
+    }
 
 
-def _side_loras(stage: StageOfJob, base: DiffusionBase) -> dict[str, LoraWeights]:
-    """Read the two trained LoRAs."""
-    layers = base.layers()
-    return {side: read_lora(stage.inputs_dir / f"{side}_lora.safetensors", layers) for side in ("content", "style")}
-
-
-def _write_both(weights: LoraWeights, folder: Path, family: Family, *, name: str, kohya_name: str) -> list[Output]:
-    """Write a LoRA in diffusers keys and in kohya keys."""
-    stem, infix = ("merged", ".diffusers") if name == "merged_diffusers" else (name, "")
-    write_diffusers(weights, folder / f"{stem}{infix}.safetensors", family=family)
-    write_kohya(weights, folder / f"{stem}.kohya.safetensors", family=family)
-    return [
-        Output(name=name, filename=f"{stem}{infix}.safetensors", content_type=SAFETENSORS),
-        Output(name=kohya_name, filename=f"{stem}.kohya.safetensors", content_type=SAFETENSORS),
-    ]
+def _no_such_stage(stage: StageOfJob) -> InvalidConfig:
+    """Return the refusal of a stage that jobs of its configuration do not have."""
+    return InvalidConfig(f"a job of {type(stage.config).__name__} has no stage {stage.stage!r}")

@@ -36,7 +36,7 @@ def test_a_long_queue_is_never_read_from_end_to_end(sessions, account):
         )
     with transaction(sessions) as session:
         session.execute(text("ANALYZE jobs, stages, accounts"))
-    values = {"kinds": ["personalize"], "wanted": 8}
+    values = {"kinds": ["personalize"], "wanted": 8, "mocks_only": False}
     like = {"likeness": "x", "job_id": uuid7(), "step": "", "look": 64}
     with transaction(sessions) as session:
         for statement, more in ((candidates.ANY, {}), (candidates.LIKE, like)):

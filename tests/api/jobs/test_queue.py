@@ -26,9 +26,9 @@ def seen(sessions):
         return look(session)
 
 
-def succeed(sessions, account, seconds=10):
+def succeed(sessions, account, seconds=10, **fields):
     """A job whose every stage took so long."""
-    job_id = make_job(sessions, account)
+    job_id = make_job(sessions, account, **fields)
     while claimed := claim(sessions):
         finish(sessions, claimed)
     with transaction(sessions) as session:
@@ -157,3 +157,13 @@ def test_a_queued_job_tells_its_place_and_estimates(caller, sessions, monkeypatc
     running = caller.get("/jobs?state=running").json()["items"][0]["progress"]
     assert (running["queue_position"], running["queue_eta_seconds"]) == (None, None)
     assert running["eta_seconds"] == pytest.approx(4 * 30)  # no rate yet: from experience
+
+
+def test_mock_jobs_say_nothing_about_how_long_work_takes(sessions, account):
+    succeed(sessions, account)
+    succeed(sessions, account, seconds=1, mock_outcome="succeed")
+    make_job(sessions, account, mock_outcome="slow")
+    claim(sessions)
+    outlook = seen(sessions)
+    assert set(outlook.seconds.values()) == {10}
+    assert outlook.begun == {}

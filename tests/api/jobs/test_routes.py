@@ -13,7 +13,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from api.db import transaction
-from api.jobs import repository, service, submission
+from api.jobs import darkroom, orders, repository
 from api.jobs.models import Job, JobImage, OutboxRow, Stage
 from api.settings import ImageLimits
 from api.storage import ObjectStore, StoreError, artifact_key
@@ -198,8 +198,8 @@ class TestSubmit:
             release.wait(30)
             return clean(*arguments)
 
-        clean = submission.images.clean
-        monkeypatch.setattr(submission.images, "clean", slow)
+        clean = darkroom.images.clean
+        monkeypatch.setattr(darkroom.images, "clean", slow)
         narrow = Caller(serve(images=ImageLimits(parallel=1, wait_s=0.05)), caller.key)
         with ThreadPoolExecutor(1) as other:
             first = other.submit(narrow.submit)
@@ -286,7 +286,7 @@ class TestRefusals:
         assert pointers(problem(caller.post("/jobs", files=files), 422)) == ["/params"]
 
     def test_another_type_of_body(self, caller):
-        problem(caller.post("/jobs", json={"rank": 4}), 415, "unsupported_media_type")
+        problem(caller.post("/jobs", data={"rank": 4}), 415, "unsupported_media_type")
 
     def test_a_form_that_is_broken(self, caller):
         headers = {"content-type": "multipart/form-data; boundary=x"}
@@ -369,7 +369,7 @@ def test_a_commit_whose_answer_got_lost_keeps_its_pictures(caller, sessions, sto
         if len(calls) == 1:
             raise OperationalError("commit", {}, Exception("the connection is gone"))
 
-    monkeypatch.setattr(service, "transaction", lose_the_first_answer)
+    monkeypatch.setattr(orders, "transaction", lose_the_first_answer)
     problem(caller.submit(), 503, "database_unavailable")
     with transaction(sessions) as session:
         assert sorted(session.scalars(select(JobImage.key))) == sorted(store.keys()) != []

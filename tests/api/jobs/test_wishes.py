@@ -75,7 +75,12 @@ def test_wishes_reach_every_part_they_speak_of():
         ({"seed": 2**63}, "/params/seed", "less_than"),
         ({"learning_rte": 1}, "/params/learning_rte", "extra_forbidden"),
         ({"a/b~c": 1}, "/params/a~1b~0c", "extra_forbidden"),
-        ({"kind": "generate"}, "/params/kind", "enum"),
+        ({"kind": "paint"}, "/params/kind", "enum"),
+        ({"loras": [{}]}, "/params/loras/0/lora_id", "missing"),
+        ({"slider": 10}, "/params/slider", "less_than_equal"),
+        ({"slider": -1}, "/params/slider", "greater_than_equal"),
+        ({"name": ""}, "/params/name", "string_too_short"),
+        ({"name": "x" * 81}, "/params/name", "string_too_long"),
         ({"recipe": "magic"}, "/params/recipe", "unknown"),
         ({"merge_recipe": "magic"}, "/params/merge_recipe", "unknown"),
         ({"base_model": "../etc/passwd"}, "/params/base_model", "unknown"),
@@ -151,3 +156,15 @@ def test_a_merge_recipe_replaces_the_whole_merge_and_wishes_go_over_it():
     merge = wishes.resolve(params, {"tiny": "tiny"}, "tiny").merge
     assert merge == MERGE_RECIPES["paper"].model_copy(update={"steps": 7, "seed": 5})
     assert wishes.resolve(wishes.parse("{}"), {"tiny": "tiny"}, "tiny").merge == MERGE_RECIPES["duolora"]
+
+
+@pytest.mark.parametrize(
+    ("document", "refused"),
+    [
+        ({"engine": "mock", "mock_outcome": "fail"}, []),
+        ({"engine": "mock"}, []),
+        ({"mock_outcome": "fail"}, ["needs_mock"]),
+    ],
+)
+def test_only_a_mock_job_ends_as_one_likes(document, refused):
+    assert [error.code for error in wishes.check_engine(wishes.parse(json.dumps(document)))] == refused

@@ -12,10 +12,10 @@ from standardwebhooks.webhooks import Webhook
 
 from api.accounts.models import Account
 from api.db import transaction
+from api.documents import MAX_DOCUMENT_BYTES
 from api.settings import WebhookSettings
 from api.webhooks.delivery import WebhookSender
 from api.webhooks.models import WebhookDelivery
-from api.webhooks.routes import MAX_DOCUMENT_BYTES
 from api.webhooks.schemas import PingEvent
 from api.webhooks.service import MAX_ENDPOINTS
 from api.webhooks.signing import make_secret

@@ -36,7 +36,7 @@ class Storm:
     def __init__(self, sessions):
         self.sessions = sessions
         self.account = make_account(sessions)
-        self.caller = Caller(account_id=self.account, key_id="k", max_priority=0)
+        self.caller = Caller(account_id=self.account, key_id="k", max_priority=0, scopes=frozenset())
         self.service = WebhookService(WebhookSettings(), sessions)
         for _ in range(3):
             self.create()

@@ -7,7 +7,7 @@ import pytest
 from duolora.errors import InvalidLora
 from duolora.families.sd15 import SD15
 from duolora.families.sdxl import SDXL
-from duolora.lora.keys import Factor, diffusers_path, kohya_key, parse_factor, plain_path, split_stem
+from duolora.lora.keys import diffusers_path, kohya_key, plain_path, split_stem
 
 if TYPE_CHECKING:
     from duolora.families.family import Family
@@ -69,30 +69,6 @@ def test_layers_inside_a_transformer_keep_their_names(rest: str) -> None:
 @pytest.mark.parametrize("path", ["middle_block_7_x", "input_blocks_4_5_x", "input_blocks_0_0_x"])
 def test_blocks_that_no_release_has_are_left_alone(path: str) -> None:
     assert diffusers_path(path, blocks=2) == path
-
-
-@pytest.mark.parametrize(
-    ("key", "stem", "is_down"),
-    [
-        ("unet.a.to_q.lora_A.weight", "unet.a.to_q", True),
-        ("unet.a.to_q.lora_B.weight", "unet.a.to_q", False),
-        ("unet.a.to_q.lora_A.default.weight", "unet.a.to_q", True),
-        ("unet.a.to_q.lora_B.default_0.weight", "unet.a.to_q", False),
-        ("unet.a.to_q.lora.down.weight", "unet.a.to_q", True),
-        ("unet.a.to_q.lora.up.weight", "unet.a.to_q", False),
-        ("unet.a.processor.to_q_lora.down.weight", "unet.a.processor.to_q", True),
-        ("text_encoder.a.q_proj.lora_linear_layer.up.weight", "text_encoder.a.q_proj", False),
-        ("lora_unet_a_to_q.lora_down.weight", "lora_unet_a_to_q", True),
-        ("lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q", False),
-    ],
-)
-def test_factors_are_recognised_in_every_format(key: str, stem: str, is_down: bool) -> None:
-    assert parse_factor(key) == Factor(stem, is_down)
-
-
-@pytest.mark.parametrize("key", ["a.alpha", "a.weight", "lora_A.weight", "a.lora_A.bias", "a.hada_w1_a", ""])
-def test_other_keys_are_no_factors(key: str) -> None:
-    assert parse_factor(key) is None
 
 
 @pytest.mark.parametrize(

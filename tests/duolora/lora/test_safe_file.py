@@ -16,8 +16,9 @@ from safetensors.torch import save, save_file
 from duolora.errors import InvalidLora
 from duolora.families.sdxl import SDXL
 from duolora.lora.base_layers import BaseLayers
+from duolora.lora.header import MAX_HEADER_BYTES, MAX_TENSORS
 from duolora.lora.read import from_state_dict, read_lora
-from duolora.lora.safe_file import MAX_HEADER_BYTES, MAX_TENSORS, read_tensors
+from duolora.lora.safe_file import read_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

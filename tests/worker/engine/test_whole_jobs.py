@@ -10,7 +10,7 @@ import pytest
 
 from duolora.config import PersonalizeConfig
 from duolora.lora.read import read_lora
-from tests.support.company import alone, together
+from tests.support.company import alone, quick, together
 from tests.worker.bench import states
 from tests.worker.jobs import submit
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from api.jobs.models import Job
-    from duolora.config import Prompts
-    from duolora.recipes import Recipe
     from tests.worker.bench import Bench
 
 pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(180)]
@@ -30,16 +28,6 @@ RESULT = {
     *(f"merged.{keys}.safetensors" for keys in ("diffusers", "kohya")),
     *("merge_report.json", "merge_plot.png", "preview.png", "report.json"),
 }
-
-
-def quick(recipe: Recipe) -> Recipe:
-    """The recipe with the least of a preview."""
-
-    def quicker(base_model: str, prompts: Prompts) -> PersonalizeConfig:
-        config = recipe(base_model, prompts)
-        return config.model_copy(update={"preview": config.preview.model_copy(update={"steps": 1, "images": 1})})
-
-    return quicker
 
 
 def download(bench: Bench, job: Job, folder: Path) -> Path:

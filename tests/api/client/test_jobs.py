@@ -1,131 +1,45 @@
 """The Python client against the real API process; a worker is played through the repository."""
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import httpx
 import pytest
-from PIL import Image
 
-from api.accounts.service import issue_key
-from api.client import Client, DamagedDownload, JobNotSucceeded, ServiceRefused, Wishes
-from api.db import make_engine, session_factory, transaction
-from api.jobs import repository
+from api.accounts.service import authenticate
+from api.client import (
+    Client,
+    DamagedDownload,
+    GenerateWishes,
+    JobNotSucceeded,
+    MergeWishes,
+    ServiceRefused,
+    TrainWishes,
+    Wishes,
+)
+from api.db import transaction
 from api.jobs.models import LogLine
 from api.jobs.schemas import JobParams
-from api.settings import StoreSettings
-from api.storage import ObjectStore
-from deploy.local.processes import LOOPBACK, free_port, spawn
+from deploy.local.processes import LOOPBACK, free_port
 from duolora.recipes import MERGE_RECIPES
+from tests.api.client.play import finish, submit
+from tests.api.factories import make_lora
 
 pytestmark = pytest.mark.xdist_group("client")
 
 
-@pytest.fixture(scope="module")
-def environment(test_databases, valkey_server, object_store_server):
-    with test_databases.fresh() as url:
-        yield {"DATABASE_URL": url, "REDIS_URL": valkey_server.url, **object_store_server.environment("client-tests")}
-
-
-@pytest.fixture(scope="module")
-def objects(environment):
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        store = ObjectStore(StoreSettings())
-    store.ensure_bucket()
-    return store
-
-
-@pytest.fixture(scope="module")
-def sessions(environment):
-    engine = make_engine(environment["DATABASE_URL"])
-    yield session_factory(engine)
-    engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def url(environment, objects, tmp_path_factory):
-    port = free_port()
-    address = f"http://{LOOPBACK}:{port}"
-    child = spawn(
-        "api",
-        [sys.executable, "-m", "api"],
-        log=tmp_path_factory.mktemp("api") / "api.log",
-        env=os.environ | environment | {"HOST": LOOPBACK, "PORT": str(port)},
-    )
-
-    def ready() -> bool:
-        try:
-            return httpx.get(f"{address}/readyz").is_success
-        except httpx.TransportError:
-            return False
-
-    child.wait_ready(ready, timeout_s=30)
-    yield address
-    child.stop()
-
-
-@pytest.fixture
-def client(url, sessions):
-    """Of a fresh account."""
-    key = issue_key(sessions, account=os.urandom(8).hex()).text
-    with Client(url, key) as connection:
-        yield connection
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    paths = []
-    for number in range(3):
-        path = tmp_path / f"{number}.png"
-        Image.new("RGB", (64, 64), (40 * number, 200, 100)).save(path)
-        paths.append(path)
-    return paths
-
-
-def submit(client, pictures, **wishes):
-    return client.personalize(content=pictures[:2], style=pictures[2:], subject_class="teapot", **wishes)
-
-
-def finish(sessions, objects, job, content):
-    """Play the worker of all stages; the last one leaves one file."""
-    while True:
-        with transaction(sessions) as session:
-            stage = repository.claim_stage(session, repository.Claimant(worker_id="test", lease=timedelta(minutes=1)))
-            if stage is None:
-                return
-            artifacts = []
-            if stage.name == "package":
-                key = f"test/{stage.stage_id}"
-                objects.put_bytes(key, content, "image/png")
-                artifacts = [
-                    repository.StoredArtifact(
-                        name="preview",
-                        filename="preview.png",
-                        key=key,
-                        sha256=hashlib.sha256(b"picture").hexdigest(),
-                        bytes=len(content),
-                        content_type="image/png",
-                    )
-                ]
-            repository.finish_stage(
-                session, stage_id=stage.stage_id, fencing_token=stage.fencing_token, artifacts=artifacts, timings={}
-            )
-
-
 def test_everything_a_job_takes_can_be_wished_for(client, pictures):
     """Beside what `personalize` itself names."""
-    assert Wishes.__annotations__.keys() == JobParams.model_fields.keys() - {"kind", "subject_class"}
+    own = {"kind", "content_lora_id", "style_lora_id", "loras", "prompts"}
+    of_kinds = (Wishes, TrainWishes, MergeWishes, GenerateWishes)
+    assert {name for wishes in of_kinds for name in wishes.__annotations__} == JobParams.model_fields.keys() - own
     captions = ["a sbu teapot at sea", ""]
     job = submit(client, pictures, merge_recipe="paper", content_captions=captions)
-    params = client._call("GET", f"/jobs/{job.id}")["params"]
+    params = client.wire.api.get(f"/jobs/{job.id}").json()["params"]
     assert params["merge"] == MERGE_RECIPES["paper"].model_dump(mode="json")
     assert params["prompts"]["content_captions"] == captions
     with pytest.raises(ServiceRefused, match="merge_recipe"):
@@ -236,7 +150,7 @@ def streaming(client, *answers):
         given = left.pop(0)
         return httpx.Response(200, stream=Broken(given)) if isinstance(given, str) else httpx.Response(given, json={})
 
-    client._api._transport = httpx.MockTransport(answer)
+    client.wire.api._transport = httpx.MockTransport(answer)
     return asked
 
 
@@ -246,7 +160,7 @@ def told(number, kind):
 
 
 def test_a_stream_that_breaks_off_is_taken_up_where_it_was(monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 0.0)
+    monkeypatch.setattr("api.client.jobs.POLL_S", 0.0)
     gap = 'event: gap\ndata: {"missed_from": 3, "missed_to": 8}\n\n'
     with Client("http://service", "duo_x") as client:
         asked = streaming(
@@ -263,8 +177,8 @@ def test_a_stream_that_breaks_off_is_taken_up_where_it_was(monkeypatch):
 
 @pytest.mark.parametrize(("status", "patience_s"), [(503, 0.0), (404, 30.0)])
 def test_following_ends_when_patience_does_and_at_once_for_any_other_refusal(status, patience_s, monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 0.001)
-    monkeypatch.setattr("api.client.PATIENCE_S", patience_s)
+    monkeypatch.setattr("api.client.jobs.POLL_S", 0.001)
+    monkeypatch.setattr("api.client.jobs.PATIENCE_S", patience_s)
     with Client("http://service", "duo_x") as client:
         streaming(client, *[status] * 50)
         with pytest.raises(ServiceRefused) as refusal:
@@ -280,10 +194,10 @@ def test_waiting_may_be_bounded(client, pictures):
 
 
 def test_while_it_waits_it_asks_only_when_something_has_changed(client, pictures, sessions, objects, monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 3600.0)  # it would never come back from a look too many
+    monkeypatch.setattr("api.client.jobs.POLL_S", 3600.0)  # it would never come back from a look too many
     job = submit(client, pictures)
     asked, seen = [], []
-    client._api.event_hooks["request"].append(lambda request: asked.append(request.headers))
+    client.wire.api.event_hooks["request"].append(lambda request: asked.append(request.headers))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.wait, job.id, on_progress=lambda now: seen.append(now.state), timeout_s=60)
         while len(asked) < 2:
@@ -336,7 +250,7 @@ def test_all_jobs_come_newest_first_over_all_pages(client, pictures, monkeypatch
 
 
 def test_a_service_that_is_gone_is_waited_for_and_then_given_up(monkeypatch):
-    monkeypatch.setattr("api.client.PATIENCE_S", 0.0)
+    monkeypatch.setattr("api.client.jobs.PATIENCE_S", 0.0)
     with Client(f"http://{LOOPBACK}:{free_port()}", "duo_x") as client, pytest.raises(httpx.TransportError):
         client.wait("job")
 
@@ -350,19 +264,19 @@ def answering(client, *statuses):
         status = left.pop(0) if len(left) > 1 else left[0]
         return httpx.Response(status, json=job if status == 200 else {"title": "not now"})
 
-    client._api._transport = httpx.MockTransport(answer)
+    client.wire.api._transport = httpx.MockTransport(answer)
 
 
 def test_waiting_outlives_a_service_that_is_away_for_a_while(monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 0.0)
+    monkeypatch.setattr("api.client.jobs.POLL_S", 0.0)
     with Client("http://service", "duo_x") as client:
         answering(client, 503, 502, 504, 200)
         assert client.wait("x").state == "succeeded"
 
 
 def test_too_many_requests_are_waited_out_however_long_that_takes(monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 0.0)
-    monkeypatch.setattr("api.client.PATIENCE_S", 0.0)
+    monkeypatch.setattr("api.client.jobs.POLL_S", 0.0)
+    monkeypatch.setattr("api.client.jobs.PATIENCE_S", 0.0)
     with Client("http://service", "duo_x") as client:
         answering(client, 429, 429, 429, 429, 200)
         assert client.wait("x").state == "succeeded"
@@ -370,8 +284,8 @@ def test_too_many_requests_are_waited_out_however_long_that_takes(monkeypatch):
 
 def test_a_refusal_says_when_to_come_again():
     late = httpx.Response(429, json={"title": "too many"}, headers={"Retry-After": "7"})
-    with Client("http://service", "duo_x") as client:
-        client._api._transport = httpx.MockTransport(lambda _: late)
+    with Client("http://service", "duo_x", retries=0) as client:
+        client.wire.api._transport = httpx.MockTransport(lambda _: late)
         with pytest.raises(ServiceRefused) as refusal:
             client.job("x")
     assert refusal.value.retry_after_s == 7
@@ -379,8 +293,8 @@ def test_a_refusal_says_when_to_come_again():
 
 @pytest.mark.parametrize(("status", "patience_s"), [(503, 0.0), (401, 30.0), (500, 30.0)])
 def test_waiting_ends_when_patience_does_and_at_once_for_any_other_refusal(status, patience_s, monkeypatch):
-    monkeypatch.setattr("api.client.POLL_S", 0.001)
-    monkeypatch.setattr("api.client.PATIENCE_S", patience_s)
+    monkeypatch.setattr("api.client.jobs.POLL_S", 0.001)
+    monkeypatch.setattr("api.client.jobs.PATIENCE_S", patience_s)
     with Client("http://service", "duo_x") as client:
         answering(client, status)
         with pytest.raises(ServiceRefused) as refusal:
@@ -397,8 +311,8 @@ def test_a_bounded_wait_for_a_service_that_never_answered_says_so():
 
 def test_an_answer_that_is_no_problem_document_still_becomes_one():
     page = httpx.Response(502, text="<html>Bad Gateway</html>")
-    with Client("http://service", "duo_x") as client:
-        client._api._transport = httpx.MockTransport(lambda _: page)
+    with Client("http://service", "duo_x", retries=0) as client:
+        client.wire.api._transport = httpx.MockTransport(lambda _: page)
         with pytest.raises(ServiceRefused, match="HTTP status 502") as refusal:
             client.job("x")
     assert refusal.value.status == 502
@@ -409,3 +323,20 @@ def test_only_httpx_and_pydantic_are_needed():
     code = f"import sys, api.client; print(sorted({heavy} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_jobs_of_every_kind_are_submitted(client, api_key, sessions, pictures):
+    trained = client.train(style=pictures, style_trigger="inky", name="ink", steps={"style": 3})
+    assert (trained.kind, trained.name, trained.state) == ("train", "ink", "queued")
+    account_id = authenticate(sessions, api_key).account_id
+    missing = str(make_lora(sessions, account_id))
+    for submit_it, pointers in (
+        (lambda: client.merge(content_lora_id=missing, style_lora_id=missing, slider=3), ["/params/content_lora_id"]),
+        (lambda: client.generate(prompts=["a"], loras={missing: 0.5}), ["/params/loras/0/lora_id"]),
+    ):
+        with pytest.raises(ServiceRefused) as refused:  # the row is there, its file is not
+            submit_it()
+        assert [error["pointer"] for error in refused.value.problem["errors"]] == pointers
+    drawing = client.generate(prompts=["a dog", "a cat"], images_per_prompt=1, steps={"sampling": 2})
+    assert drawing.kind == "generate"
+    assert {job.kind for job in client.jobs(kind=["train", "generate"])} == {"train", "generate"}

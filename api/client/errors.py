@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from api.client_records import Job
+    from api.client.records import JobRecord
 
 
 class ClientError(Exception):
@@ -32,7 +32,7 @@ class ServiceRefused(ClientError):
 class JobNotSucceeded(ClientError):
     """A job ended in another way; `job` is its last state, `job.error` says why."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobRecord) -> None:
         self.job = job
         reason = (job.error or {}).get("detail") or (job.error or {}).get("title")
         super().__init__(f"job {job.id} {job.state}" + (f": {reason}" if reason else ""))

@@ -1,0 +1,62 @@
+"""Where a picture of a submission comes from, and the picture once it is ours."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import uuid
+    from pathlib import Path
+
+_CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedFile:
+    """A picture whose bytes came with the request."""
+
+    file: BinaryIO
+    size: int
+    pointer: str
+    """JSON pointer to it in the request, for complaints: every source has one."""
+
+    def mark(self) -> str:
+        """Return what it is known by when the request is sent again: its SHA-256. It is at its beginning afterwards."""
+        digest = hashlib.sha256()
+        self.file.seek(0)
+        while chunk := self.file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        self.file.seek(0)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierUpload:
+    """A picture that was uploaded before."""
+
+    upload_id: uuid.UUID
+    pointer: str
+
+    def mark(self) -> str:
+        """Return what it is known by when the request is sent again: its id, also once the upload is gone."""
+        return f"upload:{self.upload_id}"
+
+
+Source = ReceivedFile | EarlierUpload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture made ours: an sRGB PNG without metadata."""
+
+    pointer: str
+    place: Path | str
+    """A file of this process, or the key of an object that the job is to have a copy of."""
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    dhash: str | None = None
+    """`api.jobs.resemblance`, where it is known already."""

@@ -1,0 +1,1 @@
+"""Files that callers bring before they submit a job with them."""

@@ -1,0 +1,119 @@
+"""Pictures of what a training has learnt, every so many steps.
+
+The training is done in legs: each ends as one that is stopped early does, its LoRAs are drawn with, and the next goes
+on from its last state, which on a CPU gives the bits of a training without legs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from duolora.events import Observer, Progress, Quiet, Silent
+from duolora.keeping import Keeper, Part, Saved, kept_when_stopped, resumed
+from duolora.personalize import TrainingJob, train_jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from duolora.lora.weights import LoraWeights
+    from duolora.models.base import DiffusionBase
+
+    Loras = Sequence[Mapping[str, LoraWeights]]
+    """Of every job, side -> LoRA."""
+
+
+def train_showing(
+    base: DiffusionBase,
+    jobs: Sequence[TrainingJob],
+    show: Callable[[int, Loras, Observer], None],
+    observer: Observer | None = None,
+    *,
+    every: int,
+    keeper: Keeper | None = None,
+) -> Loras:
+    """Train as `train_jobs` does, and show the LoRAs every so many steps, but for the last.
+
+    Args:
+        base: the frozen base model.
+        jobs: what is trained.
+        show: is given the step, the LoRAs of then, and an observer for its own work.
+        observer: receives progress.
+        every: steps between two shows.
+        keeper: keeps checkpoints.
+
+    Takes and raises otherwise what `train_jobs` does, and what `show` raises.
+    """
+    leg = _Leg(observer or Silent(), keeper, every)
+    while True:
+        loras = train_jobs(base, jobs, leg, keeper=leg)
+        if leg.is_last:
+            return loras
+        leg.tell("drawing what is learnt so far")
+        with kept_when_stopped(keeper, lambda: leg.saved):
+            show(leg.step, loras, Quiet(leg))
+
+
+class _Leg:
+    """The observer and the keeper of a leg: both of the whole training, but that this ends every so many steps."""
+
+    def __init__(self, observer: Observer, keeper: Keeper | None, every: int) -> None:
+        self.step = self._total = 0
+        self.saved: Saved | None = None
+        self._observer = observer
+        self._keeper = keeper
+        self._every = every
+        self._began = 0
+        self._finished = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the training is over, in time or early."""
+        return self._finished or self.step >= self._total
+
+    @property
+    def _ends(self) -> bool:
+        return self._began < self.step < self._total and self.step % self._every == 0
+
+    def tell(self, note: str) -> None:
+        """Say what is done between two legs."""
+        self._observer.on_progress(Progress(step=self.step, total=self._total, note=note))
+
+    def on_progress(self, progress: Progress) -> None:
+        """Pass a report on."""
+        self.step, self._total = progress.step, progress.total
+        self._observer.on_progress(progress)
+
+    def should_stop(self) -> bool:
+        """Ask the observer of the whole."""
+        return self._observer.should_stop()
+
+    def resume(self) -> Saved | None:
+        """Return the state that the leg before ended with."""
+        found = self.saved or resumed(self._keeper)
+        self._began = 0 if found is None else found.step
+        return found
+
+    def is_due(self) -> bool:
+        """Say whether a checkpoint is to be kept, or the leg ends here."""
+        return self._ends or (self._keeper is not None and self._keeper.is_due())
+
+    def keep(self, saved: Saved) -> None:
+        """Keep a checkpoint where one is due, and the state at the end of a leg in memory."""
+        if self._ends:
+            self.saved = _copied(saved)
+        if self._keeper is not None and (self.is_last or self._keeper.is_due()):
+            self._keeper.keep(saved)
+
+    def should_finish(self) -> bool:
+        """Say whether the leg ends here, or all of it is to end early."""
+        self._finished = self._keeper is not None and self._keeper.should_finish()
+        return self._finished or self._ends
+
+
+def _copied(saved: Saved) -> Saved:
+    """Return a state whose tensors do not change any more, on the CPU."""
+    parts = {
+        name: Part({key: tensor.detach().cpu().clone() for key, tensor in part.tensors.items()}, dict(part.values))
+        for name, part in saved.parts.items()
+    }
+    return Saved(saved.step, saved.total, parts)
