@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
+    from api.client import Job
     from deploy.local.demo import Samples
 
 PATIENCE_MS = 30_000
+LOOPBACK_WEBHOOKS = {"WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8"}
 ARGUMENTS = (  # Chromium would ask its maker's servers for this and that
     "--no-sandbox",
     "--disable-gpu",
@@ -68,7 +70,9 @@ def stack(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """With a base model whose losses are no numbers, for jobs that fail."""
     folder = tmp_path_factory.mktemp("console")
     bases = json.dumps({"tiny": "tiny", "broken": str(broken_base(folder / "broken"))})
-    with Stack(folder / "stack", environment=os.environ | {"BASE_MODELS": bases}, durable=False) as running:
+    with Stack(
+        folder / "stack", environment=os.environ | {"BASE_MODELS": bases} | LOOPBACK_WEBHOOKS, durable=False
+    ) as running:
         yield running
         running.check()
 
@@ -77,6 +81,23 @@ def stack(chromium_path: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def client(stack: Stack) -> Iterator[Client]:
     with Client(stack.api_url, stack.owner.api_key) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def ended(client: Client, samples: Samples) -> Job:
+    """A job with everything there is to see: one that another test has left, or else a new one."""
+    left = [job for job in client.jobs() if job.state == "succeeded" and job.kind == "personalize"]
+    if left:
+        return left[0]
+    job = client.personalize(
+        content=samples.content[:2],
+        style=samples.style[:2],
+        subject_class=samples.subject_class,
+        steps={"content": 6, "style": 6, "merge": 0},
+        rank=4,
+        slider=5,
+    )
+    return client.wait(job.id, timeout_s=180)
 
 
 @pytest.fixture(scope="session")

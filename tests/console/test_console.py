@@ -6,15 +6,13 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 
-import httpx
 import pytest
-from PIL import Image
 from playwright.sync_api import expect
 
 from api.db import make_engine, session_factory, transaction
 from api.jobs.models import LogLine
+from tests.console.gestures import cancel, choose, download, drop, read_job, state
 
 pytestmark = [pytest.mark.xdist_group("console"), pytest.mark.timeout(240)]
 
@@ -47,44 +45,6 @@ def running(client, samples, long_jobs):
     return job
 
 
-def choose(page, samples):
-    page.get_by_label("Choose content pictures").set_input_files(samples.content[:2])
-    page.get_by_label("Choose style pictures").set_input_files(samples.style[:2])
-
-
-def state(page, words):
-    return page.get_by_role("status").get_by_text(words, exact=True)
-
-
-def drop(page, side, paths):
-    """Drop files on one side, as from a folder's window."""
-    files = [{"name": path.name, "bytes": list(path.read_bytes())} for path in paths]
-    transfer = page.evaluate_handle(
-        """files => {
-            const transfer = new DataTransfer();
-            for (const { name, bytes } of files)
-                transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
-            return transfer;
-        }""",
-        files,
-    )
-    page.locator(f"label:has(#field-{side}_images)").dispatch_event("drop", {"dataTransfer": transfer})
-
-
-def download(page, link):
-    with page.expect_download() as waiting:
-        page.get_by_role("link", name=link).click()
-    return Path(waiting.value.path()).read_bytes()
-
-
-def read_job(window, page):
-    """The job that a page shows, as the API gives it."""
-    answer = httpx.get(
-        f"{window.home}/jobs/{page.url.rsplit('/', 1)[1]}", headers={"Authorization": f"Bearer {window.key}"}
-    )
-    return answer.json()
-
-
 def test_from_dropped_pictures_to_the_merged_lora(window, samples):
     page = window.open(with_key=True)
     assert "key" not in page.url
@@ -93,28 +53,38 @@ def test_from_dropped_pictures_to_the_merged_lora(window, samples):
     expect(page.get_by_role("img")).to_have_count(0)  # thumbnails say nothing that their names do not
     expect(page.locator("li img")).to_have_count(4)
     page.get_by_label(f"Caption of {samples.style[0].name}").fill("a bicycle")
+    page.get_by_label("Name", exact=True).fill("Foxes in neon")
     page.get_by_label("Subject class").fill("animal")
-    page.get_by_label("Seed").fill("7")
     page.get_by_text("More settings").click()
+    page.get_by_label("Seed").fill("7")
     for stage, steps in (("subject", 12), ("style", 12), ("merge", 0)):
         page.get_by_label(f"Steps, {stage}").fill(str(steps))
     page.get_by_label("Rank").fill("4")
     with page.expect_request("**/jobs") as sent:
-        page.get_by_role("button", name="Submit job").click()
+        page.get_by_role("button", name="Start training").click()
     assert len(sent.value.headers["idempotency-key"]) == 32
 
-    expect(page.get_by_role("heading", name="Job ")).to_be_visible()
+    expect(page.get_by_role("heading", name="Foxes in neon")).to_be_visible()
     expect(state(page, "Succeeded")).to_be_visible(timeout=JOB_ENDS_MS)
     job = read_job(window, page)
     assert job["params"]["prompts"]["subject_class"] == "animal"
     assert job["params"]["prompts"]["style_captions"] == ["a bicycle"]
     assert (job["params"]["content"]["seed"], job["params"]["content"]["rank"]) == (7, 4)
 
+    knob = page.get_by_role("slider", name="Subject against style")
+    expect(knob).to_have_attribute("aria-valuetext", "subject 100 %, style 100 %")
+    knob.press("End")
+    expect(page.get_by_alt_text("The merge with subject 0 %, style 100 %")).to_be_visible()
     preview = page.get_by_alt_text("The pictures you sent")
     expect(preview).to_be_visible()
     page.wait_for_function("image => image.complete && image.naturalWidth > 200", arg=preview.element_handle())
     announced = {artifact["name"]: artifact["sha256"] for artifact in job["result"]["artifacts"]}
-    for name, link in (("merged_diffusers", "LoRA for diffusers"), ("merged_kohya", "LoRA for ComfyUI")):
+    for name, link in (
+        ("merged_diffusers", "Merged LoRA for diffusers"),
+        ("merged_kohya", "Merged LoRA for ComfyUI"),
+        ("content_lora", "Subject LoRA for diffusers"),
+        ("style_lora_kohya", "Style LoRA for ComfyUI"),
+    ):
         assert hashlib.sha256(download(page, link)).hexdigest() == announced[name]
     expect(page.get_by_role("img", name="Loss over steps. Learn")).to_be_visible()
     expect(page.get_by_label("Text for diffusers")).to_contain_text('pipe("a sbu animal in szn style"')
@@ -130,15 +100,51 @@ def test_a_failed_job_shows_its_reason_and_can_be_tried_again(window, samples):
     page = window.open(with_key=True)
     choose(page, samples)
     page.get_by_label("Base model").select_option("broken")
-    page.get_by_label("Recipe").select_option("tiny")
-    page.get_by_role("button", name="Submit job").click()
+    page.get_by_role("radio", name="Small model, quick").check()
+    page.get_by_role("button", name="Start training").click()
     expect(state(page, "Failed")).to_be_visible(timeout=JOB_ENDS_MS)
     expect(page.get_by_text("training_diverged")).to_be_visible()
+    expect(page.get_by_text("What to do: Start a new job with fewer steps")).to_be_visible()
     failed = page.url
     page.get_by_role("button", name="Retry").click()
     expect(page.get_by_text("Tries job")).to_be_visible()
     assert page.url != failed
     expect(state(page, "Failed")).to_be_visible(timeout=JOB_ENDS_MS)
+
+
+def test_one_side_is_learned_alone_and_found_by_its_kind(window, samples):
+    page = window.open(with_key=True)
+    page.get_by_label("What to learn").select_option("only a style")
+    expect(page.get_by_label("Choose subject pictures")).to_have_count(0)
+    page.get_by_label("Choose style pictures").set_input_files(samples.style)
+    page.get_by_label("Name", exact=True).fill("Neon")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_role("heading", name="Neon")).to_be_visible()
+    job = read_job(window, page)
+    assert (job["kind"], {image["side"] for image in job["images"]}) == ("train", {"style"})
+    cancel(page)
+    page.get_by_role("link", name="All jobs").click()
+    kinds = page.get_by_role("navigation", name="Kind")
+    kinds.get_by_role("link", name="Drawing").click()
+    expect(page.get_by_text("There is no such job.")).to_be_visible()
+    kinds.get_by_role("link", name="Training").click()
+    expect(page.get_by_role("link", name=f"Job {job['id'][-8:]} Neon")).to_be_visible()
+
+
+def test_pictures_are_shown_while_the_training_runs(window, client, samples, long_jobs):
+    job = client.personalize(
+        content=samples.content[:1],
+        style=samples.style[:1],
+        subject_class="animal",
+        steps={"content": 400, "style": 400},
+        rank=4,
+        preview_every=10,
+    )
+    long_jobs.append(job)
+    page = window.open(f"/#/jobs/{job.id}", with_key=True)
+    pictures = page.get_by_role("list", name="Drawn while it learns")
+    expect(pictures.get_by_alt_text("Subject, step 10,")).to_be_visible(timeout=JOB_ENDS_MS)
+    cancel(page)
 
 
 def test_a_reload_in_the_middle_loses_nothing(window, running):
@@ -173,29 +179,6 @@ def test_a_stream_that_breaks_goes_on_from_the_last_event(window, running):
     assert starts == [None, "1"]
 
 
-def test_what_cannot_be_sent_is_said_before(window, samples, tmp_path):
-    page = window.open(with_key=True)
-    page.get_by_role("button", name="Submit job").click()
-    expect(page.get_by_role("alert")).to_contain_text("Choose at least one picture.")
-    expect(page.get_by_role("alert")).to_be_focused()
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    Image.new("RGB", (8, 200)).save(tmp_path / "narrow.png")
-    content = page.get_by_label("Choose content pictures")
-    content.set_input_files([tmp_path / "notes.txt", tmp_path / "broken.png", tmp_path / "narrow.png"])
-    expect(page.get_by_text("Only PNG, JPEG and WebP")).to_be_visible()
-    expect(page.get_by_text("This picture cannot be read")).to_be_visible()
-    expect(page.get_by_text("each side needs at least 32 pixels")).to_be_visible()
-    for name in ("notes.txt", "broken.png", "narrow.png"):
-        page.get_by_role("button", name=f"Remove {name}").click()
-    content.set_input_files(list(samples.content[:1]) * 21)
-    page.get_by_label("Seed").fill("many")
-    page.get_by_role("button", name="Submit job").click()
-    expect(page.get_by_role("alert")).to_contain_text("21 pictures are too many: at most 20.")
-    expect(page.get_by_label("Seed")).to_have_attribute("aria-invalid", "true")
-    assert not [url for url in window.asked if url.endswith("/jobs")]
-
-
 def test_a_refusal_stands_at_the_field_it_names(window, samples):
     window.expected = ("422",)
     page = window.open(with_key=True)
@@ -203,12 +186,12 @@ def test_a_refusal_stands_at_the_field_it_names(window, samples):
     page.get_by_text("More settings").click()
     page.get_by_label("Rank").fill("999")
     page.get_by_text("More settings").click()
-    page.get_by_role("button", name="Submit job").click()
+    page.get_by_role("button", name="Start training").click()
     page.get_by_role("alert").get_by_role("link", name="Rank").click()
     rank = page.get_by_label("Rank")  # which has been unfolded
     expect(rank).to_be_focused()
     expect(rank).to_have_accessible_description(
-        "Of each LoRA; the merge has both. Input should be less than or equal to 256"
+        "Size of each LoRA; the merge has both. Input should be less than or equal to 256"
     )
     rank.fill("4")
     expect(rank).to_have_attribute("aria-invalid", "false")
@@ -230,13 +213,12 @@ def test_sent_again_after_a_lost_answer_a_job_is_made_once(window, client, sampl
     window.context.add_init_script(LOSE_ONE_ANSWER)
     page = window.open(with_key=True)
     choose(page, samples)
-    page.get_by_role("button", name="Submit job").click()
+    page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("alert")).to_contain_text("The service does not answer.")
-    page.get_by_role("button", name="Submit job").click()
+    page.get_by_role("button", name="Start training").click()
     expect(page.get_by_text("Number 1 in the queue")).to_be_visible()
     assert [job.id for job in client.jobs() if job.state == "queued"] == [page.url.rsplit("/", 1)[1]]
-    page.get_by_role("button", name="Cancel").click()
-    expect(state(page, "Canceled")).to_be_visible()
+    cancel(page)
 
 
 def test_jobs_are_listed_by_state_and_page(window, client, samples, running):
@@ -252,18 +234,49 @@ def test_jobs_are_listed_by_state_and_page(window, client, samples, running):
         expect(page.get_by_role("link", name=f"Job {waiting[0].id[-8:]}")).to_be_visible()
         page.get_by_role("button", name="Newer").click()
         expect(page.get_by_role("link", name=f"Job {waiting[-1].id[-8:]}")).to_be_visible()
-        page.get_by_label("State").select_option("Running")
+        states = page.get_by_role("navigation", name="State")
+        states.get_by_role("link", name="Running").click()
         expect(links).to_have_count(1)
         links.click()
         expect(state(page, "Running")).to_be_visible()
         page.go_back()
-        expect(page.get_by_label("State")).to_have_value("running")
-        page.get_by_label("State").select_option("Queued")
+        expect(states.get_by_role("link", name="Running")).to_have_attribute("aria-current", "true")
+        states.get_by_role("link", name="Queued").click()
         links.first.click()
         expect(page.get_by_text("Number 21 in the queue")).to_be_visible()
     finally:
         for job in waiting:
             client.cancel(job.id)
+
+
+def test_an_ended_job_is_deleted_from_its_page_and_from_the_list(window, client, samples):
+    window.expected = ("410",)
+    one, other = (
+        client.personalize(content=samples.content[:1], style=samples.style[:1], subject_class="cup") for _ in range(2)
+    )
+    page = window.open(f"/#/jobs/{one.id}", with_key=True)
+    cancel(page)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Go back").click()
+    expect(state(page, "Canceled")).to_be_visible()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    expect(page.get_by_role("link", name=f"Job {one.id[-8:]}")).to_have_count(0)
+    client.cancel(other.id)
+    page.get_by_role("button", name=f"Delete job {other.id[-8:]}").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("link", name=f"Job {other.id[-8:]}")).to_have_count(0)
+    page.goto(f"{window.home}/#/jobs/{other.id}")
+    expect(page.get_by_role("alert")).to_contain_text("has been deleted")
+
+
+def test_the_loss_can_be_read_as_a_table(window, running):
+    page = window.open(f"/#/jobs/{running.id}", with_key=True)
+    page.get_by_text("As a table").first.click()
+    table = page.get_by_role("table", name="Loss of Learn")
+    expect(table.get_by_role("columnheader", name="Average")).to_be_visible()
+    expect(table.get_by_role("row").nth(1)).to_be_visible()
 
 
 def test_the_end_of_a_long_log_is_shown(window, stack, running):
@@ -326,9 +339,8 @@ def test_two_tabs_share_key_and_sight(window, running):
     second = window.open(f"/#/jobs/{running.id}")
     for page in (first, second):
         expect(state(page, "Running")).to_be_visible()
-    first.get_by_role("button", name="Cancel").click()
-    for page in (first, second):
-        expect(state(page, "Canceled")).to_be_visible()
+    cancel(first)
+    expect(state(second, "Canceled")).to_be_visible()
     second.get_by_role("button", name="Forget key").click()
     for page in (first, second):
         expect(page.get_by_role("heading", name="Enter your API key")).to_be_visible()
@@ -342,8 +354,8 @@ def test_a_running_job_is_shown_live_and_stopped_early(window, running):
     expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
     expect(page.get_by_text("steps/s").first).to_be_visible()
     page.get_by_role("button", name="Stop and keep").click()
+    page.get_by_role("button", name="Stop now").click()
     expect(page.get_by_text("Finishing early with what it has")).to_be_visible()
     expect(page.get_by_role("button", name="Stop and keep")).to_be_disabled()
-    page.get_by_role("button", name="Cancel").click()
-    expect(state(page, "Canceled")).to_be_visible()
-    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    cancel(page)
+    expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)

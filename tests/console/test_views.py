@@ -1,28 +1,18 @@
 """Every view is open to readers with any sight, hand and screen: axe's rules, no sideways scrolling."""
 
+import os
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from deploy.local.demo import shipped_samples
+
 pytestmark = [pytest.mark.xdist_group("console"), pytest.mark.timeout(240)]
 
-SCREENS = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 390, "height": 844}}
-
-
-@pytest.fixture(scope="module")
-def ended(client, samples):
-    """A job with everything there is to see: one that another test has left, or else a new one."""
-    left = [job for job in client.jobs() if job.state == "succeeded"]
-    if left:
-        return left[0]
-    job = client.personalize(
-        content=samples.content[:2],
-        style=samples.style[:2],
-        subject_class=samples.subject_class,
-        steps={"content": 6, "style": 6, "merge": 0},
-        rank=4,
-    )
-    return client.wait(job.id, timeout_s=180)
+PICTURES = "DUOLORA_SCREENSHOTS"
+"""Names a folder that takes a picture of every view, for people to look at."""
+SCREENS = {"wide": {"width": 1280, "height": 800}, "narrow": {"width": 360, "height": 740}}
 
 
 def key_view(window, page, job):
@@ -39,15 +29,83 @@ def new_job_view(window, page, job):
     enter(window, page)
     page.get_by_text("More settings").click()
     page.get_by_label("Seed").fill("x")
-    page.get_by_role("button", name="Submit job").click()
+    page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("alert")).to_be_visible()
+
+
+def pictures_view(window, page, job):
+    samples = shipped_samples()
+    enter(window, page)
+    page.get_by_label("Choose subject pictures").set_input_files([samples.content[0], samples.content[0], __file__])
+    page.get_by_label("Choose style pictures").set_input_files(samples.style)
+    expect(page.get_by_text("Looks the same")).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
+def checked_view(window, page, job):
+    samples = shipped_samples()
+    enter(window, page)
+    page.get_by_label("Choose subject pictures").set_input_files(samples.content[:1])
+    page.get_by_label("Choose style pictures").set_input_files(samples.style)
+    expect(page.get_by_text("Everything is in order.")).to_be_visible()
 
 
 def jobs_view(window, page, job):
     enter(window, page)
     page.get_by_role("link", name="Jobs").click()
-    page.get_by_label("State").select_option("Succeeded")
+    page.get_by_role("link", name="Succeeded").click()
     expect(page.get_by_role("link", name=f"Job {job.id[-8:]}")).to_be_visible()
+
+
+def confirm_view(window, page, job):
+    jobs_view(window, page, job)
+    page.get_by_role("button", name=f"Delete job {job.id[-8:]}").click()
+    expect(page.get_by_role("dialog", name="Delete")).to_be_visible()
+
+
+def library_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Library").click()
+    page.get_by_role("button", name="Upload a LoRA").click()
+    page.get_by_role("button", name="Upload", exact=True).click()
+    expect(page.get_by_label("File")).to_be_focused()
+    page.get_by_role("button", name="Rename or tag").first.click()
+    expect(page.get_by_label("Tags").nth(1)).to_be_visible()
+
+
+def merging_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Library").click()
+    page.get_by_role("button", name="Merge with").first.click()
+    expect(page.get_by_role("button", name="Merge these two").first).to_be_visible()
+
+
+def keys_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Keys").click()
+    page.get_by_role("button", name="Make a key").click()
+    page.get_by_label("What it may do").select_option("own")
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.get_by_text("Tick at least one.")).to_be_visible()
+
+
+def webhooks_view(window, page, job):
+    enter(window, page)
+    page.get_by_role("link", name="Webhooks").click()
+    page.get_by_role("button", name="Add a webhook").click()
+    page.get_by_role("button", name="Create webhook").click()
+    expect(page.get_by_label("URL")).to_be_focused()
+
+
+def webhook_view(window, page, job):
+    webhooks_view(window, page, job)
+    page.get_by_label("URL").fill("http://127.0.0.1:9/nobody-listens-here-and-the-address-is-a-long-one")
+    page.get_by_role("button", name="Create webhook").click()
+    expect(page.get_by_text("it is shown this once")).to_be_visible()
+    page.get_by_role("link", name="nobody-listens-here").first.click()
+    page.get_by_role("button", name="Send a ping").click()
+    page.get_by_text("What was sent").first.click()
+    expect(page.get_by_label("Body of webhook.ping").first).to_be_visible()
 
 
 def job_view(window, page, job):
@@ -55,11 +113,29 @@ def job_view(window, page, job):
     page.goto(f"{window.home}/#/jobs/{job.id}")
     expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
     expect(page.get_by_alt_text("The pictures you sent")).to_be_visible()
+    page.get_by_text("As a table").first.click()
+    page.get_by_text("How the merge shares out the layers").click()
+
+
+VIEWS = [
+    key_view,
+    new_job_view,
+    pictures_view,
+    checked_view,
+    jobs_view,
+    confirm_view,
+    job_view,
+    library_view,
+    merging_view,
+    keys_view,
+    webhooks_view,
+    webhook_view,
+]
 
 
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("view", [key_view, new_job_view, jobs_view, job_view])
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_view_keeps_the_rules_of_access_and_fits_the_screen(window, ended, view, colours, screen):
     page = window.open()
     page.emulate_media(color_scheme=colours)
@@ -68,3 +144,5 @@ def test_a_view_keeps_the_rules_of_access_and_fits_the_screen(window, ended, vie
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if folder := os.environ.get(PICTURES):
+        page.screenshot(path=f"{folder}/{view.__name__.removesuffix('_view')}-{colours}-{screen}.png", full_page=True)

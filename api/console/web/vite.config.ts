@@ -15,6 +15,6 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: {
-    proxy: { "/jobs": service, "/recipes": service, "/console.json": service },
+    proxy: Object.fromEntries(["/jobs", "/recipes", "/loras", "/webhooks", "/keys", "/console.json"].map((path) => [path, service])),
   },
 });

@@ -1,29 +1,46 @@
 // Where the reader is. The address after # belongs to the console; the path before it belongs to the API.
 
 import { key } from "./api/key.svelte";
-import { JOB_STATES, type JobState } from "./api/types";
+import { query } from "./api/request";
+import { LORA_ROLES, type LoraRole } from "./api/loras";
+import { JOB_KINDS, JOB_STATES, type JobKind, type JobState } from "./api/types";
+import { DELIVERY_STATES, type DeliveryState } from "./api/webhooks";
 
 export type Route =
   | { room: "new" }
-  | { room: "jobs"; state: JobState | null }
+  | { room: "jobs"; state: JobState | null; kind: JobKind | null }
   | { room: "job"; id: string }
+  | { room: "library"; role: LoraRole | null; tag: string | null }
+  | { room: "keys" }
+  | { room: "webhooks" }
+  | { room: "webhook"; id: string; state: DeliveryState | null }
   | { room: "nowhere" };
 
 export const links = {
   new: "#/new",
-  jobs: (state: JobState | null = null): string => (state === null ? "#/jobs" : `#/jobs?state=${state}`),
+  jobs: (shown: { state?: JobState | null; kind?: JobKind | null } = {}): string => `#/jobs${query(shown)}`,
   job: (id: string): string => `#/jobs/${id}`,
+  webhooks: "#/webhooks",
+  webhook: (id: string, state: DeliveryState | null = null): string => `#/webhooks/${id}${query({ state })}`,
+  library: (shown: { role?: LoraRole | null; tag?: string | null } = {}): string => `#/library${query(shown)}`,
+  keys: "#/keys",
 };
 
+const among = <Value extends string>(values: readonly Value[], text: string | null): Value | null =>
+  values.find((value) => value === text) ?? null;
+
 function parse(hash: string): Route {
-  const [path = "", query = ""] = hash.replace(/^#/, "").split("?");
+  const [path = "", search = ""] = hash.replace(/^#/, "").split("?");
+  const values = new URLSearchParams(search);
+  const state = values.get("state");
   if (path === "" || path === "/" || path === "/new") return { room: "new" };
-  if (path === "/jobs") {
-    const wanted = new URLSearchParams(query).get("state");
-    return { room: "jobs", state: JOB_STATES.find((state) => state === wanted) ?? null };
-  }
-  const id = /^\/jobs\/([0-9a-f-]{36})$/.exec(path)?.[1];
-  return id === undefined ? { room: "nowhere" } : { room: "job", id };
+  if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state), kind: among(JOB_KINDS, values.get("kind")) };
+  if (path === "/library") return { room: "library", role: among(LORA_ROLES, values.get("role")), tag: values.get("tag") };
+  if (path === "/keys") return { room: "keys" };
+  if (path === "/webhooks") return { room: "webhooks" };
+  const [, things, id] = /^\/(jobs|webhooks)\/([0-9a-f-]{36})$/.exec(path) ?? [];
+  if (id === undefined) return { room: "nowhere" };
+  return things === "jobs" ? { room: "job", id } : { room: "webhook", id, state: among(DELIVERY_STATES, state) };
 }
 
 class Place {

@@ -1,6 +1,6 @@
 // How states, stages, sizes and times are said.
 
-import type { JobState, StageState } from "./api/types";
+import type { JobKind, JobState, JobSummary, StageState } from "./api/types";
 
 export const STATE_WORDS: Record<JobState | StageState, string> = {
   queued: "Queued",
@@ -13,15 +13,29 @@ export const STATE_WORDS: Record<JobState | StageState, string> = {
   runnable: "Ready",
 };
 
+export const KIND_WORDS: Record<JobKind, string> = {
+  personalize: "Subject in a style",
+  train: "Training",
+  merge: "Merge",
+  generate: "Drawing",
+};
+
 const STAGE_WORDS: Record<string, string> = {
   loras: "Learn subject and style",
   content_lora: "Learn the subject",
   style_lora: "Learn the style",
   merge: "Merge both",
   package: "Draw the preview",
+  generate: "Draw the pictures",
 };
 
 export const stageWords = (name: string): string => STAGE_WORDS[name] ?? name;
+
+/** What a picture of a running training shows, by its name: training_content_000100. */
+export function previewWords(name: string): string {
+  const [, side, step] = /^training_(content|style)_(\d+)$/.exec(name) ?? [];
+  return step === undefined ? "" : `${side === "content" ? "Subject" : "Style"}, step ${Number(step)}`;
+}
 
 export function bytes(count: number): string {
   if (count < 1024) return `${count} B`;
@@ -46,5 +60,8 @@ export const percent = (fraction: number): string => `${Math.floor(fraction * 10
 
 /** The random end of an id: its beginning is the time, which neighbours share. */
 export const shortId = (id: string): string => id.slice(-8);
+
+/** What a job is called: its name, or the part of its id that tells it from others. */
+export const jobName = ({ id, name }: Pick<JobSummary, "id" | "name">): string => name ?? shortId(id);
 
 export const secondsBetween = (from: string, to: string): number => (Date.parse(to) - Date.parse(from)) / 1000;

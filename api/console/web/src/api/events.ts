@@ -1,6 +1,6 @@
 // Server-sent events over fetch: EventSource could not send the key.
 
-import { request } from "./client";
+import { request } from "./request";
 
 export interface ServerEvent {
   id: string;

@@ -56,8 +56,13 @@ export interface JobProgress {
   queue_eta_seconds: number | null;
 }
 
+export type JobKind = "personalize" | "train" | "merge" | "generate";
+export const JOB_KINDS: readonly JobKind[] = ["personalize", "train", "merge", "generate"];
+
 export interface JobSummary {
   id: string;
+  kind: JobKind;
+  name: string | null;
   state: JobState;
   stage: string | null;
   progress: JobProgress;
@@ -67,6 +72,7 @@ export interface JobSummary {
   finished_at: string | null;
   cancel_requested_at: string | null;
   stop_requested_at: string | null;
+  expires_at: string | null;
   retry_of: string | null;
 }
 
@@ -87,20 +93,49 @@ export interface LoraConfig {
   seed: number;
 }
 
-/** The complete configuration of a job, and the defaults of a recipe. */
+interface Words {
+  subject_class: string;
+  content_trigger: string;
+  style_trigger: string;
+}
+
+/** The complete configuration of a recipe, and of a job that trains and merges. */
 export interface Configuration {
   recipe: string;
   base_model: string;
-  prompts: { subject_class: string; content_trigger: string; style_trigger: string };
+  prompts: Words;
   content: LoraConfig;
   style: LoraConfig;
   merge: { method: string; steps: number };
   preview: { resolution_px: number };
 }
 
+/** The complete configuration of a job; each kind has what it needs of it. */
+export interface JobConfiguration {
+  recipe: string;
+  base_model: string;
+  /** Of a job that draws, what it draws. */
+  prompts: Words | string[];
+  content?: LoraConfig | null;
+  style?: LoraConfig | null;
+  merge?: { method: string; steps: number };
+  preview?: { resolution_px: number };
+}
+
+/** A LoRA of the library that a job works with. */
+export interface JobLora {
+  role: "content" | "style" | "drawing";
+  lora_id: string;
+  name: string;
+  strength: number;
+}
+
 export interface Job extends JobSummary {
   stages: Stage[];
-  params: Configuration;
+  params: JobConfiguration;
+  loras: JobLora[];
+  /** Drawn during the trainings so far. */
+  previews: Artifact[];
   images: { side: string; width: number; height: number }[];
   result: { artifacts: Artifact[] } | null;
 }
@@ -147,6 +182,7 @@ export interface StepWishes {
 
 /** The part `params` of a submission. */
 export interface JobParams {
+  kind?: JobKind;
   recipe?: string;
   base_model?: string;
   merge_recipe?: string;
@@ -158,4 +194,33 @@ export interface JobParams {
   rank?: number;
   resolution_px?: number;
   seed?: number;
+  name?: string;
+  slider?: number;
+  preview_every?: number;
+}
+
+/** What was deleted with a job. */
+export interface Receipt {
+  id: string;
+  state: "deleting" | "deleted";
+  erased: Record<string, { count: number; bytes: number }>;
+}
+
+/** Something that is allowed, but worth a look before the job runs. */
+export interface Hint {
+  code: string;
+  detail: string;
+  pointer: string;
+}
+
+/** What a submission would become; nothing of it is stored. */
+export interface JobCheck {
+  ok: boolean;
+  config: JobConfiguration;
+  stages: { name: string; steps: number | null; predicted_seconds: number | null }[];
+  predicted_seconds: number | null;
+  predicted_peak_bytes: number | null;
+  quota: { policy: string; used: number; limit: number | null; after: number }[];
+  images: { side: string; ordinal: number; ok: boolean; problem?: FieldError | null; hints: Hint[] }[];
+  hints: Hint[];
 }

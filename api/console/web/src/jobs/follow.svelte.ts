@@ -1,7 +1,8 @@
 // Follows one job until it ends: its events as they come, the job itself after each, and its log.
 // While no stream can be had, the job is read at intervals instead.
 
-import { Problem, readJob, readLogs } from "../api/client";
+import { readJob, readLogs } from "../api/jobs";
+import { Problem, said } from "../api/request";
 import { openEvents, type ServerEvent } from "../api/events";
 import type { Job, LogLine } from "../api/types";
 import { type Curve, Losses } from "./losses";
@@ -27,6 +28,8 @@ export class Following {
   job = $state.raw<Job | null>(null);
   log = $state.raw<LogLine[]>([]);
   curves = $state.raw<Curve[]>([]);
+  /** The first losses are not told any more. */
+  partial = $state(false);
   connection = $state<Connection>("polling");
   /** Why the job cannot be read now. */
   complaint = $state("");
@@ -99,6 +102,7 @@ export class Following {
 
   #hear(event: ServerEvent): void {
     if (event.id !== "") this.#lastEventId = event.id;
+    if (event.type === "gap" && this.#lastEventId === "") this.partial = true;
     if (event.type === "job.progress") {
       const { stage, step, loss } = (JSON.parse(event.data) as ProgressData).data;
       if (stage !== undefined && step !== undefined && typeof loss === "number") {
@@ -131,8 +135,8 @@ export class Following {
       this.complaint = "";
     } catch (error) {
       if (this.#stop.signal.aborted) return;
-      this.complaint = error instanceof Error ? error.message : String(error);
-      this.missing = error instanceof Problem && [401, 404].includes(error.document.status);
+      this.complaint = said(error);
+      this.missing = error instanceof Problem && [401, 404, 410].includes(error.document.status);
     }
   }
 

@@ -57,3 +57,10 @@ export class Losses {
     return joined(curves);
   }
 }
+
+/** At most so many rows of a curve, evenly spread, the last one among them. */
+export function sampled({ points, smooth }: Curve, most: number): { step: number; loss: number; average: number }[] {
+  const rows = points.map(({ step, loss }, at) => ({ step, loss, average: smooth[at]?.loss ?? loss }));
+  const every = Math.ceil(rows.length / most);
+  return rows.filter((_, at) => (rows.length - 1 - at) % every === 0);
+}

@@ -1,20 +1,16 @@
 // Ready-made text to use a result with.
 
 import type { Artifact, Job } from "../api/types";
+import { jointPrompt } from "./facts";
 
 export interface Snippet {
   title: string;
   text: string;
 }
 
-/** The words that call the subject in the style, as the preview was drawn with. */
-export function jointPrompt({ prompts }: Job["params"]): string {
-  return `a ${prompts.content_trigger} ${prompts.subject_class} in ${prompts.style_trigger} style`;
-}
-
 export function snippets(job: Job, diffusers: Artifact, kohya: Artifact): Snippet[] {
-  const prompt = jointPrompt(job.params);
-  const side = job.params.preview.resolution_px;
+  const prompt = jointPrompt(job) ?? "";
+  const side = job.params.preview?.resolution_px ?? 1024;
   return [
     {
       title: "diffusers",

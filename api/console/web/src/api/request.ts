@@ -1,7 +1,7 @@
 // Requests to the service: the key goes with each, and every refusal is a Problem.
 
 import { key } from "./key.svelte";
-import type { Job, JobPage, JobParams, JobState, Limits, LogPage, ProblemDocument, RecipePage } from "./types";
+import type { ProblemDocument } from "./types";
 
 /** An answer that is no success. */
 export class Problem extends Error {
@@ -43,39 +43,28 @@ async function readProblem(answer: Response): Promise<Problem> {
   }
 }
 
-async function read<Shape>(path: string, init?: RequestInit): Promise<Shape> {
+/** Send a request and read the document that answers it. */
+export async function read<Shape>(path: string, init?: RequestInit): Promise<Shape> {
   return (await (await request(path, init)).json()) as Shape;
 }
 
-export const readLimits = (): Promise<Limits> => read("console.json");
-
-export const listRecipes = (): Promise<RecipePage> => read("recipes");
-
-export const readJob = (id: string): Promise<Job> => read(`jobs/${id}`);
-
-export const cancelJob = (id: string): Promise<Job> => read(`jobs/${id}/cancel`, { method: "POST" });
-
-export const stopJob = (id: string): Promise<Job> => read(`jobs/${id}/stop`, { method: "POST" });
-
-export const retryJob = (id: string): Promise<Job> => read(`jobs/${id}/retry`, { method: "POST" });
-
-export const readLogs = (id: string, after: number): Promise<LogPage> => read(`jobs/${id}/logs?after=${after}&limit=1000`);
-
-export function listJobs(state: JobState | null, cursor: string | null, limit: number): Promise<JobPage> {
-  const query = new URLSearchParams({ limit: String(limit) });
-  if (state !== null) query.set("state", state);
-  if (cursor !== null) query.set("cursor", cursor);
-  return read(`jobs?${query}`);
+/** Send a JSON document; the answer may be empty. */
+export async function send<Shape>(method: string, path: string, document?: unknown, headers: Record<string, string> = {}): Promise<Shape> {
+  const body = document === undefined ? {} : { body: JSON.stringify(document), headers: { ...headers, "Content-Type": "application/json" } };
+  const answer = await request(path, { method, headers, ...body });
+  return (answer.status === 204 ? undefined : await answer.json()) as Shape;
 }
 
-/** Submit a job. Sent again with the same key after the answer was lost, it is not done twice. */
-export function submitJob(params: JobParams, content: File[], style: File[], idempotencyKey: string): Promise<Job> {
-  const form = new FormData();
-  for (const file of content) form.append("content_images", file);
-  for (const file of style) form.append("style_images", file);
-  form.append("params", new Blob([JSON.stringify(params)], { type: "application/json" }));
-  return read("jobs", { method: "POST", body: form, headers: { "Idempotency-Key": idempotencyKey } });
+/** A query of those values that are there; lists give one pair each. */
+export function query(values: Record<string, string | number | null | undefined | readonly string[]>): string {
+  const pairs = Object.entries(values).flatMap(([name, value]) =>
+    value === null || value === undefined ? [] : [value].flat().map((each) => [name, String(each)]),
+  );
+  return pairs.length === 0 ? "" : `?${new URLSearchParams(pairs)}`;
 }
+
+/** What to show of anything that was thrown. */
+export const said = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /** A new idempotency key. `crypto.randomUUID` would be missing where the console is served over plain HTTP. */
 export function newIdempotencyKey(): string {

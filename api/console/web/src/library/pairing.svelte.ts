@@ -1,0 +1,49 @@
+// Two LoRAs on their way to be merged: the first is chosen, then the one that goes with it.
+
+import { type Lora, type LoraRole, mergeLoras } from "../api/loras";
+import { newIdempotencyKey } from "../api/request";
+import type { Job } from "../api/types";
+import { SLIDER_POSITIONS } from "../jobs/draft.svelte";
+
+/** What a LoRA of each role can be merged with. What is of another role can be either. */
+const PARTNERS: Record<LoraRole, readonly LoraRole[]> = {
+  content: ["style", "other"],
+  style: ["content", "other"],
+  other: ["content", "style", "other"],
+  merged: [],
+};
+
+export const canMerge = ({ role }: Lora): boolean => PARTNERS[role].length > 0;
+
+export class Pairing {
+  first = $state.raw<Lora | null>(null);
+  #sent = "";
+  #idempotencyKey = "";
+
+  get partners(): readonly LoraRole[] {
+    return this.first === null ? [] : PARTNERS[this.first.role];
+  }
+
+  /** Why another one cannot go with the first; nothing if it can. */
+  hindrance(other: Lora): string {
+    if (this.first === null || other.id === this.first.id) return "This is the first of the two.";
+    const [one, two] = [this.first.base_model, other.base_model];
+    if (one !== null && two !== null && one !== two) return `It is for another base model, ${two}.`;
+    return "";
+  }
+
+  /** Merge the first and another; sent again after a lost answer, it is done once. */
+  merge(other: Lora): Promise<Job> {
+    if (this.first === null) throw new Error("there is no first LoRA");
+    const [content, style] = this.#sides(this.first, other);
+    const pair = `${content.id} ${style.id}`;
+    if (pair !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
+    this.#sent = pair;
+    return mergeLoras(content.id, style.id, SLIDER_POSITIONS, this.#idempotencyKey);
+  }
+
+  #sides(first: Lora, other: Lora): [content: Lora, style: Lora] {
+    const turned = first.role === "style" || other.role === "content";
+    return turned ? [other, first] : [first, other];
+  }
+}
