@@ -9,11 +9,11 @@ STAMP := .venv/installed
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench-gpu console check openapi fmt clean
+.PHONY: help setup demo up env test e2e compose-e2e sbom chaos bench-gpu console check openapi fmt clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-	    printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+	    printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: $(STAMP) ## Start everything, run one job on sample pictures, leave its files in out/, stop
 	@$(BIN)/duolora demo
@@ -25,6 +25,27 @@ up: $(STAMP) ## Start the service and keep it running (where the data lives: .ve
 test: $(STAMP) ## Run all tests against real servers
 	@$(BIN)/python -m tests.console.browser
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+env: ## Write .env for docker compose, with new secrets; deploy/README.md tells the rest
+	@$(PYTHON) -m deploy.environment_file
+
+e2e: export DUOLORA_E2E_URL = $(BASE_URL)
+e2e: export DUOLORA_E2E_API_KEY = $(API_KEY)
+e2e: export DUOLORA_E2E_WEBHOOK_HOST = $(WEBHOOK_HOST)
+e2e: export DUOLORA_E2E_WEBHOOK_SECRET = $(WEBHOOK_SECRET)
+e2e: export DUOLORA_E2E_OTHER_API_KEY = $(OTHER_API_KEY)
+e2e: $(STAMP) ## Run the end-to-end tests on a running installation: make e2e BASE_URL=... API_KEY=...
+	@test -n "$(BASE_URL)" || { echo 'make e2e BASE_URL=http://... API_KEY=duo_...; more in deploy/README.md' >&2; exit 2; }
+	@$(BIN)/pytest -rs tests/e2e
+
+compose-e2e: export DUOLORA_COMPOSE = 1
+compose-e2e: $(STAMP) ## Build the images, run docker-compose.yml, test it end to end, take it down; needs a Docker engine
+	@$(BIN)/pytest --durations=10 tests/compose
+
+sbom: ## Write build/sbom-api.json and build/sbom-worker.json: the Python packages of the images, as CycloneDX
+	@mkdir -p build
+	docker compose --profile sbom build sbom
+	for image in api worker; do docker compose run --rm -T sbom $$image/bin/python >build/sbom-$$image.json || exit 1; done
 
 chaos: $(STAMP) ## Break everything 200 times and see that nothing is lost; writes tests/chaos/REPORT.md
 	$(BIN)/python -m tests.chaos --seed 1 --jobs 60 --faults 200
@@ -39,12 +60,13 @@ console: $(STAMP) ## Build the web console anew; needs Node.js 20.19 or newer, w
 	npm --prefix api/console/web run build
 	$(BIN)/python -m tests.console.build_stamp
 
-check: $(STAMP) ## Check format, lint, types, directions of import and names that must not be in the files
+check: $(STAMP) ## Check format, lint, types, directions of import, names that must not be in the files, known holes
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	sh .ci/names
+	sh .ci/audit $(BIN)/python $(dir $(STAMP))audited
 
 openapi: $(STAMP) ## Write api/openapi.json, the description of the HTTP interface
 	$(BIN)/python -m api.openapi

@@ -12,6 +12,7 @@ from api.main import create_app
 from api.metrics import exposed
 from api.settings import ApiSettings
 from api.telemetry import configure_logging
+from api.tracing import exported
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -47,7 +48,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-    with exposed(settings.metrics, app.state.metrics):
+    with exported(settings.tracing, "duolora-api"), exposed(settings.metrics, app.state.metrics):
         _Server(config, app.state.services.hub).run()
 
 

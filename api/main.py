@@ -20,6 +20,7 @@ from api.accounts.service import KeyRing
 from api.console import routes as console
 from api.db import make_engine, session_factory
 from api.deps import Services
+from api.jobs import images
 from api.jobs import routes as jobs
 from api.jobs.darkroom import Darkroom
 from api.jobs.erasure import Eraser
@@ -33,6 +34,8 @@ from api.middleware import BodyLimit, RequestContext
 from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
 from api.uploads import routes as uploads
+from api.uploads.examining import Examiner
+from api.uploads.models import UploadKind
 from api.uploads.service import UploadService
 from api.webhooks import outgoing
 from api.webhooks import routes as webhooks
@@ -77,12 +80,13 @@ def create_app(settings: ApiSettings) -> FastAPI:
         eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
         loras=LoraService(settings, sessions, store),
-        uploads=UploadService(settings.uploads, settings.images, sessions, store, darkroom),
+        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom)),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        images.get_ready()
         await run_in_threadpool(prove_store, store)
         hub = asyncio.create_task(services.hub.run())
         try:
@@ -119,6 +123,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
         RequestContext, times=RequestTimes(registry)
     )  # added last, so outermost: it sees refusals of the other too
     return app
+
+
+def _upload_sizes(settings: ApiSettings) -> dict[UploadKind, int]:
+    """Return the most bytes of an upload of each kind."""
+    return {UploadKind.IMAGE: settings.images.max_bytes, UploadKind.LORA: settings.lora_max_bytes}
 
 
 def _dsn(settings: ApiSettings) -> str:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from api.errors import ServiceError, TooLarge
 from api.problems import service_problem
 from api.telemetry import bind_request
+from api.tracing import span
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from api.request_times import RequestTimes
 
 logger = logging.getLogger("api.access")
+
+SAFE_HEADERS = {
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cache-control": "private, no-cache",
+}
+"""Of every answer that says nothing else: no browser makes anything but data of it, and none keeps it unasked.
+
+No answer lets another origin read it: without `Access-Control-*` browsers keep it from scripts of other sites.
+"""
 
 
 class RequestContext:
@@ -44,11 +57,15 @@ class RequestContext:
                 headers["x-request-id"] = request_id
                 for name, value in scope.get("state", {}).get("rate_limit", {}).items():
                     headers[name] = f"{value}, {headers[name]}" if name in headers else value  # quotas have theirs
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
                 self._times.take(scope, status, time.monotonic() - began)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with span(scope["method"], "server", http__request__method=scope["method"]) as told:
+                await self._app(scope, receive, send_with_id)
+                told["http.response.status_code"] = status
         except Exception:
             logger.exception("a request failed for a reason nobody foresaw")
             if status:

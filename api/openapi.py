@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api import examples
 from api.forms import MEDIA_TYPE
 from api.jobs.schemas import JobParams, JobSubmission
+from api.problems import problem_responses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 REF = "#/components/schemas/{model}"
 COMMITTED = Path(__file__).with_name("openapi.json")
+_MADE = ("201", "202")
+"""Answers to a POST that made something with an id."""
 _FRAMEWORK_SHAPES = ("HTTPValidationError", "ValidationError")
 
 
@@ -66,10 +70,13 @@ def _corrected(whole: dict[str, Any]) -> dict[str, Any]:
         responses: dict[str, Any] = operation["responses"]
         for status in [status for status, response in responses.items() if _is_framework_error(response)]:
             del responses[status]
+        if section == "paths" and "requestBody" in operation:
+            responses.setdefault("400", problem_responses(400)[400])  # the framework's word for what is no JSON
         if section == "paths":
             _exemplify(path, operation)
         else:
             _exemplify_webhook(path, operation)
+    _link(whole["paths"])
     for shape in (JobParams, JobSubmission):
         schema = shape.model_json_schema(ref_template=REF)
         shapes.update(schema.pop("$defs"))
@@ -111,6 +118,28 @@ def _exemplify(path: str, operation: dict[str, Any]) -> None:
                 }
             else:
                 content["example"] = examples.ANSWERS[name, int(status)]
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Tell of everything that can be made what can be done with it: its id goes into the paths below."""
+    for path, entry in paths.items():
+        if "{" in path:
+            continue
+        made = [
+            entry["post"]["responses"][status]
+            for status in _MADE
+            if status in entry.get("post", {}).get("responses", {})
+        ]
+        noun = "/" + path.split("/")[1]
+        below = re.compile(noun + r"/\{(\w+)\}(/\w+)?")
+        for other, operations in paths.items():
+            if not (match := below.fullmatch(other)):
+                continue
+            for operation in operations.values():
+                name = operation["operationId"]
+                for response in made:
+                    link = {"operationId": name, "parameters": {match[1]: "$response.body#/id"}}
+                    response.setdefault("links", {})[name] = link
 
 
 def _exemplify_webhook(kind: str, operation: dict[str, Any]) -> None:

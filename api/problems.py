@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -30,6 +30,7 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_reques
 """Codes for errors that the framework raises itself."""
 
 
+UNSTORABLE = "a text holds U+0000, or a number is larger than can be kept; send it without"
 _LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 _RETRY_LATER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "string"}}}
 
@@ -96,6 +97,12 @@ def install(app: FastAPI) -> None:
         return service_problem(
             Unavailable("The object store does not answer.", code="store_unavailable"), request.url.path
         )
+
+    @app.exception_handler(DataError)
+    def unstorable(request: Request, error: DataError) -> ProblemResponse:
+        logger.warning("the database cannot hold a value: %s", type(error.orig).__name__)
+        entry = FieldError(pointer="/", detail=UNSTORABLE, code="unstorable")
+        return service_problem(InvalidParameters(errors=[entry]), request.url.path)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from api.weak_secrets import check_secret, check_url
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_settings import PydanticBaseSettingsSource
@@ -20,26 +22,38 @@ MIB = 1024 * 1024
 class DatabaseSettings(BaseSettings):
     """Where the rows live: DATABASE_URL, DATABASE_POOL_SIZE."""
 
-    model_config = SettingsConfigDict(env_prefix="DATABASE_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="DATABASE_", frozen=True, hide_input_in_errors=True)
 
     url: SecretStr
     """`postgresql+psycopg://user:password@host:port/name`."""
     pool_size: int = Field(10, ge=1, le=100)
 
+    @field_validator("url")
+    @classmethod
+    def _is_protected(cls, url: SecretStr) -> SecretStr:
+        check_url(url.get_secret_value())
+        return url
+
 
 class RedisSettings(BaseSettings):
     """Where the hints go: REDIS_URL. The API counts requests there, and works without."""
 
-    model_config = SettingsConfigDict(env_prefix="REDIS_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="REDIS_", frozen=True, hide_input_in_errors=True)
 
     url: SecretStr
     """`redis://...`, `unix://...` or Celery's `redis+socket://...`."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_protected(cls, url: SecretStr) -> SecretStr:
+        check_url(url.get_secret_value())
+        return url
 
 
 class StoreSettings(BaseSettings):
     """The S3 store: S3_ENDPOINT, S3_PUBLIC_ENDPOINT, S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3_REGION."""
 
-    model_config = SettingsConfigDict(env_prefix="S3_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="S3_", frozen=True, hide_input_in_errors=True)
 
     endpoint: str
     """URL by which the services reach the store."""
@@ -49,6 +63,12 @@ class StoreSettings(BaseSettings):
     access_key_id: SecretStr = Field(min_length=1)
     secret_access_key: SecretStr = Field(min_length=8)
     region: str = "us-east-1"
+
+    @field_validator("secret_access_key")
+    @classmethod
+    def _is_ours(cls, secret: SecretStr) -> SecretStr:
+        check_secret(secret.get_secret_value())
+        return secret
 
 
 class WebhookSettings(BaseSettings):
@@ -96,6 +116,12 @@ class ImageLimits(BaseSettings):
     """Submissions whose pictures are decoded at once; each may need some hundred megabytes. Others wait."""
     wait_s: float = Field(10, gt=0, le=60)
     """How long they wait before they are asked to come again."""
+    cpu_s: int = Field(20, ge=1)
+    """Seconds of computing that decoding one picture may take."""
+    timeout_s: float = Field(60, gt=0)
+    """Seconds by the clock that it may take, on a machine that is busy with other things."""
+    memory_bytes: int = Field(2048 * MIB, ge=256 * MIB)
+    """Address space of the process that decodes it."""
 
 
 class UploadSettings(BaseSettings):
@@ -117,6 +143,16 @@ class MetricsSettings(BaseSettings):
     port: int | None = Field(None, ge=0, le=65535)
     """None: nothing listens. 0: any free port, which the log names."""
     host: str = "127.0.0.1"
+
+
+class TracingSettings(BaseSettings):
+    """Where spans go: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SDK_DISABLED. The SDK reads its other variables itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", frozen=True)
+
+    exporter_otlp_endpoint: str | None = None
+    """URL of a collector that takes OTLP by HTTP. None: no spans are made."""
+    sdk_disabled: bool = False
 
 
 class ProcessSettings(BaseSettings):
@@ -187,6 +223,7 @@ class ApiSettings(ProcessSettings):
     images: ImageLimits = Field(default_factory=ImageLimits)
     uploads: UploadSettings = Field(default_factory=UploadSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     rates: RateSettings = Field(default_factory=RateSettings)
 
     @property

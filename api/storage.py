@@ -6,6 +6,7 @@ are signed for the other.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import urllib.error
 import urllib.request
@@ -13,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -26,12 +27,14 @@ from api.presign import Presigner
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mypy_boto3_s3 import S3Client
 
     from api.settings import StoreSettings
+
+logger = logging.getLogger(__name__)
 
 MAX_DELETE = 1000
 """Most keys in one S3 multi-delete."""
@@ -160,6 +163,8 @@ class ObjectStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
+        self._endpoint = settings.endpoint
+        self._has_public_endpoint = settings.public_endpoint not in {None, settings.endpoint}
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="store")
         self._internal = _client(settings, settings.endpoint)
         self._presigner = Presigner(
@@ -317,13 +322,32 @@ class ObjectStore:
             link = self.presigned_get(
                 key, filename="t", content_type="application/octet-stream", expires=timedelta(minutes=1)
             )
-            if _fetch(link) != data:
+            fetch = self._way_of(link)
+            if fetch(link) != data:
                 raise StoreMisconfigured("a signed link does not work; check S3_PUBLIC_ENDPOINT")
             tampered = link.replace("X-Amz-Expires=60", "X-Amz-Expires=61")
-            if _fetch(tampered) is not None or _fetch(link.split("?", 1)[0]) is not None:
+            if fetch(tampered) is not None or fetch(link.split("?", 1)[0]) is not None:
                 raise StoreMisconfigured("the store serves requests without a valid signature; give it access keys")
         finally:
             self.delete([key])
+
+    def _way_of(self, link: str) -> Callable[[str], bytes | None]:
+        """Return how callers' links are fetched from here.
+
+        By the public endpoint. Where that leads nowhere, as the outer port of a container does inside it, by the
+        internal one under the public one's name, which is what was signed.
+
+        Raises:
+            StoreError: there is no other way.
+        """
+        try:
+            _fetch(link)
+        except StoreError as error:
+            if not self._has_public_endpoint:
+                raise
+            logger.warning("%s; signed links are tested at S3_ENDPOINT under the public name", error)
+            return partial(_fetch, endpoint=self._endpoint)
+        return _fetch
 
     def _create_bucket(self) -> None:
         try:
@@ -339,10 +363,19 @@ def _attachment(filename: str) -> str:
     return f"attachment; filename*=UTF-8''{quote(filename)}"
 
 
-def _fetch(url: str) -> bytes | None:
-    """Return the body at a link of our own store, or None if it is refused."""
+def _fetch(url: str, *, endpoint: str | None = None) -> bytes | None:
+    """Return the body at a link of our own store, or None if it is refused; by another endpoint if one is given.
+
+    Raises:
+        StoreError: nothing answers.
+    """
+    request = urllib.request.Request(url)  # noqa: S310 - the URL is made from our settings
+    if endpoint is not None:
+        parts = urlsplit(url)
+        way = endpoint.rstrip("/") + url.removeprefix(f"{parts.scheme}://{parts.netloc}")
+        request = urllib.request.Request(way, headers={"Host": parts.netloc})  # noqa: S310 - likewise
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - the URL is made from our settings
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - likewise
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError as error:

@@ -22,6 +22,8 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 """Attributes of a record that are no `extra` of ours; the last is uvicorn's, its message once more."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PARTS = 4
+"""Version, trace id, span id and flags."""
 _TRACEPARENT_FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -55,6 +57,12 @@ def bound(**fields: object) -> Iterator[None]:
         _bound.reset(token)
 
 
+def _trace_ids() -> dict[str, str]:
+    """Return the ids inside the trace context, by the names under which log stores look for them."""
+    parts = (current_traceparent() or "").split("-")
+    return {"trace_id": parts[1], "span_id": parts[2]} if len(parts) >= _PARTS else {}
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: at, level, logger, message, the bound fields, and every `extra`; without nulls."""
 
@@ -66,6 +74,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **_bound.get(),
+            **_trace_ids(),
             **{key: value for key, value in record.__dict__.items() if key not in _STANDARD},
         }
         if record.exc_info:

@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from deploy.local.valkey import Valkey
 
 
+LOUD = {"tests/console/": "THE WEB CONSOLE WAS NOT TESTED", "tests/compose/": "DOCKER COMPOSE WAS NOT TESTED"}
+"""What is said when tests of a folder were left out."""
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     """Say loudly what was left out."""
-    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "tests/console/" in report.nodeid]
-    if left_out:
-        terminalreporter.section(f"THE WEB CONSOLE WAS NOT TESTED ({len(left_out)} TESTS)", red=True, bold=True)
-        terminalreporter.line(str(left_out[0].longrepr[-1] if left_out[0].longrepr else ""))
+    skipped = terminalreporter.stats.get("skipped", [])
+    for folder, what in LOUD.items():
+        left_out = [report for report in skipped if folder in report.nodeid]
+        if left_out:
+            terminalreporter.section(f"{what} ({len(left_out)} TESTS)", red=True, bold=True)
+            terminalreporter.line(str(left_out[0].longrepr[-1] if left_out[0].longrepr else ""))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from api.db import make_engine, session_factory
 from api.metrics import exposed, process_registry
 from api.storage import ObjectStore
+from api.tracing import exported
 from worker import logs, tasks
 from worker.app import make_app
 from worker.hints import HintListener
@@ -86,7 +87,7 @@ def main() -> None:
     ExitInTime(mailbox, settings.worker_grace_s, give_back=runner.give_back).start()
     log.info("worker started", extra={"worker": settings.worker_id})
     try:
-        with exposed(settings.metrics, registry):
+        with exported(settings.tracing, "duolora-worker"), exposed(settings.metrics, registry):
             loop.run()
     finally:
         scratch.close()

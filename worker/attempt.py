@@ -18,6 +18,7 @@ from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
 from api.storage import StoreError, artifact_key
+from api.telemetry import current_traceparent
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
 from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
@@ -271,7 +272,7 @@ class Attempt:
             checkpoint_every_s=self._settings.worker_checkpoint_s,
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
-            traceparent=self.stage.traceparent,
+            traceparent=current_traceparent() or self.stage.traceparent,
         )
 
     @staticmethod

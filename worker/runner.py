@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
+from api.tracing import span
 from duolora.errors import Fault
 from worker import logs
 from worker.attempt import Attempt
@@ -104,7 +105,8 @@ class StageRunner:
             log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
             self._held, self._claimed_at = stage, monotonic()
             try:
-                self._attempt(stage)
+                with span(f"stage {stage.name}", "consumer", job=str(stage.job_id), attempt=stage.attempt):
+                    self._attempt(stage)
             finally:
                 self._held = None
         return True

@@ -24,6 +24,7 @@ from api.settings import (
     ProcessSettings,
     RedisSettings,
     StoreSettings,
+    TracingSettings,
     WebhookSettings,
 )
 
@@ -119,6 +120,7 @@ class WorkerSettings(ProcessSettings):
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
 
     @property
     def lease(self) -> timedelta:
@@ -168,6 +170,7 @@ class DispatcherSettings(ProcessSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
 
 
 def usable_cores() -> int:

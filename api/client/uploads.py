@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     Name = str | PathLike[str]
 
-CONTENT_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+CONTENT_TYPES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".safetensors": "application/octet-stream",
+}
 """By the ending of a file's name; the service looks at the file itself."""
 
 
@@ -28,7 +34,7 @@ class Uploads(Core):
 
     @Operation
     async def upload(self, path: Name, *, on_upload: Callable[[int, int], object] | None = None) -> Upload:
-        """Send one picture; name its `id` in `submit`.
+        """Send one picture, whose `id` is named in `submit`, or one LoRA (`.safetensors`).
 
         Args:
             path: The file.
@@ -40,12 +46,12 @@ class Uploads(Core):
         """
         with Path(path).open("rb") as file:
             files = counted([("file", Path(path).name, file)], on_upload)
-            answer = await self._request("POST", "/uploads", files=files)
+            answer = await self._request("POST", "/uploads", files=files, data={"purpose": _purpose(path)})
         return Upload.model_validate(answer.json())
 
     @Operation
     async def upload_by_link(self, path: Name) -> Upload:
-        """Send one picture to the object store itself, past the service, which looks at it afterwards.
+        """Send one picture or LoRA to the object store itself, past the service, which looks at it afterwards.
 
         Raises:
             ServiceRefused: it cannot be used, or the store does not take it.
@@ -53,6 +59,7 @@ class Uploads(Core):
         """
         data = Path(path).read_bytes()
         wish = {
+            "purpose": _purpose(path),
             "bytes": len(data),
             "content_type": CONTENT_TYPES.get(Path(path).suffix.lower(), "image/png"),
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -138,6 +145,10 @@ class Uploads(Core):
             headers = once(idempotency_key)
             answer = await self._request("POST", "/jobs", files=files, headers=headers, repeatable=True)
         return JobRecord.model_validate(answer.json())
+
+
+def _purpose(path: Name) -> str:
+    return "lora" if Path(path).suffix.lower() == ".safetensors" else "image"
 
 
 def _wish(content: Sequence[str], style: Sequence[str], params: Mapping[str, Any] | None) -> dict[str, Any]:

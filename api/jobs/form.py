@@ -106,6 +106,7 @@ def openapi_content() -> dict[str, Any]:
     }
     schema = {
         "type": "object",
+        "additionalProperties": False,
         "properties": {
             "content_images": {
                 **pictures,

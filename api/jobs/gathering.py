@@ -10,7 +10,7 @@ from api.jobs import images
 from api.jobs.sources import EarlierUpload, Picture, ReceivedFile
 from api.storage import upload_key
 from api.uploads import repository as uploads
-from api.uploads.models import UploadState
+from api.uploads.models import UploadKind, UploadState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +92,9 @@ def _uploaded(source: EarlierUpload, upload: Upload | None) -> Picture | FieldEr
     if upload is None:
         detail = f"there is no upload {source.upload_id}; it may have expired: upload the picture again"
         return FieldError(pointer=source.pointer, detail=detail, code="unknown")
+    if upload.kind is not UploadKind.IMAGE:
+        detail = f"upload {upload.id} is for {upload.kind}; name pictures here"
+        return FieldError(pointer=source.pointer, detail=detail, code="not_an_image")
     if upload.state is not UploadState.READY:
         detail = f"upload {upload.id} is not confirmed: POST /uploads/{upload.id}/confirm once the file is there"
         return FieldError(pointer=source.pointer, detail=detail, code="pending")

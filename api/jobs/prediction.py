@@ -36,7 +36,7 @@ def steps_of(stage: str, config: Mapping[str, Any]) -> int | None:
         "style_lora": _field(config, "style", "steps"),
         "loras": max(_field(config, "content", "steps"), _field(config, "style", "steps")),
         "merge": _field(config, "merge", "steps"),
-        "generate": _field(config, "sampling", "steps"),
+        "generate": _field(config, "sampling", "steps") * len(config.get("prompts") or ()),
     }
     return counts.get(stage)
 
@@ -44,7 +44,10 @@ def steps_of(stage: str, config: Mapping[str, Any]) -> int | None:
 def work_of(stage: str, config: Mapping[str, Any]) -> float | None:
     """Return the work of a stage, None for one that nothing is known of."""
     content, style = _training(config, "content"), _training(config, "style")
-    drawn = _field(config, "preview", "images") * _field(config, "preview", "steps") * _pixels(config, "preview")
+    sides = sum(config.get(side) is not None for side in ("content", "style"))
+    models = 3 if config.get("merge") else sides  # a merge's preview also draws with either side
+    pictures = models * _field(config, "preview", "images") + int(config.get("slider") or 0)
+    drawn = pictures * _field(config, "preview", "steps") * _pixels(config, "preview")
     merged_px = _pixels(config, "content") or int(config.get("resolution_px") or 0) ** 2
     sampled = _field(config, "sampling", "images") * _field(config, "sampling", "steps") * _pixels(config, "sampling")
     work = {

@@ -29,7 +29,9 @@ from api.loras.schemas import (
     LoraSummary,
     LoraUrls,
 )
-from api.storage import StoreError, lora_key
+from api.storage import ObjectMissing, StoreError, lora_key, upload_key
+from api.uploads import repository as uploads
+from api.uploads.models import UploadKind, UploadState
 
 if TYPE_CHECKING:
     import uuid
@@ -148,14 +150,14 @@ class LoraService:
         lora_id, stem = uuid7(), _stem(came.filename)
         with tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
             path = Path(folder, f"lora{_SUFFIX}")
-            sha256 = _write(came.file, path)
+            sha256 = self._fetch(caller, came.upload_id, path) if came.file is None else _write(came.file, path)
             found = inspect(path)
             file = LoraFile(
                 format=found.format,
                 key=lora_key(caller.account_id, lora_id, uuid7(), f"{found.format}{_SUFFIX}"),
                 filename=f"{stem}{_SUFFIX}",
                 sha256=sha256,
-                bytes=came.size,
+                bytes=path.stat().st_size,
             )
             lora = Lora(
                 id=lora_id,
@@ -171,6 +173,23 @@ class LoraService:
             )
             self._keeper.store(lora, file, path)
         return self.read(caller, lora_id)
+
+    def _fetch(self, caller: Caller, upload_id: uuid.UUID | None, path: Path) -> str:
+        """Write down a file that was uploaded before and return its SHA-256."""
+        with transaction(self._sessions) as session:
+            upload = (
+                None if upload_id is None else uploads.find(session, account_id=caller.account_id, upload_id=upload_id)
+            )
+        if upload is None or upload.state is not UploadState.READY or upload.kind is not UploadKind.LORA:
+            detail = f"there is no upload {upload_id} that is ready and has the purpose lora; upload the file again"
+            raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="unknown")])
+        try:
+            self._store.get_file(upload_key(upload.account_id, upload.id), path)
+        except ObjectMissing as error:
+            detail = "it was deleted a moment ago; upload it again"
+            raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="gone")]) from error
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def change(self, caller: Caller, lora_id: uuid.UUID, wish: LoraPatch) -> LoraRead:
         """Change what was asked for; `kept` gives a job's LoRA files of its own. Asking again changes nothing.

@@ -48,8 +48,13 @@ def openapi_body() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": ["file"],
+        "additionalProperties": False,
         "properties": {
-            "file": {"type": "string", "format": "binary", "description": "A picture: JPEG, PNG or WebP."},
+            "file": {
+                "type": "string",
+                "format": "binary",
+                "description": "A picture (JPEG, PNG or WebP), or a LoRA (safetensors).",
+            },
             "purpose": {"type": "string", "enum": [*UploadKind], "default": UploadKind.IMAGE},
         },
     }

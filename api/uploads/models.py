@@ -28,6 +28,7 @@ class UploadKind(StrEnum):
     """What an upload is for."""
 
     IMAGE = "image"
+    LORA = "lora"
 
 
 class Upload(Base):
@@ -36,9 +37,11 @@ class Upload(Base):
     __tablename__ = "uploads"
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'ready', 'removed')", name="state"),
-        CheckConstraint("kind IN ('image')", name="kind"),
+        CheckConstraint("kind IN ('image', 'lora')", name="kind"),
         CheckConstraint(
-            "state <> 'ready' OR (sha256 IS NOT NULL AND width > 0 AND height > 0 AND dhash IS NOT NULL)", name="ready"
+            "state <> 'ready' OR (sha256 IS NOT NULL AND (kind <> 'image'"
+            " OR (width > 0 AND height > 0 AND dhash IS NOT NULL)))",
+            name="ready",
         ),
     )
 
@@ -53,6 +56,7 @@ class Upload(Base):
     sha256: Mapped[str | None]
     """Hexadecimal. Of a pending one what its bytes are to have, if that was said; of a ready one, of what is kept."""
     width: Mapped[int | None]
+    """In pixels, of a picture that is ready; null otherwise, as the next two."""
     height: Mapped[int | None]
     dhash: Mapped[str | None]
     """`api.jobs.resemblance`, as 16 hexadecimal digits."""

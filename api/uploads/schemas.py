@@ -11,7 +11,8 @@ from pydantic import Field
 from api.schemas import Wire
 from api.uploads.models import UploadKind
 
-ContentType = Literal["image/jpeg", "image/png", "image/webp"]
+ContentType = Literal["image/jpeg", "image/png", "image/webp", "application/octet-stream"]
+"""The last for LoRAs, the others for pictures."""
 
 
 class UploadAnnouncement(Wire):
@@ -33,7 +34,9 @@ class UploadRead(Wire):
     kind: UploadKind
     bytes: int = Field(description="Of what is kept, which counts as stored; of a pending one, as announced.")
     sha256: str | None = Field(description="Of what is kept; of a pending one, as announced.")
-    width: int | None = Field(description="In pixels. Null while pending; likewise the height.")
+    width: int | None = Field(
+        description="In pixels. Null while pending, and of what is no picture; likewise the height."
+    )
     height: int | None
     created_at: datetime
     expires_at: datetime = Field(description="When it is deleted. Jobs that were submitted with it keep their copies.")

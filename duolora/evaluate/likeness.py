@@ -9,6 +9,7 @@ themselves says what can be reached.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from duolora.models.base import DiffusionBase
+
+CPU = torch.device("cpu")
 
 # Legend: N drawn pictures, M given pictures, E width of an embedding, H/W pixels.
 
@@ -48,7 +51,7 @@ class Judge:
 
 
 def judge_for(base: DiffusionBase, *, dino: str | None, csd: str | None) -> Judge | None:
-    """Return who judges pictures of a base; None if nobody can.
+    """Return who judges pictures of a base, on the CPU: a card may be full. None if nobody can.
 
     Args:
         base: the base that drew them.
@@ -58,20 +61,23 @@ def judge_for(base: DiffusionBase, *, dino: str | None, csd: str | None) -> Judg
     Raises:
         InvalidConfig: a network cannot be loaded.
     """
-    if base.location == str(base_path()):
-        return embedded_judge()
-    device = base.runtime.device
+    return embedded_judge() if base.location == str(base_path()) else _networks(dino, csd)
+
+
+@cache
+def _networks(dino: str | None, csd: str | None) -> Judge | None:
+    """Load networks, once."""
     found: dict[str, Embed] = {}
     if dino is not None:
-        found["DINO"] = Dino(dino, device).pictures
+        found["DINO"] = Dino(dino, CPU).pictures
     if csd is not None:
-        found["CSD"] = Csd(csd, device).pictures
+        found["CSD"] = Csd(csd, CPU).pictures
     return Judge(" and ".join(found), found.get("DINO"), found.get("CSD")) if found else None
 
 
 def embedded_judge() -> Judge:
     """Return the evaluator of the embedded base's world."""
-    evaluator = shipped_evaluator(torch.device("cpu"))
+    evaluator = shipped_evaluator(CPU)
 
     def embed(pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

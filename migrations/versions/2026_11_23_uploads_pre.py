@@ -28,9 +28,10 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("link_expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("state IN ('pending', 'ready', 'removed')", name=op.f("ck_uploads_state")),
-        sa.CheckConstraint("kind IN ('image')", name=op.f("ck_uploads_kind")),
+        sa.CheckConstraint("kind IN ('image', 'lora')", name=op.f("ck_uploads_kind")),
         sa.CheckConstraint(
-            "state <> 'ready' OR (sha256 IS NOT NULL AND width > 0 AND height > 0 AND dhash IS NOT NULL)",
+            "state <> 'ready' OR (sha256 IS NOT NULL AND (kind <> 'image'"
+            " OR (width > 0 AND height > 0 AND dhash IS NOT NULL)))",
             name=op.f("ck_uploads_ready"),
         ),
         sa.ForeignKeyConstraint(

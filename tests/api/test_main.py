@@ -34,7 +34,7 @@ def test_few_paths_open_without_a_key(http):
         if path not in OPEN:
             answer = http.request(method, re.sub(r"{\w+}", str(uuid.uuid4()), path))
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
-            assert body["security"] == [{"api_key": []}]
+            assert list(body["security"][0]) == ["api_key"]
 
 
 @pytest.mark.parametrize(
@@ -216,3 +216,34 @@ def test_the_records_import_no_web_framework():
     code = f"import {modules}, sys; print([n for n in ('fastapi', 'starlette', 'uvicorn') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_browser_makes_more_of_an_answer_than_data(http, caller):
+    for answer in (
+        http.get("/jobs"),
+        http.get("/nowhere"),
+        http.get("/openapi.json"),
+        http.get("/livez"),
+        caller.get("/jobs"),
+    ):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == "private, no-cache"
+
+
+def test_no_other_origin_is_let_in(http, caller):
+    for origin in ("https://elsewhere.example", "null", "http://localhost:5173"):
+        asked = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        for answer in (
+            http.options("/jobs", headers=asked),
+            http.get("/", headers={"Origin": origin}),
+            caller.get("/jobs", headers={"Origin": origin}),
+        ):
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert http.options("/jobs", headers=asked).status_code == 405

@@ -1,5 +1,8 @@
 """Revisions against real, empty databases."""
 
+import os
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +61,15 @@ def test_every_reference_is_found_by_an_index(database_url):
 def test_two_deployments_at_once_migrate_once(empty, empty_database_url):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(migrations.upgrade, [empty_database_url] * 2))
+    with empty.connect() as connection:
+        assert migrations.current(connection) == migrations.head()
+
+
+def test_the_one_shot_command_brings_an_empty_database_to_the_newest_revision(empty, empty_database_url):
+    environment = os.environ | {"DATABASE_URL": empty_database_url}
+    command = [sys.executable, "-m", "migrations"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert migrations.head() in done.stdout
     with empty.connect() as connection:
         assert migrations.current(connection) == migrations.head()
 

@@ -68,6 +68,47 @@ def test_nothing_starts_with_an_empty_key(environment, name):
         ApiSettings()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("S3_SECRET_ACCESS_KEY", "minioadmin"),
+        ("S3_SECRET_ACCESS_KEY", "ChangeMe123"),
+        ("S3_SECRET_ACCESS_KEY", " password "),
+        ("S3_SECRET_ACCESS_KEY", " " * 12),
+        ("DATABASE_URL", "postgresql+psycopg://postgres:postgres@localhost/d"),
+        ("DATABASE_URL", "postgresql+psycopg://u:%70assword@h/d"),
+        ("DATABASE_URL", "postgresql+psycopg://u@db.example/d"),
+        ("DATABASE_URL", "postgresql+psycopg://u:@10.0.0.5/d"),
+        ("REDIS_URL", "redis://cache:6379/0"),
+        ("REDIS_URL", "redis://:redis@127.0.0.1:6379/0"),
+        ("REDIS_URL", "redis://:changeme@cache"),
+    ],
+)
+def test_nothing_starts_with_a_secret_that_is_none(environment, name, value):
+    environment.setenv(name, value)
+    with pytest.raises(ValidationError, match=r"openssl rand|needs a password") as caught:
+        ApiSettings()
+    assert len(caught.value.errors()) == 1
+    assert not value.strip() or value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql+psycopg://u@localhost/d"),
+        ("DATABASE_URL", "postgresql+psycopg:///d?host=/run/postgres"),
+        ("DATABASE_URL", "postgresql+psycopg://u@db.example/d?sslcert=client.crt&sslkey=client.key"),
+        ("REDIS_URL", "redis://127.0.0.1:6379/0"),
+        ("REDIS_URL", "redis://[::1]:6379"),
+        ("REDIS_URL", "unix:///run/valkey.sock?db=1"),
+        ("REDIS_URL", "redis+socket:///run/valkey.sock"),
+    ],
+)
+def test_servers_of_this_machine_need_no_password(environment, name, value):
+    environment.setenv(name, value)
+    ApiSettings()
+
+
 def test_networks_are_a_comma_separated_list(environment):
     assert WebhookSettings().allow_cidrs == ()
     environment.setenv("WEBHOOK_ALLOW_CIDRS", "10.0.0.0/8, fd00::/8")

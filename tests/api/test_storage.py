@@ -175,8 +175,18 @@ def test_the_self_test_sees_a_store_that_checks_no_signature(store, monkeypatch)
     assert store.keys() == []
 
 
-def test_the_self_test_sees_a_public_endpoint_that_leads_nowhere(store, store_settings):
-    with pytest.raises(StoreError, match="public endpoint"):
+def test_a_public_endpoint_that_leads_nowhere_from_here_is_tested_at_the_internal_one(store, store_settings, caplog):
+    ObjectStore(store_settings.model_copy(update={"public_endpoint": "http://127.0.0.1:1"})).self_test()
+    assert "tested at S3_ENDPOINT under the public name" in caplog.text
+    assert store.keys() == []
+
+
+def test_a_signature_for_another_name_does_not_pass_there(store, store_settings, monkeypatch):
+    fetch = storage._fetch
+    monkeypatch.setattr(
+        storage, "_fetch", lambda url, **ways: fetch(url.replace("127.0.0.1:1/", "127.0.0.1:2/"), **ways)
+    )
+    with pytest.raises(StoreMisconfigured, match="S3_PUBLIC_ENDPOINT"):
         ObjectStore(store_settings.model_copy(update={"public_endpoint": "http://127.0.0.1:1"})).self_test()
     assert store.keys() == []
 

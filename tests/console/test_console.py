@@ -175,7 +175,7 @@ def test_a_stream_that_breaks_goes_on_from_the_last_event(window, running):
     page.route("**/events", break_once)
     page.goto(f"{window.home}/#/jobs/{running.id}")
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
-    expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss over steps").first).to_be_visible()
     assert starts == [None, "1"]
 
 

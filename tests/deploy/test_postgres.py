@@ -10,7 +10,7 @@ import pytest
 
 from deploy.local import identity
 from deploy.local.identity import namespace_identity, nobody_identity, reachable_binaries, reachable_folder
-from deploy.local.postgres import Postgres, _install_folder
+from deploy.local.postgres import Postgres, installed_postgres
 from deploy.local.processes import LocalStackError
 from tests.support.process_list import descendants, wait_until_gone
 
@@ -133,5 +133,5 @@ def test_binaries_behind_a_closed_folder_are_copied_once(monkeypatch, tmp_path):
 
 def test_an_ordinary_user_uses_things_where_they_are(tmp_path):
     me = identity.Identity()
-    assert reachable_binaries(_install_folder(), me, version="1") == _install_folder()
+    assert reachable_binaries(installed_postgres(), me, version="1") == installed_postgres()
     assert reachable_folder(tmp_path / "pg", me, installation="a") == tmp_path / "pg"

@@ -1,4 +1,4 @@
-"""One embedded stack with the real engine on the tiny base, shared by all end-to-end tests."""
+"""The installation that all end-to-end tests share: one that is running, or an embedded stack with the real engine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,48 @@ from api.client import Client
 from api.db import make_engine, session_factory
 from deploy.local.demo import Samples, shipped_samples
 from deploy.local.stack import Stack
+from tests.support.installation import Installation, told_installation
 from tests.support.webhook_receiver import WebhookReceiver, webhook_receiver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    told = told_installation(os.environ)
+    if told is not None:
+        yield told
+    else:
+        yield from embedded_installation(tmp_path_factory.mktemp("stack"))
+
+
+def embedded_installation(folder: Path) -> Iterator[Installation]:
     environment = os.environ | {"WEBHOOK_ALLOW_CIDRS": "127.0.0.0/8"}
-    with Stack(tmp_path_factory.mktemp("stack"), environment=environment, durable=False) as running:
-        yield running
+    with Stack(folder, environment=environment, durable=False) as running:
+        yield Installation(
+            url=running.api_url,
+            api_key=running.owner.api_key,
+            webhook_host="127.0.0.1",
+            webhook_secret=running.owner.webhook_secret,
+            other_api_key=stranger_key(running.env["DATABASE_URL"]),
+        )
         running.check()
 
 
+def stranger_key(database_url: str) -> str:
+    """Of another account."""
+    engine = make_engine(database_url)
+    try:
+        return issue_key(session_factory(engine), account="stranger").text
+    finally:
+        engine.dispose()
+
+
 @pytest.fixture(scope="session")
-def client(stack: Stack) -> Iterator[Client]:
-    with Client(stack.api_url, stack.owner.api_key) as connection:
+def client(installation: Installation) -> Iterator[Client]:
+    with Client(installation.url, installation.api_key) as connection:
         yield connection
 
 
@@ -38,16 +63,10 @@ def samples() -> Samples:
 
 
 @pytest.fixture(scope="session")
-def receiver() -> Iterator[WebhookReceiver]:
-    with webhook_receiver() as running:
+def receiver(installation: Installation) -> Iterator[WebhookReceiver | None]:
+    """None where the installation was not told how to reach this machine."""
+    if installation.webhook_host is None:
+        yield None
+        return
+    with webhook_receiver(installation.webhook_host) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def stranger_key(stack: Stack) -> str:
-    """Of another account."""
-    engine = make_engine(stack.env["DATABASE_URL"])
-    try:
-        return issue_key(session_factory(engine), account="stranger").text
-    finally:
-        engine.dispose()

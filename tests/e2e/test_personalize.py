@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook
 
 from api.client import Client, JobNotSucceeded, ServiceRefused
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(480)]
 
 ARTIFACTS = {
     "content_lora": "content_lora.safetensors",
@@ -49,9 +49,10 @@ def seen():
 
 @pytest.fixture(scope="module")
 def finished(client, samples, receiver, seen):
-    job = submit(client, samples, steps=FEW_STEPS, rank=4, seed=3, webhook_url=receiver.url)
+    called = {} if receiver is None else {"webhook_url": receiver.url}
+    job = submit(client, samples, steps=FEW_STEPS, rank=4, seed=3, **called)
     assert job.state == "queued"
-    return client.wait(job.id, on_progress=seen.append, timeout_s=150)
+    return client.wait(job.id, on_progress=seen.append, timeout_s=400)
 
 
 def test_the_files_are_the_ones_announced(client, finished, tmp_path):
@@ -62,7 +63,8 @@ def test_the_files_are_the_ones_announced(client, finished, tmp_path):
         assert len(content) == artifact.bytes
         assert hashlib.sha256(content).hexdigest() == artifact.sha256
     assert Image.open(BytesIO(files["preview"].read_bytes())).width > 200
-    json.loads(files["report"].read_text())
+    likeness = json.loads(files["report"].read_text())["likeness"]
+    assert set(likeness["loras"]) == {"content", "style", "merged"}
 
 
 def test_progress_only_ever_grows_and_ends_at_one(finished, seen):
@@ -86,15 +88,19 @@ def test_links_work_without_a_key_and_break_when_changed(finished):
     assert httpx.get(artifact.url.split("?")[0]).status_code in {400, 401, 403}
 
 
-def test_the_webhook_came_signed(finished, receiver, stack):
-    delivery = receiver.deliveries.get(timeout=20)
-    event = Webhook(stack.owner.webhook_secret).verify(delivery.body, delivery.headers)
+def test_the_webhook_came_signed(finished, receiver, installation):
+    if receiver is None or installation.webhook_secret is None:
+        pytest.skip("not told WEBHOOK_HOST and WEBHOOK_SECRET of the installation")
+    delivery = receiver.deliveries.get(timeout=60)
+    event = Webhook(installation.webhook_secret).verify(delivery.body, delivery.headers)
     assert event["type"] == "job.succeeded"
     assert event["data"]["job_id"] == finished.id
 
 
-def test_another_account_does_not_see_the_job(stack, finished, stranger_key):
-    with Client(stack.api_url, stranger_key) as stranger:
+def test_another_account_does_not_see_the_job(installation, finished):
+    if installation.other_api_key is None:
+        pytest.skip("not told OTHER_API_KEY, of an account without jobs")
+    with Client(installation.url, installation.other_api_key) as stranger:
         with pytest.raises(ServiceRefused) as refusal:
             stranger.job(finished.id)
         assert refusal.value.status == 404
@@ -106,17 +112,17 @@ def test_a_running_job_stops_when_canceled_and_the_next_one_runs(client, samples
     wait_for_a_step(client, job)
     client.cancel(job.id)
     with pytest.raises(JobNotSucceeded, match="canceled"):
-        client.wait(job.id, timeout_s=30)
+        client.wait(job.id, timeout_s=90)
     after = submit(client, samples, steps={"content": 20_000, "style": 20_000}, rank=4)
     wait_for_a_step(client, after)
     assert [one.id for one in client.jobs()][:2] == [after.id, job.id]
     client.cancel(after.id)
     with pytest.raises(JobNotSucceeded, match="canceled"):
-        client.wait(after.id, timeout_s=30)
+        client.wait(after.id, timeout_s=90)
 
 
 def wait_for_a_step(client, job):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (now := client.job(job.id)).progress.step:
-        assert time.monotonic() < deadline, f"no step after 60 s: {now}"
+        assert time.monotonic() < deadline, f"no step after 120 s: {now}"
         time.sleep(0.2)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("e2e"), pytest.mark.timeout(480)]
 
 BASH = shutil.which("bash") or "bash"
 CURL = shutil.which("curl")
@@ -22,10 +22,10 @@ def block(word):
 
 
 @pytest.mark.skipif(not CURL, reason="the README speaks curl")
-def test_the_first_screen_leads_from_pictures_to_a_picture(stack, samples, tmp_path):
+def test_the_first_screen_leads_from_pictures_to_a_picture(installation, samples, tmp_path):
     folder = samples.content[0].parent.parent
     script = block("preview.png").replace("duolora/tiny/samples", str(folder))
-    script = re.sub(r"export API=\S+ KEY=\S+", f"export API={stack.api_url} KEY={stack.owner.api_key}", script)
+    script = re.sub(r"export API=\S+ KEY=\S+", f"export API={installation.url} KEY={installation.api_key}", script)
     script = script.replace(
         '"subject_class"', '"steps": {"content": 2, "style": 2, "merge": 1}, "rank": 4, "subject_class"'
     )
@@ -35,7 +35,7 @@ def test_the_first_screen_leads_from_pictures_to_a_picture(stack, samples, tmp_p
         assert picture.width > 200
 
 
-def test_every_table_row_is_a_real_state(stack):
+def test_every_table_row_is_a_real_state(installation):
     rows = re.findall(r"^\| `(\w+)` \|", README.split("| state of a job |")[1].split("\n\n")[0], re.MULTILINE)
-    schema = httpx.get(f"{stack.api_url}/openapi.json").json()
+    schema = httpx.get(f"{installation.url}/openapi.json").json()
     assert rows == schema["components"]["schemas"]["JobState"]["enum"]

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Queue
 from typing import TYPE_CHECKING
 
+from deploy.local.processes import LOOPBACK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,8 +32,8 @@ class WebhookReceiver:
 
 
 @contextmanager
-def webhook_receiver() -> Iterator[WebhookReceiver]:
-    """A receiver on a free loopback port."""
+def webhook_receiver(host: str = LOOPBACK) -> Iterator[WebhookReceiver]:
+    """A receiver on a free port: of the loopback interface, or of all where it is called by another host's name."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -43,8 +45,8 @@ def webhook_receiver() -> Iterator[WebhookReceiver]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver = WebhookReceiver(f"http://127.0.0.1:{server.server_address[1]}/hook")
+    with ThreadingHTTPServer((LOOPBACK if host == LOOPBACK else "", 0), Handler) as server:
+        receiver = WebhookReceiver(f"http://{host}:{server.server_address[1]}/hook")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -24,6 +24,7 @@ from worker.wire import (
     ProgressReport,
     Ready,
     Run,
+    Shown,
     Warm,
     Warmed,
     WireError,
@@ -67,6 +68,7 @@ EVENTS = [
         paired=True,
         files=(CheckpointFile(name="state.safetensors", sha256="00", bytes=9),),
     ),
+    Shown(id="s:1", output=OutputFile(name="training_content_000100", filename="x.png", content_type="image/png")),
     LogLine(id="a:1", level="INFO", message="encoding\ntwo lines"),
     Done(
         id="a:1",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from api.db import make_engine, session_factory
 from api.metrics import exposed, process_registry
 from api.storage import ObjectStore
+from api.tracing import exported
 from api.webhooks.delivery import WebhookSender
 from worker import logs
 from worker.app import make_app
@@ -54,7 +55,7 @@ def main() -> int:
     )
     registry = process_registry()
     registry.register(RowGauges(sessions))
-    with exposed(settings.metrics, registry):
+    with exported(settings.tracing, "duolora-dispatcher"), exposed(settings.metrics, registry):
         return _serve(_duties(settings, sessions, stop), stop)
 
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
+from api.telemetry import current_traceparent
+from api.tracing import span
 from api.webhooks.repository import AttemptTime, DeliveryOutcome, origin_of, record_outcome, take_due
 from worker import logs
 
@@ -100,7 +103,9 @@ class Deliverer:
 
     def _deliver(self, delivery: DueDelivery) -> None:
         started_at, began = datetime.now(UTC), time.monotonic()
-        outcome = self._attempt(delivery)
+        with span("webhook", "client", attempt=delivery.attempt) as told:
+            outcome = self._attempt(replace(delivery, traceparent=current_traceparent()))
+            told["http.response.status_code"] = outcome.status or 0
         took = AttemptTime(started_at, timedelta(seconds=time.monotonic() - began))
         try:
             with transaction(self._sessions) as session:

@@ -22,6 +22,7 @@ from duolora.runtime import choose_runtime, memory_errors
 from duolora.strengths import slider_strengths
 from duolora.training_previews import train_showing
 from worker.engine import files
+from worker.engine.judging import judged
 from worker.engine.keeping import SIDE_STAGES
 from worker.engine.narration import tell_of_merge, tell_of_preview, tell_of_prompts, tell_of_training
 
@@ -228,7 +229,9 @@ def _package(request: StageRequest, base: DiffusionBase, observer: Observer) -> 
         loras["merged"] = read_lora(stage.inputs_dir / files.MERGED, base.layers())
         made["merge"] = json.loads((stage.inputs_dir / f"{MERGE_REPORT}.json").read_text())
     tell_of_preview(config.preview)
-    results = draw_results(base, loras, files.pictures_of(stage), config, observer, keeper=request.keeper)
+    pictures = files.pictures_of(stage)
+    results = draw_results(base, loras, pictures, config, observer, keeper=request.keeper)
+    made["likeness"] = judged(base, results.drawn, pictures)
     outputs = [files.write_picture(results.preview, "preview", folder)]
     for place, picture in enumerate(results.slider):
         outputs.append(files.write_picture(picture, f"slider_{place}", folder))

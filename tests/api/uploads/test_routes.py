@@ -328,5 +328,5 @@ def noisy_jpeg():
 
 def test_lifetimes_are_settings(api_settings, sessions, store):
     settings = type(api_settings.uploads)(lifetime_h=0.5, link_lifetime_s=7200)
-    made = service.UploadService(settings, api_settings.images, sessions, store, None)
+    made = service.UploadService(settings, sessions, store, None)
     assert made._lifetime == made._link_lifetime == timedelta(minutes=30)

@@ -307,10 +307,23 @@ def test_a_name_is_not_looked_up_at_submission():
     check_at_submit("http://192.168.1.5:8080/", [ip_network("192.168.0.0/16")])
 
 
-def test_odd_ways_to_write_an_address_are_judged_by_what_they_resolve_to():
-    """The resolver of the C library reads these as 127.0.0.1."""
-    for host in ("2130706433", "0x7f.1", "127.1", "0177.0.0.1", "localhost"):
-        target = parse_target(f"https://{host}/")
-        for text in resolve_all(host, 443):
-            with pytest.raises(TargetRefused):
-                check_address(ip_address(text), target, ())
+ODD = ("2130706433", "0x7f.1", "127.1", "0177.0.0.1", "0X7F000001")
+"""The resolver of the C library reads these as 127.0.0.1."""
+
+
+@pytest.mark.parametrize("host", [*ODD, "127.0.0.1.", "1.2.3", "256.1.1.1"])
+def test_odd_ways_to_write_an_address_are_no_name(host):
+    with pytest.raises(TargetRefused, match="four decimal numbers"):
+        parse_target(f"https://{host}/")
+
+
+@pytest.mark.parametrize("host", [*ODD, "localhost"])
+def test_they_are_also_judged_by_what_they_resolve_to(host):
+    for text in resolve_all(host, 443):
+        with pytest.raises(TargetRefused):
+            check_address(ip_address(text), TARGET, ())
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "3com.example", "example.x1", "1.2.3.4.example", "xn--0x7f-x.example"])
+def test_a_name_may_hold_numbers(host):
+    assert parse_target(f"https://{host}/").host == host

@@ -1,0 +1,76 @@
+"""What docker-compose.yml promises, read without an engine; `make compose-e2e` runs it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+EXAMPLE = (ROOT / ".env.example").read_text()
+SERVICES = yaml.safe_load(TEXT)["services"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_confined(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert ("cap_add" in service) == (name == "object-store")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_image_is_pinned_or_our_own(name):
+    image = SERVICES[name]["image"]
+    assert image.startswith("duolora-") or re.search(r":v?\d+\.\d+", image)
+    built = {service["image"] for service in SERVICES.values() if "build" in service}
+    assert image.startswith("duolora-") == (image in built)
+
+
+def test_only_what_callers_need_is_published():
+    published = {name for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"api", "object-store", "grafana"}
+    assert SERVICES["grafana"]["profiles"] == ["observability"]
+    assert SERVICES["postgres"]["networks"] == SERVICES["redis"]["networks"] == ["inside"]
+
+
+def test_every_secret_that_is_asked_for_is_made():
+    asked = set(re.findall(r"\$\{(\w+):\?", TEXT))
+    made = set(re.findall(r"^(\w+)=$", EXAMPLE, re.MULTILINE))
+    assert asked == made
+
+
+def test_every_setting_of_the_example_is_one_of_the_compose_file():
+    named = set(re.findall(r"^#?(\w+)=", EXAMPLE, re.MULTILINE))
+    known = set(re.findall(r"\$\{(\w+)", TEXT)) | set(re.findall(r"^ +(\w+):$", TEXT, re.MULTILINE))
+    known |= set(yaml.safe_load(TEXT)["x-build"]["args"])
+    assert named - known == {"COMPOSE_PROFILES"}
+
+
+def test_the_worker_is_given_longer_than_it_takes_to_leave():
+    grace_s = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > WorkerSettings.model_fields["worker_grace_s"].default + 10
+
+
+def test_what_is_mounted_is_there():
+    mounted = [
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume[0] == "."
+    ]
+    assert len(mounted) == 4
+    assert [path for path in mounted if not (ROOT / path).exists()] == []
+
+
+def test_prometheus_asks_every_process_that_tells_metrics():
+    config = yaml.safe_load((ROOT / "deploy/observability/prometheus.yml").read_text())
+    (names,) = config["scrape_configs"][0]["dns_sd_configs"]
+    ours = {name for name, service in SERVICES.items() if service["image"].startswith("duolora-")}
+    assert set(names["names"]) == ours - {"migrate", "sbom"}
