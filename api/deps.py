@@ -111,5 +111,3 @@ WritesUploads = Annotated[Caller, Security(_caller, scopes=[Scope.UPLOADS_WRITE]
 ReadsWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_READ])]
 WritesWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_WRITE])]
 Admin = Annotated[Caller, Security(_caller, scopes=[Scope.ADMIN])]
-CallerDep = Annotated[Caller, Depends(_caller)]
-"""Names no scope, so it lets in `admin` only: an operation has one of those above."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from duolora import commands
+from duolora import commands, completion
 from duolora.errors import DuoLoraError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="duolora", description=__doc__)
     commands_of_parser = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.register(commands_of_parser)
+    completion.register(commands_of_parser, parser)
     for point in sorted(entry_points(group="duolora.commands"), key=lambda point: point.name):
         point.load()(commands_of_parser)
     return parser

@@ -154,7 +154,7 @@ _FILES: dict[str, tuple[tuple[str, str], ...]] = {
 def _write(member: Member, folder: Path, name: str, filename: str) -> OutputFile:
     kind = filename.rpartition(".")[2]
     if kind == "safetensors":
-        content, content_type = _lora(kohya="kohya" in filename), SAFETENSORS
+        content, content_type = lora_file(kohya="kohya" in filename), SAFETENSORS
     elif kind == "png":
         content, content_type = _picture(name), "image/png"
     else:
@@ -163,8 +163,8 @@ def _write(member: Member, folder: Path, name: str, filename: str) -> OutputFile
     return OutputFile(name=name, filename=filename, content_type=content_type)
 
 
-def _lora(*, kohya: bool) -> bytes:
-    """Return a LoRA of one layer that changes nothing: all its numbers are 0.
+def lora_file(*, kohya: bool) -> bytes:
+    """Return the file of a LoRA of one layer that changes nothing: all its numbers are 0.
 
     The format is an 8-byte length, a JSON header and the bytes; the library that writes it takes addresses of arrays,
     of which there are none here.

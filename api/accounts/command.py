@@ -1,4 +1,4 @@
-"""`duolora keys`: make, list and revoke API keys. Speaks to the database of DATABASE_URL."""
+"""`duolora keys` without a service: makes, lists and revokes keys in the database of DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, sessionmaker
 
+DEFAULT_ACCOUNT = "default"
 _ANY = -1
 """Stands for no bound, where None stands for one that is left as it is."""
 _QUOTAS = {
@@ -20,38 +21,36 @@ _QUOTAS = {
     "--max-queued": "most jobs of the account that wait to be begun",
     "--max-stored-bytes": "most bytes of pictures and results that are kept for the account",
 }
-DESCRIPTION = "Make, list and revoke API keys. Speaks to the database of DATABASE_URL."
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `keys` to the `duolora` command."""
-    parser = commands.add_parser("keys", help="make, list and revoke API keys", description=DESCRIPTION)
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-
-    create = actions.add_parser("create", help="make a key and print it, this once")
-    create.add_argument("--account", default="default", help="made if there is none of that name (%(default)s)")
+def create_options(create: argparse.ArgumentParser) -> None:
+    """Add what a new key, and its account, may have."""
     create.add_argument("--label", default="", help="what the key is for")
+    create.add_argument("--scope", action="append", help="what it may do, as jobs:read or admin; may be repeated")
     create.add_argument("--days", type=int, metavar="N", help="days until it expires; never if left out")
-    create.add_argument("--max-priority", type=int, metavar="N", help="highest priority the account's jobs may ask for")
+    own = create.add_argument_group("in the database")
+    own.add_argument("--account", help=f"made if there is none of that name ({DEFAULT_ACCOUNT})")
+    own.add_argument("--max-priority", type=int, metavar="N", help="highest priority the account's jobs may ask for")
     for option, bounded in _QUOTAS.items():
-        create.add_argument(option, type=_quota, metavar="N", help=f"{bounded}, all keys together; `none` for any")
-    create.set_defaults(run=_create)
-
-    actions.add_parser("list", help="list all keys").set_defaults(run=_list)
-
-    revoke = actions.add_parser("revoke", help="make a key useless, at once and for good")
-    revoke.add_argument("id", help="as `duolora keys list` shows it")
-    revoke.set_defaults(run=_revoke)
+        own.add_argument(option, type=_quota, metavar="N", help=f"{bounded}, all keys together; `none` for any")
 
 
-def _create(arguments: argparse.Namespace) -> int:
-    from api.accounts.service import issue_key  # noqa: PLC0415 - every `duolora` command loads this module
+def create(arguments: argparse.Namespace) -> int:
+    """Make a key, and its account if need be; print it."""
+    from api.accounts.scopes import Scope  # noqa: PLC0415 - every `duolora` command loads this module
+    from api.accounts.service import issue_key  # noqa: PLC0415
 
+    unknown = set(arguments.scope or ()) - set(Scope)
+    if unknown:
+        print(f"duolora: there is no scope {unknown.pop()!r}; known: {', '.join(Scope)}", file=sys.stderr)
+        return 2
+    scopes = [Scope(name) for name in arguments.scope or [Scope.ADMIN]]
     with _sessions() as sessions:
         issued = issue_key(
             sessions,
-            account=arguments.account,
+            account=arguments.account or DEFAULT_ACCOUNT,
             label=arguments.label,
+            scopes=scopes,
             lifetime=None if arguments.days is None else timedelta(days=arguments.days),
             max_priority=arguments.max_priority,
             quotas={
@@ -70,20 +69,23 @@ def _create(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list(_: argparse.Namespace) -> int:
-    from api.accounts.repository import list_keys  # noqa: PLC0415 - see _create
+def list_all(_: argparse.Namespace) -> int:
+    """List the keys of all accounts."""
+    from api.accounts.repository import list_keys  # noqa: PLC0415 - see create
     from api.db import transaction  # noqa: PLC0415
 
     with _sessions() as sessions, transaction(sessions) as session:
         for key, account in list_keys(session):
             used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}Z"
             state = "revoked" if key.revoked_at else "active"
-            print(f"{key.id}  {account.name}  {state}  last used {used}  {key.label}".rstrip())
+            scopes = ",".join(key.scopes)
+            print(f"{key.id}  {account.name}  {state}  last used {used}  {scopes}  {key.label}".rstrip())
     return 0
 
 
-def _revoke(arguments: argparse.Namespace) -> int:
-    from api.accounts.repository import revoke_key  # noqa: PLC0415 - see _create
+def revoke(arguments: argparse.Namespace) -> int:
+    """Make a key useless."""
+    from api.accounts.repository import revoke_key  # noqa: PLC0415 - see create
     from api.db import transaction  # noqa: PLC0415
 
     with _sessions() as sessions, transaction(sessions) as session:
@@ -115,7 +117,7 @@ def _sessions() -> Iterator[sessionmaker[Session]]:
     Raises:
         SystemExit: it cannot be used; one line says why, and the status is 1.
     """
-    from pydantic import ValidationError  # noqa: PLC0415 - see _create
+    from pydantic import ValidationError  # noqa: PLC0415 - see create
     from sqlalchemy.exc import ArgumentError, DBAPIError  # noqa: PLC0415
 
     from api.db import make_engine, session_factory  # noqa: PLC0415

@@ -21,7 +21,7 @@ RECENT_JOBS = 200
 
 _MEASURED = text("""
     SELECT s.name, extract(epoch FROM s.finished_at - s.started_at)::float8 AS seconds, j.params
-    FROM (SELECT id, params FROM jobs WHERE finished_at IS NOT NULL AND state = 'succeeded'
+    FROM (SELECT id, params FROM jobs WHERE finished_at IS NOT NULL AND state = 'succeeded' AND mock_outcome IS NULL
           ORDER BY finished_at DESC LIMIT :recent) j
     JOIN stages s ON s.job_id = j.id
     WHERE j.params ->> 'base_model' = :base AND s.state = 'succeeded' AND s.attempt = 1

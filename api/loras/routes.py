@@ -55,7 +55,7 @@ def list_loras(
         list[TagFilter], Query(max_length=MAX_TAGS, description="Only those that have this tag, and each other given.")
     ] = [],  # noqa: B006
     job_id: Annotated[uuid.UUID | None, Query(description="Only those that this job made.")] = None,
-    base_model: Annotated[str | None, Query(max_length=200, description="Only those for this base.")] = None,
+    base_model: Annotated[str | None, Query(max_length=100, description="Only those for this base.")] = None,
 ) -> LoraPage:
     """List the LoRAs that the caller's jobs have made and those that were sent in, newest first."""
     return services.loras.page(

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import ServicesDep, WritesUploads
+from api.deps import ReadsUploads, ServicesDep, WritesUploads
 from api.documents import SmallDocuments
 from api.forms import received_form
 from api.problems import problem_responses
@@ -71,7 +71,7 @@ def confirm_upload(services: ServicesDep, caller: WritesUploads, upload_id: uuid
     summary="Read an upload",
     responses=problem_responses(401, 404, 500, 503),
 )
-def read_upload(services: ServicesDep, caller: WritesUploads, upload_id: uuid.UUID) -> UploadRead:
+def read_upload(services: ServicesDep, caller: ReadsUploads, upload_id: uuid.UUID) -> UploadRead:
     """Read what is kept of an upload, and until when."""
     return services.uploads.read(caller, upload_id)
 

@@ -25,8 +25,8 @@ Start Postgres, Valkey, an S3 server, the API, the dispatcher and workers, and k
 
 Everything is kept in one folder: --data, or DUOLORA_DATA, or $XDG_DATA_HOME/duolora, which is ~/.local/share/duolora
 unless set otherwise. In it: postgres/ (rows), objects/ (pictures and results), logs/ (one per process), secrets.json
-(generated passwords and the API key, readable by you only) and, while it runs, environment (the servers' URLs, for
-`duolora keys` and your own tools: set -a; . DIR/environment). Remove the folder to start anew.
+(generated passwords and the API key, readable by you only) and, while it runs, environment (the servers' URLs and the
+key, for `duolora jobs`, `keys` and your own tools: set -a; . DIR/environment). Remove the folder to start anew.
 
 DATABASE_URL, REDIS_URL or S3_ENDPOINT (with S3_BUCKET, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY) in the environment
 replace the embedded server. Run as root where user namespaces are blocked, Postgres runs as `nobody`, and its files go
@@ -89,6 +89,7 @@ def _up(arguments: argparse.Namespace) -> int:
             print(f"  API      {stack.api_url}  (described by /openapi.json)")
             print(f"  API key  {stack.owner.api_key}")
             print(f"  data     {stack.data}")
+            print(f"  commands  set -a; . {stack.data}/environment; set +a; duolora jobs list")
             print(f"  webhooks are signed with {stack.owner.webhook_secret}\n", flush=True)
             stack.watch()
 

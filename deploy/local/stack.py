@@ -181,9 +181,10 @@ class Stack:
 
     def _write_environment(self) -> None:
         """Leave the settings of the running servers for other commands, readable by the owner only."""
-        names = [name for name in self.env if name.startswith(("DATABASE_URL", "REDIS_URL", "S3_"))]
+        told = {name: self.env[name] for name in self.env if name.startswith(("DATABASE_URL", "REDIS_URL", "S3_"))}
+        told |= {"DUOLORA_URL": self.api_url, "DUOLORA_API_KEY": self.owner.api_key}
         path = self.data / ENVIRONMENT_FILE
-        write_private(path, "".join(f"{name}='{self.env[name]}'\n" for name in names))
+        write_private(path, "".join(f"{name}='{value}'\n" for name, value in told.items()))
         self._cleanup.callback(path.unlink, missing_ok=True)
 
     def _service(self, name: str, module: str, *, env: Mapping[str, str], grace_s: float = 10.0) -> Child:

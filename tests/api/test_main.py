@@ -134,7 +134,7 @@ class TestOpenApi:
         document = http.get("/openapi.json").json()
         assert "post" in document["webhooks"]["job.succeeded"]
         form = document["paths"]["/jobs"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert set(form["properties"]) == {"content_images", "style_images", "params"}
+        assert set(form["properties"]) == {"content_images", "style_images", "archive", "params"}
 
     def test_streams_keys_and_quotas_are_described(self, http):
         paths = http.get("/openapi.json").json()["paths"]

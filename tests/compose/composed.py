@@ -46,6 +46,7 @@ class Composed:
             "WORKER_CHECKPOINT_S": "3",
         }
         self.docker = Docker({**docker.environment, **settings})
+        self._others = self._volumes()
 
     def compose(self, *arguments: str, timeout_s: float = 120, **variables: str) -> str:
         """Run `docker compose ARGUMENTS` and return what it prints."""
@@ -67,10 +68,10 @@ class Composed:
 
     def remove(self) -> None:
         """Take everything down, with the volumes and the images that were built."""
-        built = {each["Config"]["Image"] for each in self.containers().values() if PROJECT in each["Config"]["Image"]}
         self.compose("down", "--volumes")
-        for image in built:
-            self.docker.run("image", "rm", image)
+        ours = ("--filter", f"reference=duolora-*:{PROJECT}", "--format", "{{.Repository}}:{{.Tag}}")
+        if built := self.docker.run("image", "ls", *ours).split():
+            self.docker.run("image", "rm", *built)
 
     def containers(self) -> dict[str, Any]:
         """What the engine knows of the project's containers, by service."""
@@ -81,13 +82,17 @@ class Composed:
         return {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in found}
 
     def left(self) -> dict[str, str]:
-        """Containers, volumes and networks of the project that there are, by kind."""
+        """Containers and networks of the project that there are, and volumes that were not there before it, by kind."""
         label = ("--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
         return {
             "containers": self.docker.run("ps", "--all", *label),
-            "volumes": self.docker.run("volume", "ls", *label),
+            "volumes": " ".join(self._volumes() - self._others),
             "networks": self.docker.run("network", "ls", *label),
         }
+
+    def _volumes(self) -> set[str]:
+        """Of all projects and of none: one without a name has no project's label."""
+        return set(self.docker.run("volume", "ls", "--quiet").split())
 
     def installation(self) -> Installation:
         """The running service with a key that is made for it, and one of another account."""

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from api.client import Client
+from deploy.local.demo import shipped_samples
 from tests.compose.composed import ROOT
 from tests.compose.docker import install_wheel
 from tests.compose.stand_ins import python_image
@@ -87,7 +88,8 @@ def test_the_end_to_end_suite_passes_through_the_published_ports(composed, insta
     assert "skipped" not in done.stdout
 
 
-def test_a_killed_workers_job_goes_on_from_its_checkpoint(composed, installation, samples):
+def test_a_killed_workers_job_goes_on_from_its_checkpoint(composed, installation):
+    samples = shipped_samples()
     with Client(installation.url, installation.api_key) as client:
         job = client.personalize(
             content=samples.content[:2],

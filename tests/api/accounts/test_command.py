@@ -5,9 +5,9 @@ import argparse
 import pytest
 from sqlalchemy import select
 
-from api.accounts.command import register
 from api.accounts.models import Account
 from api.accounts.service import authenticate
+from api.commands.keys import register
 from api.db import transaction
 from api.errors import Unauthenticated
 
@@ -15,6 +15,7 @@ from api.errors import Unauthenticated
 @pytest.fixture
 def run(database_url, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.delenv("DUOLORA_URL", raising=False)
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
 

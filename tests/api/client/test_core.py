@@ -27,6 +27,12 @@ METHODS = {
     "read_webhook": "webhook",
     "list_deliveries": "deliveries",
     "read_delivery": "delivery",
+    "list_loras": "loras",
+    "read_lora": "lora",
+    "change_lora": "update_lora",
+    "create_upload": "upload",
+    "presign_upload": "upload_by_link",
+    "confirm_upload": "upload_by_link",
     "list_keys": "keys",
     "read_key": "key",
 }

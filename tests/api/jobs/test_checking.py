@@ -140,8 +140,8 @@ def test_uploads_can_be_looked_at_and_are_not_fetched_for_it(caller, sessions, s
 
 
 class TestPrediction:
-    def run_one(self, sessions, seconds):
-        make_job(sessions, make_account(sessions))
+    def run_one(self, sessions, seconds, **fields):
+        make_job(sessions, make_account(sessions), **fields)
         while claimed := claim(sessions):
             finish(sessions, claimed)
         with transaction(sessions) as session:
@@ -155,6 +155,10 @@ class TestPrediction:
         twice = 2 * found["config"]["content"]["steps"]
         found = check(caller, [png()], [png()], json.dumps({"recipe": "tiny", "steps": {"content": twice}}))
         assert found["stages"][0]["predicted_seconds"] == 20
+
+    def test_mock_jobs_say_nothing_about_it(self, caller, sessions):
+        self.run_one(sessions, 1, mock_outcome="succeed")
+        assert check(caller, [png()], [png()], '{"recipe": "tiny"}')["predicted_seconds"] is None
 
     def test_of_another_base_nothing_is_known(self, sessions):
         self.run_one(sessions, 10)

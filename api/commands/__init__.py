@@ -1,0 +1,1 @@
+"""The service's verbs of the `duolora` command: what a client does, from a terminal."""
