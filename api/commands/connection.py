@@ -108,12 +108,13 @@ def _status(error: Exception) -> int | None:
     """Return what an error means for the exit status; None if nobody foresaw it."""
     import httpx  # noqa: PLC0415 - see `online`
 
-    from api.client import ClientError, JobNotSucceeded, ServiceRefused  # noqa: PLC0415
+    from api.client import ClientError, JobNotSucceeded, MissingFormat, ServiceRefused  # noqa: PLC0415
 
     if isinstance(error, ServiceRefused):
         return _STATUSES.get(error.status, FAILED)
     meanings: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
         (JobNotSucceeded, NOT_SUCCEEDED),
+        (MissingFormat, MISSING),
         (TimeoutError, LATE),
         ((httpx.TransportError, httpx.InvalidURL), AWAY),
         ((ClientError, OSError), FAILED),
