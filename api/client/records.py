@@ -89,6 +89,8 @@ class Timings(_Record):
 
     queued_seconds: float
     running_seconds: float | None = None
+    worker_seconds: float | None = None
+    """What workers, and so their GPUs, have spent on it so far, all attempts together."""
     stages: dict[str, dict[str, Any]] = {}
 
 

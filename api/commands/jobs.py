@@ -302,6 +302,7 @@ def _display(job: Job, screen: Screen) -> None:
             "started": lambda job: job.started_at,
             "finished": lambda job: job.finished_at,
             "expires": lambda job: job.expires_at,
+            "worker seconds": lambda job: job.timings and job.timings.worker_seconds,
             "files": lambda job: (
                 job.result and "\n".join(f"{each.filename}  {size(each.bytes)}" for each in job.result.artifacts)
             ),

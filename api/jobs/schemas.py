@@ -202,6 +202,11 @@ class JobTimings(Wire):
 
     queued_seconds: float = Field(description="From the submission to the first stage's start.")
     running_seconds: float | None
+    worker_seconds: float = Field(
+        description="What workers, and so their GPUs, have spent on it: on all attempts at all stages, failed ones "
+        "too; one that runs counts up to now. Both trainings of a job in one run count once, and a run that several "
+        "jobs share is divided by their number."
+    )
     stages: dict[str, dict[str, Any]] = Field(description="By stage: `seconds`, and the phases the worker measured.")
 
 

@@ -414,6 +414,7 @@ class TestRead:
         assert (job["state"], job["progress"]["fraction"], job["progress"]["eta_seconds"]) == ("succeeded", 1, None)
         assert job["timings"]["stages"]["merge"]["train_seconds"] == 1.5
         assert job["timings"]["running_seconds"] >= 0
+        assert job["timings"]["worker_seconds"] > 0
         artifacts = {artifact["name"]: artifact for artifact in job["result"]["artifacts"]}
         assert set(artifacts) == {"content_lora", "style_lora", "merge", "package"}
         merged = artifacts["merge"]
