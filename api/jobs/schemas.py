@@ -111,7 +111,7 @@ class JobParams(Wire):
     )
     engine: EngineName = Field(
         EngineName.DUOLORA,
-        description="`mock`: nothing is learnt. The job goes the whole way in about a second, with events, progress, "
+        description="`mock`: nothing is learnt. The job goes the whole way in a second or two, with events, progress, "
         "webhooks and small files that say that they are none; for the tests of whoever uses this interface.",
     )
     mock_outcome: MockOutcome | None = Field(
