@@ -70,6 +70,7 @@ _QUEUED: Document = _SUMMARY | {
         _stage("package"),
     ],
     "timings": {"queued_seconds": 0.0, "running_seconds": None, "worker_seconds": 0.0, "stages": {}},
+    "request_id": "7f3c0d52a9e14b6f",
     "params": {"base_model": "tiny", "content": {"steps": 60, "rank": 8}, "style": {"steps": 60, "rank": 8}},
     "images": [
         {"side": "content", "ordinal": 0, "sha256": _SHA, "bytes": 48213, "width": 512, "height": 512},

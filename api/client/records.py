@@ -117,6 +117,8 @@ class JobRecord(_Record):
     """When it is deleted; None before its end."""
     stop_requested_at: AwareDatetime | None = None
     retry_of: str | None = None
+    request_id: str | None = None
+    """`X-Request-Id` of the request that made it."""
 
     @property
     def is_terminal(self) -> bool:

@@ -10,21 +10,21 @@ from api.commands.screen import size
 
 if TYPE_CHECKING:
     from api.client import JobCheck
-    from api.commands.screen import Screen
+    from api.commands.screen import Columns, Screen
 
-_STAGES = {
+_STAGES: Columns = {
     "stage": itemgetter("name"),
     "after": itemgetter("depends_on"),
     "steps": itemgetter("steps"),
     "seconds": itemgetter("predicted_seconds"),
 }
-_QUOTA = {
+_QUOTA: Columns = {
     "quota": itemgetter("policy"),
     "used": lambda one: _amount(one, one["used"]),
     "then": lambda one: _amount(one, one["after"]),
     "limit": lambda one: _amount(one, one["limit"]),
 }
-_REMARKS = {"picture": itemgetter("pointer"), "code": itemgetter("code"), "remark": itemgetter("detail")}
+_REMARKS: Columns = {"picture": itemgetter("pointer"), "code": itemgetter("code"), "remark": itemgetter("detail")}
 
 
 def show_check(found: JobCheck, screen: Screen) -> None:
@@ -42,7 +42,12 @@ def show_check(found: JobCheck, screen: Screen) -> None:
 
 def _stages(found: JobCheck) -> list[dict[str, Any]]:
     """Return the stages, and a row for all of them, whose time is not known while that of one is not."""
-    whole = {"name": "all", "depends_on": [], "steps": None, "predicted_seconds": found.predicted_seconds}
+    whole: dict[str, Any] = {
+        "name": "all",
+        "depends_on": [],
+        "steps": None,
+        "predicted_seconds": found.predicted_seconds,
+    }
     return [*found.stages, whole]
 
 

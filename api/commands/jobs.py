@@ -100,7 +100,9 @@ def _submit_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, help=about)
     for name, about in _LISTS.items():
         parser.add_argument(f"--{name}", action="append", dest=name.replace("-", "_") + "s", help=about)
-    parser.add_argument("--engine", choices=["duolora", "mock"], help="mock: nothing is learnt, it takes a second or two")
+    parser.add_argument(
+        "--engine", choices=["duolora", "mock"], help="mock: nothing is learnt, it takes a second or two"
+    )
     parser.add_argument("--steps", type=_steps, action="append", metavar="PART=N", help="content, style or merge")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=JSON", help="any parameter")
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key again is the same job")
@@ -298,6 +300,7 @@ def _display(job: Job, screen: Screen) -> None:
             "place in queue": lambda job: job.progress.queue_position,
             "error": lambda job: job.error and f"{job.error.get('detail') or job.error['title']} ({job.error['code']})",
             "retry of": lambda job: job.retry_of,
+            "request": lambda job: job.request_id,
             "created": lambda job: job.created_at,
             "started": lambda job: job.started_at,
             "finished": lambda job: job.finished_at,

@@ -125,6 +125,7 @@ class FullJobRecord(JobRecord):
 
     version: str
     """Another one as soon as anything of it is another, but for what only the clock changes."""
+    request_id: str | None
     params: Document
     webhook_url: str | None
     images: list[Document]
@@ -192,7 +193,7 @@ _VERSION = f"""
 but for those that show a training: a version has SHOWN_MARK at its end if there are any."""
 _IN_FULL = text(f"""
     SELECT q.*, {_VERSION} FROM (
-        SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK}, {_WORKED}, j.params, j.webhook_url,
+        SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK}, {_WORKED}, j.request_id, j.params, j.webhook_url,
         (SELECT coalesce(json_agg(json_build_object(
             'side', i.side, 'ordinal', i.ordinal, 'sha256', i.sha256, 'bytes', i.bytes, 'width', i.width,
             'height', i.height

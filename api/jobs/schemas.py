@@ -279,6 +279,10 @@ class JobRead(JobSummary):
 
     stages: list[StageRead]
     timings: JobTimings
+    request_id: str | None = Field(
+        description="`X-Request-Id` of the request that made it; on the log lines of its workers and on its webhooks. "
+        "Null of a job older than this field."
+    )
     params: dict[str, Any] = Field(description="The complete configuration, resolved from the recipe.")
     images: list[ImageRead]
     loras: list[JobLoraRead]

@@ -50,6 +50,7 @@ def describe(
         **_summary(job, now, outlook, retention),
         stages=[_stage(stage, now) for stage in job.stages],
         timings=_timings(job, now),
+        request_id=job.request_id,
         params=job.params,
         images=[ImageRead(**image) for image in job.images],
         loras=[JobLoraRead(**lora) for lora in job.loras],

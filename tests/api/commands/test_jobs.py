@@ -45,6 +45,7 @@ def test_submitting_prints_the_id_alone_and_watching_ends_with_the_job(submit, d
     watched = duolora("jobs", "watch", job_id)
     assert watched.status == 0
     assert re.search(r"state +succeeded", watched.out)
+    assert re.search(r"request +[0-9a-f]{32}", watched.out)
     assert re.search(r"worker seconds +[\d.]+", watched.out)
     assert "merged.diffusers.safetensors" in watched.out
     assert duolora("jobs", "watch", job_id, "--json").document()["engine"] == "mock"
