@@ -20,8 +20,8 @@ def headers(secret=SECRET, body=BODY):
     return {"Webhook-Id": "msg_1", "webhook-timestamp": str(SENT), "WEBHOOK-SIGNATURE": signature}
 
 
-@pytest.mark.parametrize("body", [BODY, BODY.encode()])
-@pytest.mark.parametrize("secret", [SECRET, (OTHER, SECRET)])
+@pytest.mark.parametrize("body", [BODY, BODY.encode()], ids=["text", "bytes"])
+@pytest.mark.parametrize("secret", [SECRET, (OTHER, SECRET)], ids=["one", "several"])
 def test_what_is_signed_with_a_known_secret_is_read(body, secret):
     assert verify_webhook(body, headers(), secret, now=SENT + 299)["type"] == "job.succeeded"
 
