@@ -335,7 +335,7 @@ class TestRefusals:
         def fail_late(session, job, stages, **options):
             repository_insert(session, job, stages, **options)
             session.flush()
-            session.connection().exec_driver_sql("SELECT 1/0")
+            session.connection().exec_driver_sql("SELECT no_such_function()")
 
         repository_insert = repository.insert_job
         monkeypatch.setattr(ObjectStore, "put_file", remember)
