@@ -14,6 +14,7 @@ import tempfile
 import threading
 from typing import TYPE_CHECKING, BinaryIO
 
+from api.decoder.confinement import hide_memory
 from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, STARTED, ImageRefused, Size, decode_answer
 from api.errors import Unavailable
 
@@ -110,6 +111,7 @@ class Decoder:
         """Return the way to a running process."""
         if self._control is not None:
             return self._control
+        hide_memory()  # a decoder is of the same user, unless that is root
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
