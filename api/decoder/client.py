@@ -29,7 +29,7 @@ EXIT_S = 2.0
 TRIES = 3
 """That the process has died may be found out by a picture that nobody took, and by a second that cannot be sent."""
 
-_UNREADABLE = "Reading the picture failed or took too much time or memory; save it as a plain PNG or JPEG and resend."
+UNREADABLE = "Reading the picture failed or took too much time or memory; save it as a plain PNG or JPEG and resend."
 
 
 class Decoder:
@@ -159,7 +159,7 @@ def _judge(said: bytes, target: int, bounds: Bounds) -> Size:
     if isinstance(answer, ImageRefused):
         raise answer
     if answer is None or answer.width * answer.height > bounds.max_pixels:
-        raise ImageRefused("unreadable", _UNREADABLE)
+        raise ImageRefused("unreadable", UNREADABLE)
     if os.fstat(target).st_size != answer.width * answer.height * BYTES_PER_PIXEL:
-        raise ImageRefused("unreadable", _UNREADABLE)
+        raise ImageRefused("unreadable", UNREADABLE)
     return answer
