@@ -40,7 +40,7 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="api_key", description=DESCRI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The parts of one API process, put together by `api.main.create_app`."""
+    """The parts of one API process, put together by `api.main`."""
 
     settings: ApiSettings
     engine: Engine

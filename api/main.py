@@ -55,39 +55,12 @@ DESCRIPTION = "Trains a content LoRA and a style LoRA from a few pictures each, 
 
 def create_app(settings: ApiSettings) -> FastAPI:
     """Make the application of one process."""
-    engine = make_engine(
-        settings.database.url.get_secret_value(),
-        pool_size=settings.database.pool_size,
-        application_name="duolora-api",
-        trusted_for_s=TRUSTED_FOR_S,
-    )
-    sessions = session_factory(engine)
-    store = ObjectStore(settings.store)
-    darkroom = Darkroom(settings.images)
-    ring = KeyRing(sessions, keep_s=settings.key_cache_s)
-    decider = JobService(settings, sessions, store, darkroom=darkroom)
-    services = Services(
-        settings=settings,
-        engine=engine,
-        sessions=sessions,
-        store=store,
-        keys=ring,
-        account_keys=KeyService(sessions, ring),
-        rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
-        jobs=decider,
-        reader=decider.reader,
-        history=JobHistory(sessions),
-        eraser=Eraser(sessions, store),
-        hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
-        loras=LoraService(settings, sessions, store),
-        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom)),
-        webhooks=WebhookService(settings.webhooks, sessions),
-    )
+    services = _services(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         images.get_ready()
-        await run_in_threadpool(prove_store, store)
+        await run_in_threadpool(prove_store, services.store)
         hub = asyncio.create_task(services.hub.run())
         try:
             yield
@@ -95,7 +68,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
             hub.cancel()
             await asyncio.wait([hub])
             await services.rates.close()
-            engine.dispose()
+            services.engine.dispose()
 
     app = FastAPI(
         title="DuoLoRA",
@@ -123,6 +96,38 @@ def create_app(settings: ApiSettings) -> FastAPI:
         RequestContext, times=RequestTimes(registry)
     )  # added last, so outermost: it sees refusals of the other too
     return app
+
+
+def _services(settings: ApiSettings) -> Services:
+    """Make the parts of one process."""
+    engine = make_engine(
+        settings.database.url.get_secret_value(),
+        pool_size=settings.database.pool_size,
+        application_name="duolora-api",
+        trusted_for_s=TRUSTED_FOR_S,
+    )
+    sessions = session_factory(engine)
+    store = ObjectStore(settings.store)
+    darkroom = Darkroom(settings.images)
+    ring = KeyRing(sessions, keep_s=settings.key_cache_s)
+    decider = JobService(settings, sessions, store, darkroom=darkroom)
+    return Services(
+        settings=settings,
+        engine=engine,
+        sessions=sessions,
+        store=store,
+        keys=ring,
+        account_keys=KeyService(sessions, ring),
+        rates=RateLimiter(settings.rates, settings.redis.url.get_secret_value()),
+        jobs=decider,
+        reader=decider.reader,
+        history=JobHistory(sessions),
+        eraser=Eraser(sessions, store),
+        hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
+        loras=LoraService(settings, sessions, store),
+        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom)),
+        webhooks=WebhookService(settings.webhooks, sessions),
+    )
 
 
 def _upload_sizes(settings: ApiSettings) -> dict[UploadKind, int]:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from typing import TYPE_CHECKING, BinaryIO
 
+from api.decoder.confinement import hide_memory
 from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, STARTED, ImageRefused, Size, decode_answer
 from api.errors import Unavailable
 
@@ -28,7 +29,7 @@ EXIT_S = 2.0
 TRIES = 3
 """That the process has died may be found out by a picture that nobody took, and by a second that cannot be sent."""
 
-_UNREADABLE = "Reading the picture failed or took too much time or memory; save it as a plain PNG or JPEG and resend."
+UNREADABLE = "Reading the picture failed or took too much time or memory; save it as a plain PNG or JPEG and resend."
 
 
 class Decoder:
@@ -110,6 +111,7 @@ class Decoder:
         """Return the way to a running process."""
         if self._control is not None:
             return self._control
+        hide_memory()  # a decoder is of the same user, unless that is root
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -157,7 +159,7 @@ def _judge(said: bytes, target: int, bounds: Bounds) -> Size:
     if isinstance(answer, ImageRefused):
         raise answer
     if answer is None or answer.width * answer.height > bounds.max_pixels:
-        raise ImageRefused("unreadable", _UNREADABLE)
+        raise ImageRefused("unreadable", UNREADABLE)
     if os.fstat(target).st_size != answer.width * answer.height * BYTES_PER_PIXEL:
-        raise ImageRefused("unreadable", _UNREADABLE)
+        raise ImageRefused("unreadable", UNREADABLE)
     return answer

@@ -1,4 +1,4 @@
-"""What a decoder gives up before it sees a stranger's byte; the kernel holds it to that. Linux."""
+"""What a decoder gives up before it sees a stranger's byte, and what is hidden from it, by the kernel. Linux."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def confine(bounds: Bounds) -> None:
     its parent.
     """
     _give_up_root()
-    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
-        if _LIBC.prctl(option, int(value), 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+    hide_memory()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for limit, most in (
         (resource.RLIMIT_CPU, bounds.cpu_s),
         (resource.RLIMIT_AS, bounds.memory_bytes),
@@ -43,6 +43,15 @@ def confine(bounds: Bounds) -> None:
         _lower(limit, most)
 
 
+def hide_memory() -> None:
+    """Keep every other process of the same user from reading and tracing this one. No core of it is dumped either.
+
+    What is forked is hidden too; a program that is executed has to hide itself. Root sees everything still. See
+    ptrace(2), "Ptrace access mode checking".
+    """
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
 def _give_up_root() -> None:
     """Become nobody, because root may raise its limits again. A container may have no such user; then it stays."""
     if os.geteuid() == 0:
@@ -50,6 +59,11 @@ def _give_up_root() -> None:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def _lower(limit: int, most: int) -> None:

@@ -145,6 +145,7 @@ class LoraService:
             InvalidParameters: the file is none of a LoRA, or something that was said of it is refused.
             QuotaExceeded: the account may not store so much more.
             StoreError: it cannot be stored; nothing is left.
+            Unavailable: too many LoRA files are being looked at.
         """
         self._check(came)
         lora_id, stem = uuid7(), _stem(came.filename)

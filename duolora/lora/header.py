@@ -50,18 +50,23 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, most_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read the header of a safetensors file and hold it against the format's rules and against what a LoRA can be.
 
     The rules: https://github.com/huggingface/safetensors, "Format". Tensors fill the rest of the file without overlaps
     and holes.
+
+    Args:
+        path: the file.
+        most_bytes: of the header. A larger one is not parsed: what is parsed may take twenty times as much memory, and
+            no other thread runs meanwhile.
 
     Raises:
         InvalidLora: the file is no safetensors file, is damaged, has a header or a number of tensors beyond any LoRA's,
             or holds a tensor that is not of floating point.
     """
     try:
-        length, size = _look_at_start(path)
+        length, size = _look_at_start(path, most_bytes)
         with path.open("rb") as file:
             file.seek(8)
             words = file.read(length).decode()
@@ -71,7 +76,7 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path.name, str(error) or type(error).__name__) from error
 
 
-def _look_at_start(path: Path) -> tuple[int, int]:
+def _look_at_start(path: Path, most_bytes: int) -> tuple[int, int]:
     """Look at the first bytes, so that nothing large is parsed; returns the lengths of the header and of the file."""
     if path.exists() and not path.is_file():  # a pipe would block for ever
         raise _unreadable(path.name, "it is no regular file")
@@ -88,8 +93,11 @@ def _look_at_start(path: Path) -> tuple[int, int]:
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
         raise _unreadable(path.name, "it ends inside its header")
-    if length > MAX_HEADER_BYTES:
-        raise InvalidLora(f"{path.name} has a header of {length} bytes; no LoRA needs more than {MAX_HEADER_BYTES}")
+    if length > most_bytes:
+        raise InvalidLora(
+            f"{path.name} has a header of {length} bytes; no LoRA needs more than {most_bytes}: save it without the "
+            "statistics of its training"
+        )
     return length, size
 
 

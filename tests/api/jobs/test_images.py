@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -226,3 +228,37 @@ def test_the_limits_are_inclusive(tmp_path):
     exact = LIMITS.model_copy(update={"max_bytes": len(data)})
     accept(data, tmp_path, exact).result.path.unlink()
     assert refusal(data, tmp_path, LIMITS.model_copy(update={"max_bytes": len(data) - 1})).code == "too_large"
+
+
+CUT_OFF = """
+import io, os, sys
+from pathlib import Path
+from PIL import Image
+from api.decoder.wire import Size
+from api.jobs import images
+from api.settings import ImageLimits
+from tests.api.factories import png
+
+class TakenOver:
+    def decode(self, source, target, bounds):
+        os.truncate(target, 64 * 2000 * 3)
+        self.target = target
+        return Size(64, 2000)
+
+def cut_off_and_read(*arguments):
+    os.truncate(images._decoder.target, 0)
+    return read(*arguments)
+
+images._decoder, read, Image.frombytes = TakenOver(), Image.frombytes, cut_off_and_read
+try:
+    images.clean(io.BytesIO(png()), 100, Path(sys.argv[1]), ImageLimits())
+except images.ImageRefused as refusal:
+    print(refusal.code)
+"""
+
+
+def test_pixels_that_are_cut_off_while_they_are_read_cost_their_own_picture_only(tmp_path):
+    words = [sys.executable, "-c", CUT_OFF, tmp_path / "out.png"]  # a process of its own: a mapped file would end it
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "unreadable\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []

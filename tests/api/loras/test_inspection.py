@@ -1,5 +1,6 @@
 """What a file's header tells of it; broken and hostile files are `tests/duolora/lora/test_safe_file.py`'s as well."""
 
+import json
 import re
 
 import pytest
@@ -59,6 +60,32 @@ def test_alphas_and_convolutions_belong_to_it(tmp_path):
         "lora_unet_a.alpha": torch.tensor(4.0),
     }
     assert inspected(tmp_path, save(tensors)).format is LoraFormat.KOHYA
+
+
+def sdxl_keys():
+    """Three tensors for each of 2,000 layers, in keys as long as SDXL's longest; no number is there."""
+    for layer in range(2000):
+        stem = f"lora_unet_{layer:04}".ljust(110 - len(".lora_down.weight"), "x")
+        for key, shape in (("lora_down.weight", [0, 1280]), ("lora_up.weight", [1280, 0]), ("alpha", [0])):
+            yield f"{stem}.{key}", {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]}
+
+
+def with_header(entries):
+    words = json.dumps(entries, separators=(",", ":")).encode()
+    return len(words).to_bytes(8, "little") + words
+
+
+def test_a_header_has_room_for_every_layer_of_sdxl_and_more_words(tmp_path):
+    metadata = {"__metadata__": {"ss_tag_frequency": "x" * 500_000}}
+    # read to its end: without numbers the first layer has none of a LoRA's shapes
+    assert "which no layer of a LoRA has" in refused(tmp_path, with_header(metadata | dict(sdxl_keys())))
+
+
+def test_a_header_beyond_any_loras_is_refused_unparsed(tmp_path):
+    data = with_header({"a": [[]] * (2**21 // 3)})
+    detail = refused(tmp_path, data)
+    assert f"a header of {len(data) - 8} bytes; no LoRA needs more than {2**21}" in detail
+    assert "save it without" in detail
 
 
 DOWN, UP = "unet.a.x.lora_A.weight", "unet.a.x.lora_B.weight"

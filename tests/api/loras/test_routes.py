@@ -9,9 +9,13 @@ from sqlalchemy import update
 
 from api.accounts.models import Account
 from api.db import transaction
+from api.loras import inspection
 from api.loras.models import LoraRole, LoraState
+from api.turns import Turns
 from tests.api.factories import claim, make_account, make_lora
+from tests.api.jobs.test_routes import problem
 from tests.api.loras.conftest import lora_file
+from tests.api.uploads.test_routes import announce, confirm, put, upload
 
 
 def send(caller, data=None, filename="ink_v3.safetensors", **words):
@@ -209,6 +213,19 @@ class TestUpload:
     def test_a_file_that_is_too_large_is_refused(self, serve, caller):
         caller._http = serve(lora_max_bytes=100)
         assert problems(send(caller)) == [("/file", "too_large")]
+
+    def test_whoever_waits_too_long_for_a_look_at_a_file_is_asked_to_come_again(self, caller, library, monkeypatch):
+        turns = Turns(1, 0.05, "Too many.")
+        monkeypatch.setattr(inspection, "_turns", turns)
+        link = announce(caller, lora_file(), purpose="lora", content_type="application/octet-stream")
+        put(link, lora_file())
+        with turns.take():
+            for answer in (send(caller), upload(caller, lora_file(), purpose="lora"), confirm(caller, link)):
+                assert problem(answer, 503, "busy")["retryable"]
+                assert int(answer.headers["retry-after"]) >= 1
+        assert library.rows() == []
+        assert confirm(caller, link).json()["state"] == "ready"  # nothing that came was lost
+        assert send(caller).status_code == 201
 
     def test_the_quota_counts_it_until_it_is_deleted(self, caller, library, sessions):
         with transaction(sessions) as session:
