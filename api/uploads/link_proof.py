@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import secrets
 import threading
-import urllib.error
-import urllib.request
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from api.storage import StoreError
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from api.storage import ObjectStore
 
 _CONTENT_TYPE = "application/octet-stream"
-_TIMEOUT_S = 10
 
 
 class LinkProof:
@@ -51,22 +44,9 @@ class LinkProof:
         self._store.put_bytes(source, secret, _CONTENT_TYPE)
         try:
             bucket = link.split("?", 1)[0].removesuffix(f"/{target}").rsplit("/", 1)[1]
-            _put(link, own, headers | {"x-amz-copy-source": f"/{bucket}/{source}"})
+            self._store.put_by_link(link, own, headers | {"x-amz-copy-source": f"/{bucket}/{source}"})
             if self._store.keys(target) and self._store.get_bytes(target) == secret:
                 return False
-            return _put(link, own, headers) and self._store.get_bytes(target) == own
+            return self._store.put_by_link(link, own, headers) and self._store.get_bytes(target) == own
         finally:
             self._store.delete([source, target])
-
-
-def _put(url: str, data: bytes, headers: Mapping[str, str]) -> bool:
-    """Send bytes to a link of our own store; False if it refuses them."""
-    request = urllib.request.Request(url, data=data, headers=dict(headers), method="PUT")  # noqa: S310 - our own URL
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-        return False
-    except OSError as error:
-        raise StoreError(f"cannot reach the public endpoint: {error}") from error

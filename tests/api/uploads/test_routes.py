@@ -285,16 +285,23 @@ def test_the_store_of_the_tests_keeps_to_its_links_and_the_proof_leaves_nothing(
     assert store.keys() == []
 
 
+def test_the_proof_holds_where_the_public_endpoint_leads_nowhere_from_here(store, store_settings):
+    """As inside a container, whose outer port is another's."""
+    away = ObjectStore(store_settings.model_copy(update={"public_endpoint": "http://127.0.0.1:1"}))
+    assert LinkProof(away).holds()
+    assert store.keys() == []
+
+
 def test_the_proof_sees_a_store_that_copies_what_was_not_signed_for(store, monkeypatch):
     """Played by a request that copies as such a store would."""
 
-    def heedless(url, data, headers):
+    def heedless(_self, _link, _data, headers):
         if "x-amz-copy-source" in headers:
             source = headers["x-amz-copy-source"].split("/", 2)[2]
             store.copy(source, source.replace("/source", "/target"))
         return True
 
-    monkeypatch.setattr("api.uploads.link_proof._put", heedless)
+    monkeypatch.setattr(ObjectStore, "put_by_link", heedless)
     assert not LinkProof(store).holds()
     assert store.keys() == []
 
