@@ -4,7 +4,9 @@ import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -290,6 +292,57 @@ def test_the_proof_holds_where_the_public_endpoint_leads_nowhere_from_here(store
     away = ObjectStore(store_settings.model_copy(update={"public_endpoint": "http://127.0.0.1:1"}))
     assert LinkProof(away).holds()
     assert store.keys() == []
+
+
+@pytest.mark.parametrize("status", [503, 500, 429])
+def test_a_store_that_fails_is_asked_again(store, store_settings, status):
+    """At the public endpoint, until nobody answers there and the internal one is asked."""
+    with answering(status) as endpoint:
+        proof = LinkProof(ObjectStore(store_settings.model_copy(update={"public_endpoint": endpoint})))
+        with pytest.raises(StoreError, match=str(status)):
+            proof.holds()
+        assert store.keys() == []
+    assert proof.holds()
+
+
+def test_a_store_that_refuses_its_links_is_asked_again(store, store_settings):
+    with answering(403) as endpoint:
+        proof = LinkProof(ObjectStore(store_settings.model_copy(update={"public_endpoint": endpoint})))
+        assert not proof.holds()
+    assert proof.holds()
+
+
+def test_a_store_that_copied_once_is_not_asked_again(store, monkeypatch):
+    answers = [False, True]
+    monkeypatch.setattr(LinkProof, "_try", lambda _: answers.pop(0))
+    proof = LinkProof(store)
+    assert (proof.holds(), proof.holds(), answers) == (False, False, [True])
+
+
+@contextmanager
+def answering(status):
+    """An endpoint that answers everything with one status."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_proof_sees_a_store_that_copies_what_was_not_signed_for(store, monkeypatch):
