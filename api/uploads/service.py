@@ -254,7 +254,8 @@ class UploadService:
 
 
 def _make_ready(session: Session, upload: Upload, found: Examined) -> None:
-    more = found.bytes - upload.bytes
+    upload.link_bytes = repository.may_bring(session, upload)
+    more = found.bytes + upload.link_bytes - upload.bytes
     if more > 0:
         quotas.reserve(session, upload.account_id, stored_bytes=more, jobs=0)
     else:

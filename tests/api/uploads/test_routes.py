@@ -62,9 +62,11 @@ def account_of(sessions):
 
 
 def nothing_is_left(sessions, store):
-    assert all(row.state is UploadState.REMOVED for row in rows(sessions))
+    """Nothing but what a link may still bring."""
+    left = rows(sessions)
+    assert all(row.state is UploadState.REMOVED and row.link_expires_at is not None for row in left)
     assert store.keys() == []
-    assert stored(sessions) == 0
+    assert stored(sessions) == sum(row.bytes for row in left)
 
 
 class TestDirect:
@@ -140,7 +142,7 @@ class TestByLink:
         made = answer.json()
         assert (made["id"], made["state"], made["width"], made["height"]) == (link["id"], "ready", 64, 48)
         assert store.keys() == [upload_key(account_of(sessions), uuid.UUID(link["id"]))]
-        assert stored(sessions) == made["bytes"]
+        assert stored(sessions) == made["bytes"] + len(data)
         assert confirm(caller, link).json() == made
 
     def test_the_link_takes_nothing_but_what_was_announced(self, caller, store):
@@ -228,12 +230,40 @@ class TestByLink:
             session.execute(update(Account).values(max_stored_bytes=None))
         assert confirm(caller, link).json()["state"] == "ready"
 
+    def test_deleting_gives_no_room_for_more_links_than_the_quota_has(self, http, sessions):
+        data = png()
+        caller = Caller(http, issue_key(sessions, account="mine", quotas={"max_stored_bytes": len(data) * 3 // 2}))
+        link = announce(caller, data)
+        assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
+        assert put(link, data).status_code == 200
+        again = caller.post("/uploads/presigned", json={"bytes": len(data), "content_type": "image/png"})
+        problem(again, 429, "quota_exceeded")
+        assert stored(sessions) == len(data)
+
+    def test_one_that_is_ready_counts_with_what_its_link_may_bring_until_it_is_deleted(self, caller, sessions):
+        data = png((64, 48))
+        link = announce(caller, data)
+        put(link, data)
+        made = confirm(caller, link).json()
+        assert put(link, data).status_code == 200
+        assert stored(sessions) == made["bytes"] + len(data)
+        assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
+        assert stored(sessions) == len(data)
+
+    def test_a_link_that_ended_long_ago_counts_no_more(self, caller, sessions):
+        data = png()
+        link = announce(caller, data)
+        put(link, data)
+        with transaction(sessions) as session:
+            session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
+        made = confirm(caller, link).json()
+        assert stored(sessions) == made["bytes"]
+
     def test_what_is_written_after_a_deletion_is_the_janitors(self, caller, sessions):
         data = png()
         link = announce(caller, data)
         assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
         problem(caller.get(f"/uploads/{link['id']}"), 404)
-        assert stored(sessions) == 0
         put(link, data)
         problem(confirm(caller, link), 404)
         [row] = rows(sessions)
@@ -270,7 +300,7 @@ class TestByLink:
             answers = list(pool.map(lambda _: confirm(caller, link), range(2)))
         assert [answer.status_code for answer in answers] == [200, 200]
         assert answers[0].json() == answers[1].json()
-        assert stored(sessions) == answers[0].json()["bytes"]
+        assert stored(sessions) == answers[0].json()["bytes"] + len(data)
         assert len(store.keys()) == 1
 
     def test_a_store_that_heeds_what_was_not_signed_gets_no_links(self, caller, sessions, store, monkeypatch):
