@@ -88,9 +88,9 @@ def received_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
     return f"{upload_prefix(account_id, upload_id)}received"
 
 
-def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
-    """Return the key of an upload that is ready."""
-    return f"{upload_prefix(account_id, upload_id)}ready"
+def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID, writing: uuid.UUID) -> str:
+    """Return a key for what is kept of an upload; `writing` is of one act only, as in `lora_key`."""
+    return f"{upload_prefix(account_id, upload_id)}{writing}/ready"
 
 
 def job_lora_key(account_id: uuid.UUID, job_id: uuid.UUID, role: str, ordinal: int, sha256: str) -> str:

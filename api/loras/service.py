@@ -29,7 +29,7 @@ from api.loras.schemas import (
     LoraSummary,
     LoraUrls,
 )
-from api.storage import ObjectMissing, StoreError, lora_key, upload_key
+from api.storage import ObjectMissing, StoreError, lora_key
 from api.uploads import repository as uploads
 from api.uploads.models import UploadKind, UploadState
 
@@ -184,7 +184,7 @@ class LoraService:
             detail = f"there is no upload {upload_id} that is ready and has the purpose lora; upload the file again"
             raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="unknown")])
         try:
-            self._store.get_file(upload_key(upload.account_id, upload.id), path)
+            self._store.get_file(uploads.key_of(upload), path)
         except ObjectMissing as error:
             detail = "it was deleted a moment ago; upload it again"
             raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="gone")]) from error

@@ -61,6 +61,8 @@ class Upload(Base):
     """Of a ready one, what may be written by its link beside what is kept; 0 once nothing arrives by it any more."""
     sha256: Mapped[str | None]
     """Hexadecimal. Of a pending one what its bytes are to have, if that was said; of a ready one, of what is kept."""
+    key: Mapped[str | None]
+    """Of the object of a ready one. Null if it was made ready before this column was there; see `repository.key_of`."""
     width: Mapped[int | None]
     """In pixels, of a picture that is ready; null otherwise, as the next two."""
     height: Mapped[int | None]

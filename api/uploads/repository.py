@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, select
 
 from api.accounts.quotas import add_stored
 from api.jobs.locking import instant
+from api.storage import upload_prefix
 from api.uploads.models import Upload, UploadState
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def find_several(session: Session, *, account_id: uuid.UUID, ids: Collection[uui
     """Return those of an account's uploads that are neither removed nor over, by id."""
     rows = session.scalars(select(Upload).where(Upload.id.in_(ids), *_there(account_id)))
     return {row.id: row for row in rows}
+
+
+def key_of(upload: Upload) -> str:
+    """Return the key of the object of an upload that is ready."""
+    return upload.key or f"{upload_prefix(upload.account_id, upload.id)}ready"
 
 
 def remove(session: Session, upload: Upload) -> None:

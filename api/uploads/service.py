@@ -221,19 +221,23 @@ class UploadService:
             return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE), folder)
 
     def _keep(self, caller: Caller, upload_id: uuid.UUID, found: Examined) -> UploadRead:
-        """Store a file and make its upload ready."""
-        key = upload_key(caller.account_id, upload_id)
+        """Store a file and make its upload ready, unless it is already.
+
+        The key is of this act only: another confirmation, which may have read something else, overwrites nothing.
+        """
+        key = upload_key(caller.account_id, upload_id, uuid7())
         self._store.put_file(key, found.path, found.content_type)
         try:
             with transaction(self._sessions) as session:
                 upload = repository.find(session, account_id=caller.account_id, upload_id=upload_id, lock=True)
                 if upload is not None and upload.state is UploadState.PENDING:
-                    _make_ready(session, upload, found)
+                    _make_ready(session, upload, found, key)
         except QuotaExceeded:
             self._store.delete([key])  # it may be tried again, and be refused again: its bytes are nobody's until then
             raise
-        if upload is None:  # it was deleted, or its time ended, meanwhile
+        if upload is None or upload.key != key:  # it is gone, or ready, meanwhile
             self._store.delete([key])
+        if upload is None:
             raise _missing(upload_id)
         return _read(upload)
 
@@ -253,7 +257,7 @@ class UploadService:
             logger.warning("upload %s, which was refused, is removed later: %s", upload_id, error)
 
 
-def _make_ready(session: Session, upload: Upload, found: Examined) -> None:
+def _make_ready(session: Session, upload: Upload, found: Examined, key: str) -> None:
     upload.link_bytes = repository.may_bring(session, upload)
     more = found.bytes + upload.link_bytes - upload.bytes
     if more > 0:
@@ -261,6 +265,7 @@ def _make_ready(session: Session, upload: Upload, found: Examined) -> None:
     else:
         quotas.add_stored(session, upload.account_id, more)
     upload.state, upload.content_type, upload.bytes = UploadState.READY, found.content_type, found.bytes
+    upload.key = key
     upload.sha256, upload.width, upload.height, upload.dhash = found.sha256, found.width, found.height, found.dhash
 
 

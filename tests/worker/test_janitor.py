@@ -16,8 +16,9 @@ from api.accounts.repository import ensure_account
 from api.db import transaction
 from api.jobs.models import Job, Worker, WorkerState
 from api.jobs.repository import beat_worker
-from api.storage import StoreError, received_key, upload_key
+from api.storage import StoreError, received_key
 from api.uploads.models import Upload, UploadKind
+from api.uploads.repository import key_of
 from tests.worker.bench import eventually
 from tests.worker.jobs import submit
 from worker.dispatcher.duty import ServerAway
@@ -151,7 +152,7 @@ def test_uploads_go_when_their_time_is_over(bench: Bench):
         session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
     janitor(bench).tidy()
     assert uploads_left(bench) == {kept.id}
-    assert bench.store.keys(f"accounts/{kept.account_id}/uploads/") == [upload_key(kept.account_id, kept.id)]
+    assert bench.store.keys(f"accounts/{kept.account_id}/uploads/") == [key_of(kept)]
     assert stored_bytes(bench, kept) == 7
 
 
@@ -164,7 +165,7 @@ def test_what_came_by_the_link_of_a_ready_upload_goes_when_the_link_ends(bench: 
         ends = func.now() - timedelta(minutes=1)
         session.execute(update(Upload).values(link_bytes=5, link_expires_at=ends))
     janitor(bench).tidy()
-    kept = upload_key(upload.account_id, upload.id)
+    kept = key_of(upload)
     assert set(bench.store.keys(f"accounts/{upload.account_id}/")) == {kept, received}
     assert stored_bytes(bench, upload) == 12
     with transaction(bench.sessions) as session:
@@ -199,7 +200,7 @@ def make_upload(bench: Bench) -> Upload:
             expires_at=func.now() + timedelta(hours=1),
         )
         session.add(upload)
-    bench.store.put_bytes(upload_key(upload.account_id, upload.id), b"picture", "image/png")
+    bench.store.put_bytes(key_of(upload), b"picture", "image/png")
     return upload
 
 

@@ -17,7 +17,7 @@ from api.accounts.models import Account
 from api.accounts.service import issue_key
 from api.db import transaction
 from api.settings import ImageLimits
-from api.storage import ObjectStore, StoreError, received_key, upload_key
+from api.storage import ObjectStore, StoreError, received_key
 from api.uploads import service
 from api.uploads.link_proof import LinkProof
 from api.uploads.models import Upload, UploadState
@@ -77,8 +77,8 @@ class TestDirect:
         assert (made["state"], made["kind"], made["width"], made["height"]) == ("ready", "image", 64, 48)
         assert answer.headers["location"] == f"/uploads/{made['id']}"
         assert caller.get(answer.headers["location"]).json() == made
-        [key] = store.keys()
-        assert key == upload_key(account_of(sessions), uuid.UUID(made["id"]))
+        [key], [row] = store.keys(), rows(sessions)
+        assert key == row.key
         kept = store.get_bytes(key)
         assert (len(kept), hashlib.sha256(kept).hexdigest()) == (made["bytes"], made["sha256"])
         assert stored(sessions) == made["bytes"]
@@ -141,7 +141,7 @@ class TestByLink:
         assert answer.status_code == 200
         made = answer.json()
         assert (made["id"], made["state"], made["width"], made["height"]) == (link["id"], "ready", 64, 48)
-        assert store.keys() == [upload_key(account_of(sessions), uuid.UUID(link["id"]))]
+        assert store.keys() == [row.key for row in rows(sessions)]
         assert stored(sessions) == made["bytes"] + len(data)
         assert confirm(caller, link).json() == made
 
@@ -303,6 +303,39 @@ class TestByLink:
         assert stored(sessions) == answers[0].json()["bytes"] + len(data)
         assert len(store.keys()) == 1
 
+    def test_a_confirmation_that_is_late_leaves_what_is_ready_as_it_is(self, caller, sessions, store, monkeypatch):
+        """Between its look and its writing another file of the size came, and was confirmed."""
+        first, second = padded(png((64, 48))), padded(png((80, 60)))
+        link = announce(caller, first)
+        put(link, first)
+        put_file, answers = ObjectStore.put_file, []
+
+        def late(self, *arguments):
+            monkeypatch.setattr(ObjectStore, "put_file", put_file)
+            assert put(link, second).status_code == 200
+            answers.append(confirm(caller, link))
+            put_file(self, *arguments)
+
+        monkeypatch.setattr(ObjectStore, "put_file", late)
+        answers.append(confirm(caller, link))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        made = answers[0].json()
+        assert (answers[1].json(), made["width"]) == (made, 80)
+        [row] = rows(sessions)
+        assert store.keys() == [row.key]
+        assert hashlib.sha256(store.get_bytes(row.key)).hexdigest() == row.sha256 == made["sha256"]
+
+    def test_one_that_was_ready_before_rows_named_keys_is_still_there(self, caller, sessions, store):
+        made = upload(caller, png()).json()
+        [row] = rows(sessions)
+        former = f"accounts/{row.account_id}/uploads/{row.id}/ready"
+        store.copy(row.key, former)
+        store.delete([row.key])
+        with transaction(sessions) as session:
+            session.execute(update(Upload).values(key=None))
+        wish = {"kind": "train", "content_upload_ids": [made["id"]], "subject_class": "cat"}
+        assert caller.post("/jobs", json=wish).status_code == 202
+
     def test_a_store_that_heeds_what_was_not_signed_gets_no_links(self, caller, sessions, store, monkeypatch):
         monkeypatch.setattr(LinkProof, "_try", lambda _: False)
         answer = caller.post("/uploads/presigned", json={"bytes": 5, "content_type": "image/png"})
@@ -410,6 +443,11 @@ def test_only_ids_name_uploads(caller):
     for path in ("/uploads/x", f"/uploads/{NOBODYS}", f"/uploads/{NOBODYS}/confirm", "/uploads/presigned/confirm"):
         answer = caller.post(path) if path.endswith("confirm") else caller.get(path)
         assert answer.status_code == 404, path
+
+
+def padded(picture):
+    """To one size for all: what follows the end of a PNG is not looked at."""
+    return picture.ljust(20_000, b"\0")
 
 
 def noisy_jpeg():
