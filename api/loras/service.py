@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.accounts.scopes import Scope
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
 from api.identifiers import uuid7
@@ -142,10 +143,13 @@ class LoraService:
         """Take a LoRA that was sent in into the library, its file as it came.
 
         Raises:
+            Forbidden: the key may not read the upload that is named.
             InvalidParameters: the file is none of a LoRA, or something that was said of it is refused.
             QuotaExceeded: the account may not store so much more.
             StoreError: it cannot be stored; nothing is left.
         """
+        if came.upload_id is not None:
+            caller.require([Scope.UPLOADS_READ])
         self._check(came)
         lora_id, stem = uuid7(), _stem(came.filename)
         with tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:

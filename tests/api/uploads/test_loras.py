@@ -5,8 +5,10 @@ import uuid
 
 import pytest
 
+from api.accounts.scopes import Scope
+from api.accounts.service import issue_key
 from api.storage import received_key
-from tests.api.factories import png
+from tests.api.factories import Caller, png
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.loras.conftest import lora_file
 from tests.api.uploads.test_routes import (
@@ -43,6 +45,15 @@ def test_one_that_came_by_link_goes_into_the_library(caller, sessions, store):
     assert caller.request("DELETE", f"/uploads/{made['id']}").status_code == 204
     assert stored(sessions) == 2 * len(data)
     assert len(store.keys()) == 1
+
+
+def test_a_key_that_may_not_read_uploads_may_not_name_one(http, caller, sessions):
+    made = upload(caller, lora_file(), purpose="lora").json()
+    narrow = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.LORAS_WRITE]))
+    assert problem(take(narrow, made["id"]), 403, "insufficient_scope")["missing_scopes"] == ["uploads:read"]
+    assert narrow.post("/loras", files={"file": ("a.safetensors", lora_file())}).status_code == 201
+    reader = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.LORAS_WRITE, Scope.UPLOADS_READ]))
+    assert take(reader, made["id"]).status_code == 201
 
 
 def test_it_may_come_with_the_request_too(caller):
