@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from api.errors import Unavailable
 from api.jobs import images
+from api.places import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from api.jobs.images import CleanImage, ImageRefused
@@ -23,7 +21,11 @@ class Darkroom:
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        self._places = threading.BoundedSemaphore(limits.parallel)
+        self._places = Places(
+            limits.parallel,
+            wait_s=limits.wait_s,
+            refusal="Too many pictures are being read at the moment; send the job again.",
+        )
 
     def develop(self, files: Sequence[ReceivedFile], folder: Path) -> list[CleanImage | ImageRefused]:
         """Write every picture anew into a folder; one that cannot be used has its refusal in place of it.
@@ -33,18 +35,8 @@ class Darkroom:
         """
         if not files:
             return []
-        with self._place():
+        with self._places.taken():
             return [self._clean(file, folder / f"{number}.png") for number, file in enumerate(files)]
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Take a turn at decoding. Whoever waits occupies a thread that other requests need, so nobody waits long."""
-        if not self._places.acquire(timeout=self._limits.wait_s):
-            raise Unavailable("Too many pictures are being read at the moment; send the job again.", code="busy")
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def _clean(self, file: ReceivedFile, path: Path) -> CleanImage | ImageRefused:
         try:

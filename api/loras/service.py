@@ -30,6 +30,7 @@ from api.loras.schemas import (
     LoraSummary,
     LoraUrls,
 )
+from api.places import lora_places
 from api.storage import ObjectMissing, StoreError, lora_key
 from api.uploads import repository as uploads
 from api.uploads.models import UploadKind, UploadState
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from api.loras.form import ReceivedLora
     from api.loras.models import LoraFormat, LoraRole
     from api.loras.schemas import LoraPatch
+    from api.places import Places
     from api.settings import ApiSettings
     from api.storage import ObjectStore
 
@@ -63,7 +65,15 @@ def lora_path(lora_id: object) -> str:
 class LoraService:
     """Decides about LoRAs for their owners."""
 
-    def __init__(self, settings: ApiSettings, sessions: sessionmaker[Session], store: ObjectStore) -> None:
+    def __init__(
+        self,
+        settings: ApiSettings,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        *,
+        places: Places | None = None,
+    ) -> None:
+        self._places = places or lora_places(settings.lora_parallel)
         self._sessions = sessions
         self._store = store
         self._keeper = Keeper(sessions, store)
@@ -147,12 +157,13 @@ class LoraService:
             InvalidParameters: the file is none of a LoRA, or something that was said of it is refused.
             QuotaExceeded: the account may not store so much more.
             StoreError: it cannot be stored; nothing is left.
+            Unavailable: too many LoRAs are being read.
         """
         if came.upload_id is not None:
             caller.require([Scope.UPLOADS_READ])
         self._check(came)
         lora_id, stem = uuid7(), _stem(came.filename)
-        with tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
+        with self._places.taken(), tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
             path = Path(folder, f"lora{_SUFFIX}")
             sha256 = self._fetch(caller, came.upload_id, path) if came.file is None else _write(came.file, path)
             found = inspect(path)

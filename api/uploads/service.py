@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +27,7 @@ from api.uploads.schemas import PresignedUpload, UploadRead
 
 if TYPE_CHECKING:
     import uuid
+    from pathlib import Path
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -74,11 +73,11 @@ class UploadService:
             InvalidParameters: it cannot be used.
             QuotaExceeded: the account has as many bytes as it may.
             StoreError: it cannot be stored.
-            Unavailable: too many pictures are being read.
+            Unavailable: too many pictures or LoRAs are being read.
         """
         quotas.precheck(self._sessions, caller.account_id, jobs=0)
-        with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            found = self._examiner.examine(kind, file, Path(folder))
+        with self._examiner.room(kind) as folder:
+            found = self._examiner.examine(kind, file, folder)
             upload_id = self._reserve(
                 caller, kind, content_type=found.content_type, stored_bytes=found.bytes, sha256=None
             ).id
@@ -132,14 +131,14 @@ class UploadService:
             Conflict: nothing came yet.
             QuotaExceeded: what is kept of it is larger than announced, and the account has as many bytes as it may.
             StoreError: the store does not answer.
-            Unavailable: too many pictures are being read.
+            Unavailable: too many pictures or LoRAs are being read.
         """
         upload = self._find(caller, upload_id)
         if upload.state is UploadState.READY:
             return _read(upload)
         try:
-            with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-                ready = self._keep(caller, upload_id, self._examine_received(upload, Path(folder)))
+            with self._examiner.room(upload.kind) as folder:
+                ready = self._keep(caller, upload_id, self._examine_received(upload, folder))
         except ObjectMissing as error:
             upload = self._find(caller, upload_id)
             if upload.state is UploadState.READY:  # another confirmation was faster
@@ -218,7 +217,7 @@ class UploadService:
             if upload.sha256 is not None:
                 _compare("sha256", upload.sha256, hashlib.file_digest(data, "sha256").hexdigest())
                 data.seek(0)
-            return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE), folder)
+            return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE, path), folder)
 
     def _keep(self, caller: Caller, upload_id: uuid.UUID, found: Examined) -> UploadRead:
         """Store a file and make its upload ready, unless it is already.
