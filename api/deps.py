@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
-from api.accounts.scopes import Scope, missing
+from api.accounts.scopes import Scope
 from api.accounts.service import Caller, KeyRing
-from api.errors import Forbidden, Unauthenticated
+from api.errors import Unauthenticated
 from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
 from api.jobs.logs import JobHistory
@@ -26,8 +26,6 @@ from api.uploads.service import UploadService
 from api.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -86,20 +84,8 @@ async def _caller(
         request.state.rate_limit = standing.headers()  # for the middleware, whatever the answer will be
         if not granted:
             raise standing.refusal()
-    lacking = missing(caller.scopes, wanted.scopes)
-    if lacking:
-        raise _lacks(lacking)
+    caller.require(wanted.scopes)
     return caller
-
-
-def _lacks(scopes: Sequence[str]) -> Forbidden:
-    """Return the refusal of a key that may not do this (RFC 6750, 3.1)."""
-    names = " ".join(scopes)
-    return Forbidden(
-        f"The key lacks the scope {names}; use another one, or have one made that has it.",
-        headers={"WWW-Authenticate": f'Bearer realm="duolora", error="insufficient_scope", scope="{names}"'},
-        extensions={"missing_scopes": list(scopes)},
-    )
 
 
 ReadsJobs = Annotated[Caller, Security(_caller, scopes=[Scope.JOBS_READ])]

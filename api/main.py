@@ -31,6 +31,7 @@ from api.loras import routes as loras
 from api.loras.service import LoraService
 from api.metrics import process_registry
 from api.middleware import BodyLimit, RequestContext
+from api.places import lora_places
 from api.request_times import RequestTimes
 from api.storage import ObjectStore, StoreError, StoreMisconfigured
 from api.uploads import routes as uploads
@@ -108,7 +109,7 @@ def _services(settings: ApiSettings) -> Services:
     )
     sessions = session_factory(engine)
     store = ObjectStore(settings.store)
-    darkroom = Darkroom(settings.images)
+    darkroom, places = Darkroom(settings.images), lora_places(settings.lora_parallel)
     ring = KeyRing(sessions, keep_s=settings.key_cache_s)
     decider = JobService(settings, sessions, store, darkroom=darkroom)
     return Services(
@@ -124,8 +125,8 @@ def _services(settings: ApiSettings) -> Services:
         history=JobHistory(sessions),
         eraser=Eraser(sessions, store),
         hub=EventHub(_dsn(settings), replay_limit=settings.sse_replay_limit),
-        loras=LoraService(settings, sessions, store),
-        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom)),
+        loras=LoraService(settings, sessions, store, places=places),
+        uploads=UploadService(settings.uploads, sessions, store, Examiner(_upload_sizes(settings), darkroom, places)),
         webhooks=WebhookService(settings.webhooks, sessions),
     )
 

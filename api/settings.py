@@ -198,6 +198,8 @@ class ApiSettings(ProcessSettings):
     max_request_bytes: int = Field(400 * MIB, ge=1)
     lora_max_bytes: int = Field(384 * MIB, ge=1)
     """The largest LoRA file that may be sent in; a whole request is bounded by `max_request_bytes`."""
+    lora_parallel: int = Field(2, ge=1)
+    """So many such files are looked at and stored at a time; requests with others wait a little."""
     artifact_url_lifetime_s: int = Field(3600, ge=60, le=604_800)
     """How long a signed link works; 7 days is the most that SigV4 allows."""
     idempotency_ttl_s: int = Field(86_400, ge=60)

@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
+from http import HTTPStatus
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -45,6 +47,8 @@ SENDERS = 8
 """Files that one process stores at once with `put_files`; others wait."""
 
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+"""Refusals that say nothing of the request itself."""
 _BUCKET_EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
@@ -54,6 +58,10 @@ class StoreError(Exception):
 
 class ObjectMissing(StoreError):
     """There is no object under that key."""
+
+
+class _Unreachable(StoreError):
+    """Nobody answers at an endpoint."""
 
 
 class StoreMisconfigured(StoreError):
@@ -80,9 +88,9 @@ def received_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
     return f"{upload_prefix(account_id, upload_id)}received"
 
 
-def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID) -> str:
-    """Return the key of an upload that is ready."""
-    return f"{upload_prefix(account_id, upload_id)}ready"
+def upload_key(account_id: uuid.UUID, upload_id: uuid.UUID, writing: uuid.UUID) -> str:
+    """Return a key for what is kept of an upload; `writing` is of one act only, as in `lora_key`."""
+    return f"{upload_prefix(account_id, upload_id)}{writing}/ready"
 
 
 def job_lora_key(account_id: uuid.UUID, job_id: uuid.UUID, role: str, ordinal: int, sha256: str) -> str:
@@ -288,6 +296,14 @@ class ObjectStore:
         lifetime_s = int(expires.total_seconds())
         return self._presigner.put(key, at=datetime.now(UTC), lifetime_s=lifetime_s, headers=headers)
 
+    def put_by_link(self, link: str, data: bytes, headers: Mapping[str, str]) -> bool:
+        """Send bytes to a callers' link as its owner would; False if the store refuses them.
+
+        Raises:
+            StoreError: the store does not answer, or fails.
+        """
+        return self._way_of(link)(link, data=data, headers=headers) is not None
+
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there."""
         with _mapped(f"make bucket {self._bucket}"):
@@ -331,18 +347,18 @@ class ObjectStore:
         finally:
             self.delete([key])
 
-    def _way_of(self, link: str) -> Callable[[str], bytes | None]:
-        """Return how callers' links are fetched from here.
+    def _way_of(self, link: str) -> Callable[..., bytes | None]:
+        """Return how callers' links are used from here: `_fetch`, perhaps with its endpoint.
 
         By the public endpoint. Where that leads nowhere, as the outer port of a container does inside it, by the
         internal one under the public one's name, which is what was signed.
 
         Raises:
-            StoreError: there is no other way.
+            StoreError: there is no other way, or the store fails.
         """
         try:
             _fetch(link)
-        except StoreError as error:
+        except _Unreachable as error:
             if not self._has_public_endpoint:
                 raise
             logger.warning("%s; signed links are tested at S3_ENDPOINT under the public name", error)
@@ -363,23 +379,31 @@ def _attachment(filename: str) -> str:
     return f"attachment; filename*=UTF-8''{quote(filename)}"
 
 
-def _fetch(url: str, *, endpoint: str | None = None) -> bytes | None:
+def _fetch(
+    url: str, *, endpoint: str | None = None, data: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> bytes | None:
     """Return the body at a link of our own store, or None if it is refused; by another endpoint if one is given.
 
+    With `data` these bytes are PUT there.
+
     Raises:
-        StoreError: nothing answers.
+        StoreError: nothing answers, or the store fails, as it may not the next time.
     """
-    request = urllib.request.Request(url)  # noqa: S310 - the URL is made from our settings
+    way, sent = url, dict(headers or {})
     if endpoint is not None:
         parts = urlsplit(url)
         way = endpoint.rstrip("/") + url.removeprefix(f"{parts.scheme}://{parts.netloc}")
-        request = urllib.request.Request(way, headers={"Host": parts.netloc})  # noqa: S310 - likewise
+        sent["Host"] = parts.netloc
+    method = "GET" if data is None else "PUT"
+    request = urllib.request.Request(way, data, sent, method=method)  # noqa: S310 - made from our settings
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - likewise
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code in _PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise StoreError(f"a signed link was answered with status {error.code}") from error
         return None
-    except OSError as error:
-        raise StoreError(f"cannot reach the public endpoint: {error}") from error
+    except (OSError, HTTPException) as error:
+        raise _Unreachable(f"cannot reach the public endpoint: {error}") from error

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from api.accounts import keys, repository
-from api.accounts.scopes import Scope, tidy
+from api.accounts.scopes import Scope, missing, tidy
 from api.db import transaction
-from api.errors import Unauthenticated
+from api.errors import Forbidden, Unauthenticated
 from api.webhooks.signing import make_secret
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ class Caller:
     key_id: str
     max_priority: int
     scopes: frozenset[str]
+
+    def require(self, scopes: Iterable[str]) -> None:
+        """Refuse a key that lacks some of these scopes; none stand for `admin`, as in `scopes.missing`.
+
+        Raises:
+            Forbidden: it names what is lacking (RFC 6750, 3.1).
+        """
+        lacking = missing(self.scopes, scopes)
+        if not lacking:
+            return
+        names = " ".join(lacking)
+        raise Forbidden(
+            f"The key lacks the scope {names}; use another one, or have one made that has it.",
+            headers={"WWW-Authenticate": f'Bearer realm="duolora", error="insufficient_scope", scope="{names}"'},
+            extensions={"missing_scopes": lacking},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from api.jobs import images
-from api.turns import Turns
+from api.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,10 @@ class Darkroom:
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        self._turns = Turns(
-            limits.parallel, limits.wait_s, "Too many pictures are being read at the moment; send the job again."
+        self._places = Places(
+            limits.parallel,
+            wait_s=limits.wait_s,
+            refusal="Too many pictures are being read at the moment; send the job again.",
         )
 
     def develop(self, files: Sequence[ReceivedFile], folder: Path) -> list[CleanImage | ImageRefused]:
@@ -33,7 +35,7 @@ class Darkroom:
         """
         if not files:
             return []
-        with self._turns.take():
+        with self._places.taken():
             return [self._clean(file, folder / f"{number}.png") for number, file in enumerate(files)]
 
     def _clean(self, file: ReceivedFile, path: Path) -> CleanImage | ImageRefused:

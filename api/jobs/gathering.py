@@ -8,7 +8,6 @@ from api.db import transaction
 from api.errors import FieldError, InvalidParameters
 from api.jobs import images
 from api.jobs.sources import EarlierUpload, Picture, ReceivedFile
-from api.storage import upload_key
 from api.uploads import repository as uploads
 from api.uploads.models import UploadKind, UploadState
 
@@ -100,7 +99,7 @@ def _uploaded(source: EarlierUpload, upload: Upload | None) -> Picture | FieldEr
         return FieldError(pointer=source.pointer, detail=detail, code="pending")
     return Picture(
         pointer=source.pointer,
-        place=upload_key(upload.account_id, upload.id),
+        place=uploads.key_of(upload),
         sha256=upload.sha256 or "",
         bytes=upload.bytes,
         width=upload.width or 0,

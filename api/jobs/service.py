@@ -25,7 +25,7 @@ from api.jobs.models import Job
 from api.jobs.orders import Accepted, Order, OrderBook, again
 from api.jobs.plan import plan
 from api.jobs.reading import JobReader
-from api.jobs.submission import Submission, check
+from api.jobs.submission import Submission, check, check_scopes
 from duolora.config import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -71,12 +71,14 @@ class JobService:
         """Check everything, store the pictures, write the job; a refusal or a failure leaves nothing behind.
 
         Raises:
+            Forbidden: the key may not read what is named by id.
             InvalidParameters: a field or a picture is refused, `errors` names each; or the key is another request's.
             Conflict: the same request is in flight.
             QuotaExceeded: the account has as many jobs or bytes as it may.
             StoreError: the pictures cannot be stored.
             Unavailable: too many submissions are being read.
         """
+        check_scopes(submission, caller)
 
         def mark() -> str:
             wished = submission.params.model_dump(mode="json", exclude_unset=True)
@@ -92,9 +94,11 @@ class JobService:
         """Look at a submission; nothing of it is stored. Pictures that cannot be used are told of in the answer.
 
         Raises:
+            Forbidden: the key may not read what is named by id.
             InvalidParameters: a field is refused, `errors` names each.
             Unavailable: too many submissions are being read.
         """
+        check_scopes(submission, caller)
         with wishes.pointing(submission.root):
             config, ingredients = self._configure(caller, submission)
         copied = sum(ingredient.file.bytes for ingredient in ingredients)

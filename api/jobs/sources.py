@@ -21,6 +21,8 @@ class ReceivedFile:
     size: int
     pointer: str
     """JSON pointer to it in the request, for complaints: every source has one."""
+    path: Path | None = None
+    """Where it lies, if whoever reads it may move it away from there."""
 
     def mark(self) -> str:
         """Return what it is known by when the request is sent again: its SHA-256. It is at its beginning afterwards."""

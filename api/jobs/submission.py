@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from api.accounts.scopes import Scope
 from api.errors import InvalidParameters
 from api.jobs import kinds, wishes
 from api.jobs.models import Side
+from api.jobs.sources import EarlierUpload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,21 @@ class Submission(Contents):
             for side, sources in self.sides
             for ordinal, source in enumerate(sources)
         ]
+
+
+def check_scopes(submission: Submission, caller: Caller) -> None:
+    """Refuse a key that may not read what is named by id: a job has copies of it, and its owner reads those.
+
+    Raises:
+        Forbidden: it names the scopes that the key lacks.
+    """
+    params, wanted = submission.params, []
+    if params.content_lora_id or params.style_lora_id or params.loras:
+        wanted.append(Scope.LORAS_READ)
+    if any(isinstance(source, EarlierUpload) for _, sources in submission.sides for source in sources):
+        wanted.append(Scope.UPLOADS_READ)
+    if wanted:
+        caller.require(wanted)
 
 
 def check(submission: Submission, config: JobConfig, caller: Caller, settings: ApiSettings) -> None:

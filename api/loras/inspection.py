@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from api.errors import FieldError, InvalidParameters
 from api.loras.models import LoraFormat
-from api.turns import Turns
 from duolora.errors import InvalidLora
 from duolora.lora.factors import pair_up
 from duolora.lora.foreign import refuse_other_adapters, refuse_other_families
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 2 * 2**20
 """A LoRA on every layer of SDXL needs 1 MB. The engine reads more, for one caller; here parsing holds up all others."""
-PARALLEL = 2
-"""Files that are looked at at once."""
-WAIT_S = 10.0
-"""How long others wait before they are asked to come again; one takes a fraction of a second."""
-
-_turns = Turns(PARALLEL, WAIT_S, "Too many LoRA files are being looked at at the moment; send it again.")
-"""Of the process: what is spared are its memory and its threads."""
 
 _LOOKS = (
     (LoraFormat.DIFFUSERS, re.compile(r"(unet|text_encoder(_2)?)\..+\.lora_[AB]\.weight")),
@@ -55,11 +47,9 @@ def inspect(path: Path) -> Inspected:
 
     Raises:
         InvalidParameters: it is none, for `/file`.
-        Unavailable: too many files are being looked at.
     """
     try:
-        with _turns.take():
-            return _inspect(read_header(path, MAX_HEADER_BYTES))
+        return _inspect(read_header(path, MAX_HEADER_BYTES))
     except InvalidLora as error:
         raise InvalidParameters(errors=[FieldError(pointer="/file", detail=str(error), code=error.code)]) from error
 

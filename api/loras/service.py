@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.accounts.scopes import Scope
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
 from api.identifiers import uuid7
@@ -29,7 +30,8 @@ from api.loras.schemas import (
     LoraSummary,
     LoraUrls,
 )
-from api.storage import ObjectMissing, StoreError, lora_key, upload_key
+from api.places import lora_places
+from api.storage import ObjectMissing, StoreError, lora_key
 from api.uploads import repository as uploads
 from api.uploads.models import UploadKind, UploadState
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from api.loras.form import ReceivedLora
     from api.loras.models import LoraFormat, LoraRole
     from api.loras.schemas import LoraPatch
+    from api.places import Places
     from api.settings import ApiSettings
     from api.storage import ObjectStore
 
@@ -62,7 +65,15 @@ def lora_path(lora_id: object) -> str:
 class LoraService:
     """Decides about LoRAs for their owners."""
 
-    def __init__(self, settings: ApiSettings, sessions: sessionmaker[Session], store: ObjectStore) -> None:
+    def __init__(
+        self,
+        settings: ApiSettings,
+        sessions: sessionmaker[Session],
+        store: ObjectStore,
+        *,
+        places: Places | None = None,
+    ) -> None:
+        self._places = places or lora_places(settings.lora_parallel)
         self._sessions = sessions
         self._store = store
         self._keeper = Keeper(sessions, store)
@@ -142,14 +153,17 @@ class LoraService:
         """Take a LoRA that was sent in into the library, its file as it came.
 
         Raises:
+            Forbidden: the key may not read the upload that is named.
             InvalidParameters: the file is none of a LoRA, or something that was said of it is refused.
             QuotaExceeded: the account may not store so much more.
             StoreError: it cannot be stored; nothing is left.
-            Unavailable: too many LoRA files are being looked at.
+            Unavailable: too many LoRAs are being read.
         """
+        if came.upload_id is not None:
+            caller.require([Scope.UPLOADS_READ])
         self._check(came)
         lora_id, stem = uuid7(), _stem(came.filename)
-        with tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
+        with self._places.taken(), tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
             path = Path(folder, f"lora{_SUFFIX}")
             sha256 = self._fetch(caller, came.upload_id, path) if came.file is None else _write(came.file, path)
             found = inspect(path)
@@ -185,7 +199,7 @@ class LoraService:
             detail = f"there is no upload {upload_id} that is ready and has the purpose lora; upload the file again"
             raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="unknown")])
         try:
-            self._store.get_file(upload_key(upload.account_id, upload.id), path)
+            self._store.get_file(uploads.key_of(upload), path)
         except ObjectMissing as error:
             detail = "it was deleted a moment ago; upload it again"
             raise InvalidParameters(errors=[FieldError(pointer="/upload_id", detail=detail, code="gone")]) from error

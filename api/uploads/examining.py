@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.errors import FieldError, InvalidParameters
@@ -13,10 +17,11 @@ from api.loras.inspection import inspect
 from api.uploads.models import UploadKind
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from api.jobs.darkroom import Darkroom
     from api.jobs.sources import ReceivedFile
+    from api.places import Places
 
 LORA_CONTENT_TYPE = "application/octet-stream"
 _CONTENT_TYPES = {
@@ -47,11 +52,24 @@ class Examiner:
     Args:
         max_bytes: the largest that may be sent, by kind.
         darkroom: where pictures are decoded.
+        loras: the places for files of LoRAs.
     """
 
-    def __init__(self, max_bytes: dict[UploadKind, int], darkroom: Darkroom) -> None:
+    def __init__(self, max_bytes: dict[UploadKind, int], darkroom: Darkroom, loras: Places) -> None:
         self._max_bytes = max_bytes
         self._darkroom = darkroom
+        self._loras = loras
+
+    @contextmanager
+    def room(self, kind: UploadKind) -> Iterator[Path]:
+        """Lend a temporary folder in which to look at a file; few at a time for large ones.
+
+        Raises:
+            Unavailable: too many LoRAs are being read.
+        """
+        place = self._loras.taken() if kind is UploadKind.LORA else nullcontext()
+        with place, tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
+            yield Path(folder)
 
     def check_announced(self, kind: UploadKind, stored_bytes: int, content_type: str) -> None:
         """Refuse what would be refused in any case.
@@ -96,13 +114,16 @@ class Examiner:
         most = self._max_bytes[UploadKind.LORA]
         if file.size > most:
             raise _refused(file, f"The file has {file.size} bytes; at most {most} are accepted.", "too_large")
-        path, digest = folder / "lora.safetensors", hashlib.sha256()
-        with path.open("wb") as target:
-            while chunk := file.file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                target.write(chunk)
+        path = folder / "lora.safetensors"
+        if file.path is not None:
+            file.path.rename(path)
+        else:
+            with path.open("wb") as target:
+                shutil.copyfileobj(file.file, target, _CHUNK_BYTES)
         inspect(path)
-        return Examined(path=path, content_type=LORA_CONTENT_TYPE, sha256=digest.hexdigest(), bytes=file.size)
+        with path.open("rb") as kept:
+            sha256 = hashlib.file_digest(kept, "sha256").hexdigest()
+        return Examined(path=path, content_type=LORA_CONTENT_TYPE, sha256=sha256, bytes=file.size)
 
 
 def _refused(file: ReceivedFile, detail: str, code: str) -> InvalidParameters:

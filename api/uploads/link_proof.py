@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import secrets
 import threading
-import urllib.error
-import urllib.request
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from api.storage import StoreError
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from api.storage import ObjectStore
 
 _CONTENT_TYPE = "application/octet-stream"
-_TIMEOUT_S = 10
 
 
 class LinkProof:
-    """Proves of the real store that a signed link lets its owner write one object and nothing more; asked once.
+    """Proves of the real store that a signed link lets its owner write one object and nothing more.
 
+    What it found out is remembered. A store that refuses the link itself is asked again the next time: that may pass.
     Some stores heed headers that were not signed. There the owner of a link copies any object of the bucket, also
     another account's, to where he may write: see RustFS advisory GHSA-xm99-m3gq-83g8.
     """
@@ -30,20 +24,21 @@ class LinkProof:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._holds: bool | None = None
+        self._known: bool | None = None
 
     def holds(self) -> bool:
         """Whether it does.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: the store does not answer, or fails.
         """
         with self._lock:
-            if self._holds is None:
-                self._holds = self._try()
-            return self._holds
+            if self._known is None:
+                self._known = self._try()
+            return self._known is True
 
-    def _try(self) -> bool:
+    def _try(self) -> bool | None:
+        """Return False if another object was copied, None if nothing could be shown."""
         folder = f"self-test/{secrets.token_hex(8)}"
         source, target, secret, own = f"{folder}/source", f"{folder}/target", b"secret", b"public"
         headers = {"content-length": str(len(own)), "content-type": _CONTENT_TYPE}
@@ -51,22 +46,10 @@ class LinkProof:
         self._store.put_bytes(source, secret, _CONTENT_TYPE)
         try:
             bucket = link.split("?", 1)[0].removesuffix(f"/{target}").rsplit("/", 1)[1]
-            _put(link, own, headers | {"x-amz-copy-source": f"/{bucket}/{source}"})
+            self._store.put_by_link(link, own, headers | {"x-amz-copy-source": f"/{bucket}/{source}"})
             if self._store.keys(target) and self._store.get_bytes(target) == secret:
                 return False
-            return _put(link, own, headers) and self._store.get_bytes(target) == own
+            written = self._store.put_by_link(link, own, headers) and self._store.get_bytes(target) == own
+            return written or None
         finally:
             self._store.delete([source, target])
-
-
-def _put(url: str, data: bytes, headers: Mapping[str, str]) -> bool:
-    """Send bytes to a link of our own store; False if it refuses them."""
-    request = urllib.request.Request(url, data=data, headers=dict(headers), method="PUT")  # noqa: S310 - our own URL
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-        return False
-    except OSError as error:
-        raise StoreError(f"cannot reach the public endpoint: {error}") from error

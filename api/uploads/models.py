@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from api.db import Base
@@ -43,6 +43,8 @@ class Upload(Base):
             " OR (width > 0 AND height > 0 AND dhash IS NOT NULL)))",
             name="ready",
         ),
+        CheckConstraint("link_bytes >= 0", name="link_bytes"),
+        Index("ix_uploads_links", "link_expires_at", postgresql_where=text("link_bytes > 0")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid7)
@@ -52,9 +54,15 @@ class Upload(Base):
     content_type: Mapped[str]
     """As it was announced; of a ready one, of what is kept."""
     bytes: Mapped[int] = mapped_column(BigInteger)
-    """What it counts in the account's `stored_bytes`: as announced, then of what is kept, 0 once it is removed."""
+    """As announced, then of what is kept; of a removed one what its link may still bring. Counts in the account's
+    `stored_bytes`, as the next does.
+    """
+    link_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    """Of a ready one, what may be written by its link beside what is kept; 0 once nothing arrives by it any more."""
     sha256: Mapped[str | None]
     """Hexadecimal. Of a pending one what its bytes are to have, if that was said; of a ready one, of what is kept."""
+    key: Mapped[str | None]
+    """Of the object of a ready one. Null if it was made ready before this column was there; see `repository.key_of`."""
     width: Mapped[int | None]
     """In pixels, of a picture that is ready; null otherwise, as the next two."""
     height: Mapped[int | None]

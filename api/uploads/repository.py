@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, select
 
 from api.accounts.quotas import add_stored
+from api.jobs.locking import instant
+from api.storage import upload_prefix
 from api.uploads.models import Upload, UploadState
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ LINK_GRACE = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class OverdueUpload:
-    """An upload whose objects and row are to go."""
+    """An upload that has something in the store that is to go."""
 
     upload_id: uuid.UUID
     account_id: uuid.UUID
@@ -42,16 +44,47 @@ def find_several(session: Session, *, account_id: uuid.UUID, ids: Collection[uui
     return {row.id: row for row in rows}
 
 
-def remove(session: Session, upload: Upload) -> None:
-    """Take an upload away from its owner, and its bytes from the account's; delete its objects afterwards.
+def key_of(upload: Upload) -> str:
+    """Return the key of the object of an upload that is ready."""
+    return upload.key or f"{upload_prefix(upload.account_id, upload.id)}ready"
 
-    While a link to it works its row remains, for the janitor to look for what came by it.
+
+def remove(session: Session, upload: Upload) -> None:
+    """Take an upload away from its owner, and what was kept of it from the account's bytes.
+
+    While a link to it works its row remains, for the janitor to look for what came by it, and counts what may come.
     """
-    add_stored(session, upload.account_id, -upload.bytes)
     if upload.link_expires_at is None:
+        add_stored(session, upload.account_id, -upload.bytes)
         session.delete(upload)
         return
-    upload.state, upload.bytes, upload.expires_at = UploadState.REMOVED, 0, upload.link_expires_at
+    if upload.state is UploadState.READY:
+        add_stored(session, upload.account_id, -upload.bytes)
+        upload.bytes, upload.link_bytes = upload.link_bytes, 0
+    upload.state, upload.expires_at = UploadState.REMOVED, upload.link_expires_at
+
+
+def may_bring(session: Session, upload: Upload) -> int:
+    """Return the bytes that may still arrive by the link of an upload that is not ready yet."""
+    if upload.link_expires_at is None or upload.link_expires_at + LINK_GRACE < instant(session):
+        return 0
+    return upload.bytes
+
+
+def ended_links(session: Session, *, limit: int) -> list[OverdueUpload]:
+    """Return uploads that are ready and whose links ended: first the objects of these go, then `forget_link`."""
+    rows = session.execute(
+        select(Upload.id, Upload.account_id).where(_is_linkless()).order_by(Upload.link_expires_at).limit(limit)
+    )
+    return [OverdueUpload(*row) for row in rows]
+
+
+def forget_link(session: Session, upload_id: uuid.UUID) -> None:
+    """Give the account the bytes back that an ended link might have brought."""
+    upload = session.scalars(select(Upload).where(Upload.id == upload_id, _is_linkless()).with_for_update()).first()
+    if upload is not None:
+        add_stored(session, upload.account_id, -upload.link_bytes)
+        upload.link_bytes = 0
 
 
 def overdue(session: Session, *, limit: int) -> list[OverdueUpload]:
@@ -67,12 +100,12 @@ def purge(session: Session, upload_id: uuid.UUID) -> bool:
     row = session.execute(
         delete(Upload)
         .where(Upload.id == upload_id, _is_overdue())
-        .returning(Upload.account_id, Upload.bytes)
+        .returning(Upload.account_id, (Upload.bytes + Upload.link_bytes).label("counted"))
         .execution_options(synchronize_session=False)
     ).first()
     if row is None:
         return False
-    add_stored(session, row.account_id, -row.bytes)
+    add_stored(session, row.account_id, -row.counted)
     return True
 
 
@@ -85,6 +118,12 @@ def _there(account_id: uuid.UUID) -> tuple[ColumnElement[bool], ...]:
 
 
 def _is_overdue() -> ColumnElement[bool]:
-    return (Upload.expires_at < func.now()) & (
-        Upload.link_expires_at.is_(None) | (Upload.link_expires_at < func.now() - LINK_GRACE)
-    )
+    return (Upload.expires_at < func.now()) & (Upload.link_expires_at.is_(None) | _has_ended_link())
+
+
+def _is_linkless() -> ColumnElement[bool]:
+    return (Upload.link_bytes > 0) & _has_ended_link()
+
+
+def _has_ended_link() -> ColumnElement[bool]:
+    return Upload.link_expires_at < func.now() - LINK_GRACE

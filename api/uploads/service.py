@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -29,6 +27,7 @@ from api.uploads.schemas import PresignedUpload, UploadRead
 
 if TYPE_CHECKING:
     import uuid
+    from pathlib import Path
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -74,11 +73,11 @@ class UploadService:
             InvalidParameters: it cannot be used.
             QuotaExceeded: the account has as many bytes as it may.
             StoreError: it cannot be stored.
-            Unavailable: too many pictures are being read.
+            Unavailable: too many pictures or LoRAs are being read.
         """
         quotas.precheck(self._sessions, caller.account_id, jobs=0)
-        with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-            found = self._examiner.examine(kind, file, Path(folder))
+        with self._examiner.room(kind) as folder:
+            found = self._examiner.examine(kind, file, folder)
             upload_id = self._reserve(
                 caller, kind, content_type=found.content_type, stored_bytes=found.bytes, sha256=None
             ).id
@@ -132,14 +131,14 @@ class UploadService:
             Conflict: nothing came yet.
             QuotaExceeded: what is kept of it is larger than announced, and the account has as many bytes as it may.
             StoreError: the store does not answer.
-            Unavailable: too many pictures are being read.
+            Unavailable: too many pictures or LoRAs are being read.
         """
         upload = self._find(caller, upload_id)
         if upload.state is UploadState.READY:
             return _read(upload)
         try:
-            with tempfile.TemporaryDirectory(prefix="duolora-upload-") as folder:
-                ready = self._keep(caller, upload_id, self._examine_received(upload, Path(folder)))
+            with self._examiner.room(upload.kind) as folder:
+                ready = self._keep(caller, upload_id, self._examine_received(upload, folder))
         except ObjectMissing as error:
             upload = self._find(caller, upload_id)
             if upload.state is UploadState.READY:  # another confirmation was faster
@@ -218,22 +217,26 @@ class UploadService:
             if upload.sha256 is not None:
                 _compare("sha256", upload.sha256, hashlib.file_digest(data, "sha256").hexdigest())
                 data.seek(0)
-            return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE), folder)
+            return self._examiner.examine(upload.kind, ReceivedFile(data, upload.bytes, FILE, path), folder)
 
     def _keep(self, caller: Caller, upload_id: uuid.UUID, found: Examined) -> UploadRead:
-        """Store a file and make its upload ready."""
-        key = upload_key(caller.account_id, upload_id)
+        """Store a file and make its upload ready, unless it is already.
+
+        The key is of this act only: another confirmation, which may have read something else, overwrites nothing.
+        """
+        key = upload_key(caller.account_id, upload_id, uuid7())
         self._store.put_file(key, found.path, found.content_type)
         try:
             with transaction(self._sessions) as session:
                 upload = repository.find(session, account_id=caller.account_id, upload_id=upload_id, lock=True)
                 if upload is not None and upload.state is UploadState.PENDING:
-                    _make_ready(session, upload, found)
+                    _make_ready(session, upload, found, key)
         except QuotaExceeded:
             self._store.delete([key])  # it may be tried again, and be refused again: its bytes are nobody's until then
             raise
-        if upload is None:  # it was deleted, or its time ended, meanwhile
+        if upload is None or upload.key != key:  # it is gone, or ready, meanwhile
             self._store.delete([key])
+        if upload is None:
             raise _missing(upload_id)
         return _read(upload)
 
@@ -253,13 +256,15 @@ class UploadService:
             logger.warning("upload %s, which was refused, is removed later: %s", upload_id, error)
 
 
-def _make_ready(session: Session, upload: Upload, found: Examined) -> None:
-    more = found.bytes - upload.bytes
+def _make_ready(session: Session, upload: Upload, found: Examined, key: str) -> None:
+    upload.link_bytes = repository.may_bring(session, upload)
+    more = found.bytes + upload.link_bytes - upload.bytes
     if more > 0:
         quotas.reserve(session, upload.account_id, stored_bytes=more, jobs=0)
     else:
         quotas.add_stored(session, upload.account_id, more)
     upload.state, upload.content_type, upload.bytes = UploadState.READY, found.content_type, found.bytes
+    upload.key = key
     upload.sha256, upload.width, upload.height, upload.dhash = found.sha256, found.width, found.height, found.dhash
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from api.settings import ApiSettings
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,14 @@ def test_every_setting_of_the_example_is_one_of_the_compose_file():
 def test_the_worker_is_given_longer_than_it_takes_to_leave():
     grace_s = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
     assert grace_s > WorkerSettings.model_fields["worker_grace_s"].default + 10
+
+
+def test_what_is_sent_in_has_a_bounded_place():
+    [place] = SERVICES["api"]["tmpfs"]
+    default = re.fullmatch(r"/tmp:size=\$\{API_TMP:-(\d+)g\}", place)  # noqa: S108 - inside the container
+    fields = ApiSettings.model_fields
+    most = fields["max_request_bytes"].default + fields["lora_parallel"].default * fields["lora_max_bytes"].default
+    assert int(default[1]) * 2**30 > most
 
 
 def test_what_is_mounted_is_there():

@@ -16,8 +16,9 @@ from api.accounts.repository import ensure_account
 from api.db import transaction
 from api.jobs.models import Job, Worker, WorkerState
 from api.jobs.repository import beat_worker
-from api.storage import StoreError, upload_key
+from api.storage import StoreError, received_key
 from api.uploads.models import Upload, UploadKind
+from api.uploads.repository import key_of
 from tests.worker.bench import eventually
 from tests.worker.jobs import submit
 from worker.dispatcher.duty import ServerAway
@@ -151,8 +152,40 @@ def test_uploads_go_when_their_time_is_over(bench: Bench):
         session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
     janitor(bench).tidy()
     assert uploads_left(bench) == {kept.id}
-    assert bench.store.keys(f"accounts/{kept.account_id}/uploads/") == [upload_key(kept.account_id, kept.id)]
+    assert bench.store.keys(f"accounts/{kept.account_id}/uploads/") == [key_of(kept)]
     assert stored_bytes(bench, kept) == 7
+
+
+def test_what_came_by_the_link_of_a_ready_upload_goes_when_the_link_ends(bench: Bench):
+    upload = make_upload(bench)
+    received = received_key(upload.account_id, upload.id)
+    bench.store.put_bytes(received, b"again", "image/png")
+    with transaction(bench.sessions) as session:
+        add_stored(session, upload.account_id, 5)
+        ends = func.now() - timedelta(minutes=1)
+        session.execute(update(Upload).values(link_bytes=5, link_expires_at=ends))
+    janitor(bench).tidy()
+    kept = key_of(upload)
+    assert set(bench.store.keys(f"accounts/{upload.account_id}/")) == {kept, received}
+    assert stored_bytes(bench, upload) == 12
+    with transaction(bench.sessions) as session:
+        session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
+    for _ in range(2):
+        janitor(bench).tidy()
+        assert uploads_left(bench) == {upload.id}
+        assert bench.store.keys(f"accounts/{upload.account_id}/") == [kept]
+        assert stored_bytes(bench, upload) == 7
+
+
+def test_what_a_link_might_have_brought_is_given_back_with_its_upload(bench: Bench):
+    upload = make_upload(bench)
+    with transaction(bench.sessions) as session:
+        add_stored(session, upload.account_id, 5)
+        past = func.now() - timedelta(hours=2)
+        session.execute(update(Upload).values(link_bytes=5, link_expires_at=past, expires_at=past))
+    janitor(bench).tidy()
+    assert uploads_left(bench) == set()
+    assert stored_bytes(bench, upload) == 0
 
 
 def make_upload(bench: Bench) -> Upload:
@@ -167,7 +200,7 @@ def make_upload(bench: Bench) -> Upload:
             expires_at=func.now() + timedelta(hours=1),
         )
         session.add(upload)
-    bench.store.put_bytes(upload_key(upload.account_id, upload.id), b"picture", "image/png")
+    bench.store.put_bytes(key_of(upload), b"picture", "image/png")
     return upload
 
 

@@ -17,7 +17,7 @@ from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
 from api.loras.disposal import settle
 from api.loras.repository import withdraw_made
-from api.storage import StoreError, job_prefix, upload_prefix
+from api.storage import StoreError, job_prefix, received_key, upload_prefix
 from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway
@@ -75,9 +75,10 @@ class Janitor:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
         settled = settle(self._sessions, self._store, limit=BATCH)
-        done = (self._purge_jobs(), self._purge_checkpoints(), settled, self._purge_uploads())
+        uploaded = (self._purge_uploads(), self._purge_links())
+        done = (self._purge_jobs(), self._purge_checkpoints(), settled, *uploaded)
         if any(done):
-            counts = zip(("jobs", "checkpoints", "loras", "uploads"), done, strict=True)
+            counts = zip(("jobs", "checkpoints", "loras", "uploads", "links"), done, strict=True)
             log.info("purged", extra=dict(counts))
         return max(done) == BATCH
 
@@ -112,6 +113,15 @@ class Janitor:
             with transaction(self._sessions) as session:
                 uploads.purge(session, upload.upload_id)
         return len(over)
+
+    def _purge_links(self) -> int:
+        with transaction(self._sessions) as session:
+            ended = uploads.ended_links(session, limit=BATCH)
+        for upload in ended:
+            self._store.delete([received_key(upload.account_id, upload.upload_id)])
+            with transaction(self._sessions) as session:
+                uploads.forget_link(session, upload.upload_id)
+        return len(ended)
 
     def _drop_rows(self) -> None:
         """Delete rows that no object belongs to."""

@@ -7,10 +7,13 @@ import pytest
 from sqlalchemy import func, select
 
 from api.accounts.models import Account
+from api.accounts.scopes import USUAL, Scope
+from api.accounts.service import issue_key
 from api.db import transaction
 from api.jobs.models import Job, JobLora, Stage
 from api.loras.models import LoraFile, LoraFormat
-from tests.api.factories import claim, fail, make_account, make_lora, png
+from tests.api.factories import Caller, claim, fail, make_account, make_lora, png
+from tests.api.jobs.test_routes import problem
 from tests.support.company import alone, offer_as_tiny
 
 
@@ -226,3 +229,14 @@ def test_json_carries_jobs_of_every_kind(caller, lora):
         assert answer.json()["kind"] == body["kind"]
     assert refused(caller.post("/jobs", json={**bodies[1], "rank": 2})) == {"/rank": "not_of_kind"}
     assert refused(caller.post("/jobs", json={"kind": "train"})) == {"/content_upload_ids": "missing"}
+
+
+def test_a_key_that_may_not_read_loras_may_not_name_them(http, sessions, lora):
+    narrow = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.JOBS_WRITE]))
+    usual = Caller(http, issue_key(sessions, account="mine", scopes=USUAL))
+    merging = {"kind": "merge", "content_lora_id": lora("a"), "style_lora_id": lora("b")}
+    drawing = {"kind": "generate", "prompts": ["x"], "loras": [{"lora_id": merging["content_lora_id"]}]}
+    for wish in (merging, drawing):
+        assert problem(submit(narrow, **wish), 403, "insufficient_scope")["missing_scopes"] == ["loras:read"]
+        answer = submit(usual, **wish)
+        assert answer.status_code == 202, answer.text

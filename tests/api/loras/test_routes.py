@@ -7,11 +7,11 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from api import main
 from api.accounts.models import Account
 from api.db import transaction
-from api.loras import inspection
 from api.loras.models import LoraRole, LoraState
-from api.turns import Turns
+from api.places import Places
 from tests.api.factories import claim, make_account, make_lora
 from tests.api.jobs.test_routes import problem
 from tests.api.loras.conftest import lora_file
@@ -214,12 +214,15 @@ class TestUpload:
         caller._http = serve(lora_max_bytes=100)
         assert problems(send(caller)) == [("/file", "too_large")]
 
-    def test_whoever_waits_too_long_for_a_look_at_a_file_is_asked_to_come_again(self, caller, library, monkeypatch):
-        turns = Turns(1, 0.05, "Too many.")
-        monkeypatch.setattr(inspection, "_turns", turns)
+    def test_whoever_waits_too_long_for_a_look_at_a_file_is_asked_to_come_again(
+        self, serve, caller, library, monkeypatch
+    ):
+        places = Places(1, wait_s=0.05, refusal="Too many.")
+        monkeypatch.setattr(main, "lora_places", lambda _number: places)
+        caller._http = serve()
         link = announce(caller, lora_file(), purpose="lora", content_type="application/octet-stream")
         put(link, lora_file())
-        with turns.take():
+        with places.taken():
             for answer in (send(caller), upload(caller, lora_file(), purpose="lora"), confirm(caller, link)):
                 assert problem(answer, 503, "busy")["retryable"]
                 assert int(answer.headers["retry-after"]) >= 1

@@ -5,8 +5,11 @@ import uuid
 
 import pytest
 
-from api.storage import received_key
-from tests.api.factories import png
+from api.accounts.scopes import Scope
+from api.accounts.service import issue_key
+from api.places import Places
+from api.storage import ObjectStore, received_key
+from tests.api.factories import Caller, png
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.loras.conftest import lora_file
 from tests.api.uploads.test_routes import (
@@ -39,10 +42,44 @@ def test_one_that_came_by_link_goes_into_the_library(caller, sessions, store):
     lora = answer.json()
     assert (lora["name"], lora["role"], lora["rank"]) == ("ink", "style", 4)
     assert [(file["sha256"], file["bytes"]) for file in lora["files"]] == [(made["sha256"], len(data))]
-    assert stored(sessions) == 2 * len(data)
+    assert stored(sessions) == 3 * len(data)  # the upload, what its link may still bring, and the LoRA
     assert caller.request("DELETE", f"/uploads/{made['id']}").status_code == 204
-    assert stored(sessions) == len(data)
+    assert stored(sessions) == 2 * len(data)
     assert len(store.keys()) == 1
+
+
+def test_a_key_that_may_not_read_uploads_may_not_name_one(http, caller, sessions):
+    made = upload(caller, lora_file(), purpose="lora").json()
+    narrow = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.LORAS_WRITE]))
+    assert problem(take(narrow, made["id"]), 403, "insufficient_scope")["missing_scopes"] == ["uploads:read"]
+    assert narrow.post("/loras", files={"file": ("a.safetensors", lora_file())}).status_code == 201
+    reader = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.LORAS_WRITE, Scope.UPLOADS_READ]))
+    assert take(reader, made["id"]).status_code == 201
+
+
+def test_few_files_are_looked_at_at_a_time(serve, caller, monkeypatch):
+    """While one is stored, another way in is closed; pictures come in beside it."""
+    monkeypatch.setattr("api.main.lora_places", lambda number: Places(number, wait_s=0.05, refusal="full"))
+    caller._http = serve(lora_parallel=1)
+    data = lora_file()
+    link = announce(caller, data, purpose="lora", content_type=TYPE)
+    put(link, data)
+    put_file, answers = ObjectStore.put_file, []
+
+    def meanwhile(self, *arguments):
+        monkeypatch.setattr(ObjectStore, "put_file", put_file)
+        answers.append(upload(caller, data, purpose="lora"))
+        answers.append(confirm(caller, link))
+        answers.append(caller.post("/loras", files={"file": ("a.safetensors", data)}))
+        assert upload(caller, png()).status_code == 201
+        put_file(self, *arguments)
+
+    monkeypatch.setattr(ObjectStore, "put_file", meanwhile)
+    assert upload(caller, data, purpose="lora").status_code == 201
+    for answer in answers:
+        problem(answer, 503, "busy")
+    assert len(answers) == 3
+    assert confirm(caller, link).json()["state"] == "ready"
 
 
 def test_it_may_come_with_the_request_too(caller):

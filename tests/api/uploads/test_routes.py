@@ -4,7 +4,9 @@ import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from api.accounts.models import Account
 from api.accounts.service import issue_key
 from api.db import transaction
 from api.settings import ImageLimits
-from api.storage import ObjectStore, StoreError, received_key, upload_key
+from api.storage import ObjectStore, StoreError, received_key
 from api.uploads import service
 from api.uploads.link_proof import LinkProof
 from api.uploads.models import Upload, UploadState
@@ -60,9 +62,11 @@ def account_of(sessions):
 
 
 def nothing_is_left(sessions, store):
-    assert all(row.state is UploadState.REMOVED for row in rows(sessions))
+    """Nothing but what a link may still bring."""
+    left = rows(sessions)
+    assert all(row.state is UploadState.REMOVED and row.link_expires_at is not None for row in left)
     assert store.keys() == []
-    assert stored(sessions) == 0
+    assert stored(sessions) == sum(row.bytes for row in left)
 
 
 class TestDirect:
@@ -73,8 +77,8 @@ class TestDirect:
         assert (made["state"], made["kind"], made["width"], made["height"]) == ("ready", "image", 64, 48)
         assert answer.headers["location"] == f"/uploads/{made['id']}"
         assert caller.get(answer.headers["location"]).json() == made
-        [key] = store.keys()
-        assert key == upload_key(account_of(sessions), uuid.UUID(made["id"]))
+        [key], [row] = store.keys(), rows(sessions)
+        assert key == row.key
         kept = store.get_bytes(key)
         assert (len(kept), hashlib.sha256(kept).hexdigest()) == (made["bytes"], made["sha256"])
         assert stored(sessions) == made["bytes"]
@@ -137,8 +141,8 @@ class TestByLink:
         assert answer.status_code == 200
         made = answer.json()
         assert (made["id"], made["state"], made["width"], made["height"]) == (link["id"], "ready", 64, 48)
-        assert store.keys() == [upload_key(account_of(sessions), uuid.UUID(link["id"]))]
-        assert stored(sessions) == made["bytes"]
+        assert store.keys() == [row.key for row in rows(sessions)]
+        assert stored(sessions) == made["bytes"] + len(data)
         assert confirm(caller, link).json() == made
 
     def test_the_link_takes_nothing_but_what_was_announced(self, caller, store):
@@ -226,12 +230,40 @@ class TestByLink:
             session.execute(update(Account).values(max_stored_bytes=None))
         assert confirm(caller, link).json()["state"] == "ready"
 
+    def test_deleting_gives_no_room_for_more_links_than_the_quota_has(self, http, sessions):
+        data = png()
+        caller = Caller(http, issue_key(sessions, account="mine", quotas={"max_stored_bytes": len(data) * 3 // 2}))
+        link = announce(caller, data)
+        assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
+        assert put(link, data).status_code == 200
+        again = caller.post("/uploads/presigned", json={"bytes": len(data), "content_type": "image/png"})
+        problem(again, 429, "quota_exceeded")
+        assert stored(sessions) == len(data)
+
+    def test_one_that_is_ready_counts_with_what_its_link_may_bring_until_it_is_deleted(self, caller, sessions):
+        data = png((64, 48))
+        link = announce(caller, data)
+        put(link, data)
+        made = confirm(caller, link).json()
+        assert put(link, data).status_code == 200
+        assert stored(sessions) == made["bytes"] + len(data)
+        assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
+        assert stored(sessions) == len(data)
+
+    def test_a_link_that_ended_long_ago_counts_no_more(self, caller, sessions):
+        data = png()
+        link = announce(caller, data)
+        put(link, data)
+        with transaction(sessions) as session:
+            session.execute(update(Upload).values(link_expires_at=func.now() - timedelta(hours=2)))
+        made = confirm(caller, link).json()
+        assert stored(sessions) == made["bytes"]
+
     def test_what_is_written_after_a_deletion_is_the_janitors(self, caller, sessions):
         data = png()
         link = announce(caller, data)
         assert caller.request("DELETE", f"/uploads/{link['id']}").status_code == 204
         problem(caller.get(f"/uploads/{link['id']}"), 404)
-        assert stored(sessions) == 0
         put(link, data)
         problem(confirm(caller, link), 404)
         [row] = rows(sessions)
@@ -268,8 +300,41 @@ class TestByLink:
             answers = list(pool.map(lambda _: confirm(caller, link), range(2)))
         assert [answer.status_code for answer in answers] == [200, 200]
         assert answers[0].json() == answers[1].json()
-        assert stored(sessions) == answers[0].json()["bytes"]
+        assert stored(sessions) == answers[0].json()["bytes"] + len(data)
         assert len(store.keys()) == 1
+
+    def test_a_confirmation_that_is_late_leaves_what_is_ready_as_it_is(self, caller, sessions, store, monkeypatch):
+        """Between its look and its writing another file of the size came, and was confirmed."""
+        first, second = padded(png((64, 48))), padded(png((80, 60)))
+        link = announce(caller, first)
+        put(link, first)
+        put_file, answers = ObjectStore.put_file, []
+
+        def late(self, *arguments):
+            monkeypatch.setattr(ObjectStore, "put_file", put_file)
+            assert put(link, second).status_code == 200
+            answers.append(confirm(caller, link))
+            put_file(self, *arguments)
+
+        monkeypatch.setattr(ObjectStore, "put_file", late)
+        answers.append(confirm(caller, link))
+        assert [answer.status_code for answer in answers] == [200, 200]
+        made = answers[0].json()
+        assert (answers[1].json(), made["width"]) == (made, 80)
+        [row] = rows(sessions)
+        assert store.keys() == [row.key]
+        assert hashlib.sha256(store.get_bytes(row.key)).hexdigest() == row.sha256 == made["sha256"]
+
+    def test_one_that_was_ready_before_rows_named_keys_is_still_there(self, caller, sessions, store):
+        made = upload(caller, png()).json()
+        [row] = rows(sessions)
+        former = f"accounts/{row.account_id}/uploads/{row.id}/ready"
+        store.copy(row.key, former)
+        store.delete([row.key])
+        with transaction(sessions) as session:
+            session.execute(update(Upload).values(key=None))
+        wish = {"kind": "train", "content_upload_ids": [made["id"]], "subject_class": "cat"}
+        assert caller.post("/jobs", json=wish).status_code == 202
 
     def test_a_store_that_heeds_what_was_not_signed_gets_no_links(self, caller, sessions, store, monkeypatch):
         monkeypatch.setattr(LinkProof, "_try", lambda _: False)
@@ -285,16 +350,74 @@ def test_the_store_of_the_tests_keeps_to_its_links_and_the_proof_leaves_nothing(
     assert store.keys() == []
 
 
+def test_the_proof_holds_where_the_public_endpoint_leads_nowhere_from_here(store, store_settings):
+    """As inside a container, whose outer port is another's."""
+    away = ObjectStore(store_settings.model_copy(update={"public_endpoint": "http://127.0.0.1:1"}))
+    assert LinkProof(away).holds()
+    assert store.keys() == []
+
+
+@pytest.mark.parametrize("status", [503, 500, 429])
+def test_a_store_that_fails_is_asked_again(store, store_settings, status):
+    """At the public endpoint, until nobody answers there and the internal one is asked."""
+    with answering(status) as endpoint:
+        proof = LinkProof(ObjectStore(store_settings.model_copy(update={"public_endpoint": endpoint})))
+        with pytest.raises(StoreError, match=str(status)):
+            proof.holds()
+        assert store.keys() == []
+    assert proof.holds()
+
+
+def test_a_store_that_refuses_its_links_is_asked_again(store, store_settings):
+    with answering(403) as endpoint:
+        proof = LinkProof(ObjectStore(store_settings.model_copy(update={"public_endpoint": endpoint})))
+        assert not proof.holds()
+    assert proof.holds()
+
+
+def test_a_store_that_copied_once_is_not_asked_again(store, monkeypatch):
+    answers = [False, True]
+    monkeypatch.setattr(LinkProof, "_try", lambda _: answers.pop(0))
+    proof = LinkProof(store)
+    assert (proof.holds(), proof.holds(), answers) == (False, False, [True])
+
+
+@contextmanager
+def answering(status):
+    """An endpoint that answers everything with one status."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_the_proof_sees_a_store_that_copies_what_was_not_signed_for(store, monkeypatch):
     """Played by a request that copies as such a store would."""
 
-    def heedless(url, data, headers):
+    def heedless(_self, _link, _data, headers):
         if "x-amz-copy-source" in headers:
             source = headers["x-amz-copy-source"].split("/", 2)[2]
             store.copy(source, source.replace("/source", "/target"))
         return True
 
-    monkeypatch.setattr("api.uploads.link_proof._put", heedless)
+    monkeypatch.setattr(ObjectStore, "put_by_link", heedless)
     assert not LinkProof(store).holds()
     assert store.keys() == []
 
@@ -320,6 +443,11 @@ def test_only_ids_name_uploads(caller):
     for path in ("/uploads/x", f"/uploads/{NOBODYS}", f"/uploads/{NOBODYS}/confirm", "/uploads/presigned/confirm"):
         answer = caller.post(path) if path.endswith("confirm") else caller.get(path)
         assert answer.status_code == 404, path
+
+
+def padded(picture):
+    """To one size for all: what follows the end of a PNG is not looked at."""
+    return picture.ljust(20_000, b"\0")
 
 
 def noisy_jpeg():

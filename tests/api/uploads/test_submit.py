@@ -5,10 +5,12 @@ import uuid
 import pytest
 from sqlalchemy import select
 
+from api.accounts.scopes import USUAL, Scope
+from api.accounts.service import issue_key
 from api.db import transaction
 from api.jobs.models import Job, JobImage
 from api.storage import ObjectStore, upload_prefix
-from tests.api.factories import png
+from tests.api.factories import Caller, png
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.uploads.test_routes import NOBODYS, account_of, announce, stored, upload
 
@@ -48,6 +50,22 @@ def test_a_job_has_copies_and_the_uploads_stay(caller, sessions, store, pictures
         assert caller.request("DELETE", f"/uploads/{picture['id']}").status_code == 204
     assert sorted(store.keys()) == sorted(keys)
     assert stored(sessions) == before
+
+
+@pytest.mark.parametrize("validate_only", ["false", "true"])
+def test_a_key_that_may_not_read_uploads_may_not_name_them(http, sessions, pictures, validate_only):
+    [one, *_] = ids(pictures)
+    wish = {"content_upload_ids": [one], "style_upload_ids": [one]}
+    path = f"/jobs?validate_only={validate_only}"
+    narrow = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.JOBS_WRITE]))
+    answer = narrow.post(path, json=wish)
+    assert problem(answer, 403, "insufficient_scope")["missing_scopes"] == ["uploads:read"]
+    assert 'scope="uploads:read"' in answer.headers["www-authenticate"]
+    assert narrow.submit([png()], [png()]).status_code == 202
+    reader = Caller(http, issue_key(sessions, account="mine", scopes=[Scope.JOBS_WRITE, Scope.UPLOADS_READ]))
+    assert reader.post(path, json=wish).status_code == (200 if validate_only == "true" else 202)
+    usual = Caller(http, issue_key(sessions, account="mine", scopes=USUAL))
+    assert submit(usual, [one], [one]).status_code == 202
 
 
 def test_one_upload_may_serve_twice(caller, store, pictures):
