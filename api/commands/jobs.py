@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 """What is sent of a folder."""
 KINDS = ("personalize", "train", "merge", "generate")
+_NEEDS = {
+    "personalize": {"subject_class": "--class"},
+    "merge": {"content_lora_id": "--content-lora", "style_lora_id": "--style-lora"},
+    "generate": {"prompts": "--prompt"},
+}
+"""Parameters that a kind cannot do without, and their options."""
 UPLOAD = "upload:"
 _TEXTS = {
     "name": "a name of your choice",
@@ -85,12 +91,15 @@ def _submit_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{side}", nargs="+", default=[], metavar="FILE", help="pictures, folders of them, or upload:ID"
         )
-    parser.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is made (default %(default)s)")
+    parser.add_argument("--kind", choices=KINDS, help=f"what is made (default {KINDS[0]})")
     parser.add_argument("--class", dest="subject_class", help="what the subject is: dog, teapot")
-    parser.add_argument("--content-lora", metavar="ID", help="of a merge: the library's LoRA of the subject")
-    parser.add_argument("--style-lora", metavar="ID", help="of a merge: the library's LoRA of the style")
-    parser.add_argument("--lora", type=_lora, action="append", metavar="ID=STRENGTH", help="to draw with; repeatable")
-    parser.add_argument("--prompt", action="append", help="what to draw; may be repeated")
+    parser.add_argument(
+        "--content-lora", metavar="ID", dest="content_lora_id", help="of a merge: its LoRA of the subject"
+    )
+    parser.add_argument("--style-lora", metavar="ID", dest="style_lora_id", help="of a merge: its LoRA of the style")
+    drawn = "to draw with; may be repeated"
+    parser.add_argument("--lora", type=_lora, action="append", dest="loras", metavar="ID=STRENGTH", help=drawn)
+    parser.add_argument("--prompt", action="append", dest="prompts", help="what to draw; may be repeated")
     parser.add_argument("--archive", type=Path, metavar="ZIP", help="all in one: content/, style/ and params.json")
     for name, about in _TEXTS.items():
         parser.add_argument(f"--{name}", help=about)
@@ -120,9 +129,9 @@ def _steps(text: str) -> tuple[str, int]:
     return part, int(count)
 
 
-def _lora(text: str) -> tuple[str, float]:
+def _lora(text: str) -> dict[str, Any]:
     lora_id, equals, strength = text.partition("=")
-    return lora_id, float(strength) if equals else 1.0
+    return {"lora_id": lora_id, "strength": float(strength) if equals else 1.0}
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -174,8 +183,7 @@ def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.
         for name in (
             *(each.replace("-", "_") for each in (*_TEXTS, *_NUMBERS)),
             *(each.replace("-", "_") + "s" for each in _LISTS),
-            "engine",
-            "subject_class",
+            *("kind", "engine", "subject_class", "content_lora_id", "style_lora_id", "loras", "prompts"),
         )
     }
     given["steps"] = None if arguments.steps is None else dict(arguments.steps)
@@ -203,36 +211,36 @@ def _ordered(
     """Submit what was asked for.
 
     Raises:
-        argparse.ArgumentTypeError: an option is missing that the kind needs, or pictures come in two ways.
+        argparse.ArgumentTypeError: an option is missing that the kind needs, pictures come in two ways, or nothing
+            takes them.
     """
     wishes: Any = _wishes(arguments)
-    key, uploads = arguments.idempotency_key, _uploads(pictures)
+    key = arguments.idempotency_key
     if arguments.archive is not None:
+        _refuse_pictures(pictures, "an archive has its own")
         params = wishes or None
         return client.submit_archive(arguments.archive, params=params, idempotency_key=key, on_upload=on_upload)
-    if arguments.kind == "generate":
-        loras = dict(arguments.lora or ())
-        return client.generate(prompts=_needed(arguments, "prompt"), loras=loras, idempotency_key=key, **wishes)
-    if arguments.kind == "merge":
-        wishes |= {f"{side}_lora_id": _needed(arguments, f"{side}_lora") for side in pictures}
-    elif arguments.kind == "personalize":
-        _needed(arguments, "subject_class")
-    if uploads is not None:
-        params = {"kind": arguments.kind, **wishes}
-        return client.submit(content=uploads["content"], style=uploads["style"], params=params, idempotency_key=key)
-    if arguments.kind == "merge":
-        return client.merge(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
-    if arguments.kind == "train":
-        return client.train(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
-    return client.personalize(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
+    kind = wishes.setdefault("kind", KINDS[0])
+    _check_needs(kind, wishes)
+    if kind == "generate":
+        _refuse_pictures(pictures, "a generate job takes none")
+        return client.submit(params=wishes, idempotency_key=key)
+    if (uploads := _uploads(pictures)) is not None:
+        return client.submit(**uploads, params=wishes, idempotency_key=key)
+    # A kind among the wishes goes before the one that the method is named after.
+    return client.train(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
 
 
-def _needed(arguments: argparse.Namespace, name: str) -> Any:  # noqa: ANN401 - as the option has it
-    value = getattr(arguments, name)
-    if value is None:
-        option = name.removeprefix("subject_").replace("_", "-")
-        raise argparse.ArgumentTypeError(f"a {arguments.kind} job needs --{option}")
-    return value
+def _refuse_pictures(pictures: dict[str, list[str]], why: str) -> None:
+    given = [f"--{side}" for side, of_side in pictures.items() if of_side]
+    if given:
+        raise argparse.ArgumentTypeError(f"{why}: leave out {' and '.join(given)}")
+
+
+def _check_needs(kind: object, wishes: dict[str, Any]) -> None:
+    for name, option in _NEEDS.get(str(kind), {}).items():
+        if name not in wishes:
+            raise argparse.ArgumentTypeError(f"a {kind} job needs {option}")
 
 
 def _list(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
