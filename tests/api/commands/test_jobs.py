@@ -83,6 +83,13 @@ def test_lists_are_tables_for_people_and_arrays_for_programs(finished, submit, d
     assert [job["id"] for job in array[:2]] == [other, finished]
 
 
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(submit, duolora):
+    name = "a[/b] [red]c[/red] \\[d"
+    job_id = submit("--name", name).out.strip()
+    assert name in duolora("jobs", "show", job_id).out
+    assert name in duolora("jobs", "list", "--limit", 1).out
+
+
 def test_events_and_logs_come_line_by_line(finished, duolora):
     events = duolora("jobs", "events", finished, "--json").lines()
     assert (events[0]["type"], events[-1]["type"]) == ("job.queued", "job.succeeded")
