@@ -69,7 +69,8 @@ _QUEUED: Document = _SUMMARY | {
         _stage("merge"),
         _stage("package"),
     ],
-    "timings": {"queued_seconds": 0.0, "running_seconds": None, "stages": {}},
+    "timings": {"queued_seconds": 0.0, "running_seconds": None, "worker_seconds": 0.0, "stages": {}},
+    "request_id": "7f3c0d52a9e14b6f",
     "params": {"base_model": "tiny", "content": {"steps": 60, "rank": 8}, "style": {"steps": 60, "rank": 8}},
     "images": [
         {"side": "content", "ordinal": 0, "sha256": _SHA, "bytes": 48213, "width": 512, "height": 512},
@@ -100,7 +101,12 @@ _SUCCEEDED: Document = (
     | {
         "state": "succeeded",
         "progress": _progress(fraction=1.0),
-        "timings": {"queued_seconds": 1.0, "running_seconds": 92.0, "stages": {"merge": {"seconds": 4.2}}},
+        "timings": {
+            "queued_seconds": 1.0,
+            "running_seconds": 92.0,
+            "worker_seconds": 90.6,
+            "stages": {"merge": {"seconds": 4.2}},
+        },
         "result": {
             "artifacts": [
                 {

@@ -273,6 +273,7 @@ class Attempt:
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
             traceparent=current_traceparent() or self.stage.traceparent,
+            request_id=self.stage.request_id,
         )
 
     @staticmethod

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STEPS = 10
 STEP_S = 0.015
-"""A job of four stages takes about a second, nearly all of it on its way through the service."""
+"""A job of four stages takes a second or two, nearly all of it on its way through the service."""
 SLOW_STEP_S = 0.8
 
 SAFETENSORS = "application/octet-stream"

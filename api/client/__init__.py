@@ -13,7 +13,7 @@ with Client("http://127.0.0.1:8000", api_key="duo_...") as client:
 from __future__ import annotations
 
 from api.client.core import RETRIES, AsyncCore, SyncCore
-from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, ServiceRefused
+from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, MissingFormat, ServiceRefused
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
 from api.client.keys import Keys
@@ -70,6 +70,7 @@ __all__ = [
     "Lora",
     "LoraFile",
     "MergeWishes",
+    "MissingFormat",
     "Progress",
     "Recipes",
     "Result",

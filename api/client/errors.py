@@ -42,6 +42,10 @@ class DamagedDownload(ClientError):
     """A file does not have the SHA-256 that the service announced; nothing was kept."""
 
 
+class MissingFormat(ClientError):
+    """A LoRA has no file in a format that was asked for; nothing was fetched."""
+
+
 def refusal(response: httpx.Response) -> ServiceRefused:
     """Read what a service answers with an error."""
     after = response.headers.get("Retry-After", "")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api.client.core import Operation, Stream, several
+from api.client.errors import MissingFormat
 from api.client.fetching import Fetching
 from api.client.files import Tally, counted
-from api.client.records import Lora
+from api.client.records import Lora, LoraFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -104,22 +105,29 @@ class Loras(Fetching):
 
     @Operation
     async def download_lora(
-        self, lora_id: str, folder: Name, *, on_download: Callable[[int, int], object] | None = None
+        self,
+        lora_id: str,
+        folder: Name,
+        *,
+        formats: str | Sequence[str] = (),
+        on_download: Callable[[int, int], object] | None = None,
     ) -> dict[str, Path]:
-        """Fetch all files of a LoRA into a folder, each checked against its SHA-256.
+        """Fetch the files of a LoRA into a folder, each checked against its SHA-256.
 
         Args:
             lora_id: Which LoRA.
             folder: Made if need be.
+            formats: Only those in one of these; none: all there are.
             on_download: Called with the bytes fetched so far, and with those of all files.
 
         Returns:
             Where each is, by its format (`diffusers`, `kohya`, `peft`, `other`).
 
         Raises:
+            MissingFormat: there is no file in one of the formats.
             DamagedDownload: a file is not what the service announced.
         """
-        files = (await self._read_lora(lora_id)).files
+        files = _chosen(await self._read_lora(lora_id), several(formats))
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         tally = Tally(sum(file.bytes for file in files), on_download)
@@ -127,3 +135,12 @@ class Loras(Fetching):
 
     async def _read_lora(self, lora_id: str) -> Lora:
         return Lora.model_validate(await self._document("GET", f"/loras/{lora_id}"))
+
+
+def _chosen(lora: Lora, formats: Sequence[str]) -> list[LoraFile]:
+    there = [file.format for file in lora.files]
+    missing = [each for each in formats if each not in there]
+    if missing:
+        has = ", ".join(there)
+        raise MissingFormat(f"LoRA {lora.id} has no file in the format {', '.join(missing)}; it has {has}")
+    return [file for file in lora.files if not formats or file.format in formats]

@@ -89,6 +89,8 @@ class Timings(_Record):
 
     queued_seconds: float
     running_seconds: float | None = None
+    worker_seconds: float | None = None
+    """What workers, and so their GPUs, have spent on it so far, all attempts together."""
     stages: dict[str, dict[str, Any]] = {}
 
 
@@ -115,6 +117,8 @@ class JobRecord(_Record):
     """When it is deleted; None before its end."""
     stop_requested_at: AwareDatetime | None = None
     retry_of: str | None = None
+    request_id: str | None = None
+    """`X-Request-Id` of the request that made it."""
 
     @property
     def is_terminal(self) -> bool:

@@ -11,13 +11,16 @@ import httpx
 
 from api.client.core import Core, Operation, once
 from api.client.files import counted
-from api.client.records import GenerateWishes, JobRecord, MergeWishes, TrainWishes, Wishes
+from api.client.records import GenerateWishes, JobCheck, JobRecord, MergeWishes, TrainWishes, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
     Name = str | PathLike[str]
+
+ONLY_LOOK = {"validate_only": "true"}
+"""The query of a submission of which nothing is to be begun."""
 
 
 class Submitting(Core):
@@ -128,6 +131,40 @@ class Submitting(Core):
         params = {"kind": "generate", "prompts": list(prompts), "loras": used, **wishes}
         return await self._submit(params, idempotency_key=idempotency_key, wait_s=wait_s)
 
+    @Operation
+    async def submit_files(
+        self,
+        *,
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
+        idempotency_key: str | None = None,
+        wait_s: int = 0,
+        on_upload: Callable[[int, int], object] | None = None,
+        params: Mapping[str, Any],
+    ) -> JobRecord:
+        """Submit a job of the kind that `params` names. These are what `JobParams` has; otherwise as `personalize`."""
+        return await self._submit(
+            params, content=content, style=style, idempotency_key=idempotency_key, wait_s=wait_s, on_upload=on_upload
+        )
+
+    @Operation
+    async def check_files(
+        self,
+        *,
+        content: Sequence[Name] = (),
+        style: Sequence[Name] = (),
+        on_upload: Callable[[int, int], object] | None = None,
+        params: Mapping[str, Any],
+    ) -> JobCheck:
+        """Ask what `submit_files` would make of the same, and what of the pictures to think over. Nothing is begun.
+
+        Raises:
+            ServiceRefused: the parameters are at fault; `problem["errors"]` names the fields.
+            OSError: a file cannot be read.
+        """
+        answer = await self._send(params, content=content, style=style, on_upload=on_upload, params=ONLY_LOOK)
+        return JobCheck.model_validate(answer.json())
+
     async def _submit(
         self,
         params: Mapping[str, Any],
@@ -138,21 +175,34 @@ class Submitting(Core):
         wait_s: int,
         on_upload: Callable[[int, int], object] | None = None,
     ) -> JobRecord:
+        answer = await self._send(
+            params,
+            content=content,
+            style=style,
+            on_upload=on_upload,
+            headers={**once(idempotency_key), **prefer(wait_s)},
+            timeout=self._patient(wait_s),
+        )
+        return JobRecord.model_validate(answer.json())
+
+    async def _send(
+        self,
+        wish: Mapping[str, Any],
+        *,
+        content: Sequence[Name],
+        style: Sequence[Name],
+        on_upload: Callable[[int, int], object] | None,
+        **options: Any,  # noqa: ANN401 - httpx's own words
+    ) -> httpx.Response:
+        """Send a form with pictures and parameters."""
         with ExitStack() as stack:
             files = [
                 (field, path.name, stack.enter_context(path.open("rb")))
                 for field, names in (("content_images", content), ("style_images", style))
                 for path in map(Path, names)
             ]
-            answer = await self._request(
-                "POST",
-                "/jobs",
-                files=[("params", (None, json.dumps(params), "application/json")), *counted(files, on_upload)],
-                headers={**once(idempotency_key), **prefer(wait_s)},
-                timeout=self._patient(wait_s),
-                repeatable=True,
-            )
-        return JobRecord.model_validate(answer.json())
+            form = [("params", (None, json.dumps(wish), "application/json")), *counted(files, on_upload)]
+            return await self._request("POST", "/jobs", files=form, repeatable=True, **options)
 
     def _patient(self, wait_s: int) -> httpx.Timeout:
         """Give an answer its usual time beside that for which it was asked to wait."""

@@ -11,11 +11,14 @@ from api.client.core import Core, Operation, once
 from api.client.errors import ServiceRefused
 from api.client.files import counted
 from api.client.records import JobCheck, JobRecord, Upload
+from api.client.submitting import ONLY_LOOK
 from api.client.wires import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
+
+    import httpx
 
     Name = str | PathLike[str]
 
@@ -115,8 +118,10 @@ class Uploads(Core):
         params: Mapping[str, Any] | None = None,
     ) -> JobCheck:
         """Ask what `submit` would make of the same, and what of the pictures to think over. Nothing is begun."""
-        wish, query = _wish(content, style, params), {"validate_only": "true"}
-        return JobCheck.model_validate(await self._document("POST", "/jobs", json=wish, params=query, repeatable=True))
+        wish = _wish(content, style, params)
+        return JobCheck.model_validate(
+            await self._document("POST", "/jobs", json=wish, params=ONLY_LOOK, repeatable=True)
+        )
 
     @Operation
     async def submit_archive(
@@ -139,12 +144,32 @@ class Uploads(Core):
             ServiceRefused: the request is at fault; `problem["errors"]` names the fields and entries.
             OSError: the file cannot be read.
         """
-        part: list[Any] = [] if params is None else [("params", (None, json.dumps(params), "application/json"))]
+        answer = await self._send_archive(path, params, on_upload, headers=once(idempotency_key))
+        return JobRecord.model_validate(answer.json())
+
+    @Operation
+    async def check_archive(
+        self,
+        path: Name,
+        *,
+        on_upload: Callable[[int, int], object] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> JobCheck:
+        """Ask what `submit_archive` would make of the same, as `check` does. Takes and raises as that does."""
+        answer = await self._send_archive(path, params, on_upload, params=ONLY_LOOK)
+        return JobCheck.model_validate(answer.json())
+
+    async def _send_archive(
+        self,
+        path: Name,
+        wish: Mapping[str, Any] | None,
+        on_upload: Callable[[int, int], object] | None,
+        **options: Any,  # noqa: ANN401 - httpx's own words
+    ) -> httpx.Response:
+        part: list[Any] = [] if wish is None else [("params", (None, json.dumps(wish), "application/json"))]
         with Path(path).open("rb") as file:
             files = [*part, *counted([("archive", Path(path).name, file)], on_upload)]
-            headers = once(idempotency_key)
-            answer = await self._request("POST", "/jobs", files=files, headers=headers, repeatable=True)
-        return JobRecord.model_validate(answer.json())
+            return await self._request("POST", "/jobs", files=files, repeatable=True, **options)
 
 
 def _purpose(path: Name) -> str:

@@ -47,6 +47,14 @@ does not answer; 8 the wait is over, the job goes on; 130 interrupted
 """
 
 
+class Unfit(Exception):
+    """A command has shown what it found, and that is nothing good: it ends with this status."""
+
+    def __init__(self, text: str, status: int) -> None:
+        self.status = status
+        super().__init__(text)
+
+
 class Group:
     """A noun of the `duolora` command, with a verb for each thing that can be done.
 
@@ -94,6 +102,8 @@ def online(act: Act) -> Callable[[argparse.Namespace], int]:
             return _say(f"{error.name} is missing: pip install 'duolora[client]'", FAILED)
         except argparse.ArgumentTypeError as error:
             return _say(str(error), USAGE)
+        except Unfit as found:
+            return _say(str(found), found.status)
         except Exception as error:
             status = _status(error)
             if status is None:
@@ -108,12 +118,13 @@ def _status(error: Exception) -> int | None:
     """Return what an error means for the exit status; None if nobody foresaw it."""
     import httpx  # noqa: PLC0415 - see `online`
 
-    from api.client import ClientError, JobNotSucceeded, ServiceRefused  # noqa: PLC0415
+    from api.client import ClientError, JobNotSucceeded, MissingFormat, ServiceRefused  # noqa: PLC0415
 
     if isinstance(error, ServiceRefused):
         return _STATUSES.get(error.status, FAILED)
     meanings: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int], ...] = (
         (JobNotSucceeded, NOT_SUCCEEDED),
+        (MissingFormat, MISSING),
         (TimeoutError, LATE),
         ((httpx.TransportError, httpx.InvalidURL), AWAY),
         ((ClientError, OSError), FAILED),

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from api.commands.checking import show_check
 from api.commands.connection import Group
 from api.commands.screen import names, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from api.client import Client, Job
     from api.commands.screen import Screen
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 """What is sent of a folder."""
 KINDS = ("personalize", "train", "merge", "generate")
+SIDES = ("content", "style")
 _NEEDS = {
     "personalize": {"subject_class": "--class"},
     "merge": {"content_lora_id": "--content-lora", "style_lora_id": "--style-lora"},
@@ -87,7 +89,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _submit_options(parser: argparse.ArgumentParser) -> None:
-    for side in ("content", "style"):
+    for side in SIDES:
         parser.add_argument(
             f"--{side}", nargs="+", default=[], metavar="FILE", help="pictures, folders of them, or upload:ID"
         )
@@ -107,10 +109,14 @@ def _submit_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, help=about)
     for name, about in _LISTS.items():
         parser.add_argument(f"--{name}", action="append", dest=name.replace("-", "_") + "s", help=about)
-    parser.add_argument("--engine", choices=["duolora", "mock"], help="mock: nothing is learnt, it takes a second")
+    parser.add_argument(
+        "--engine", choices=["duolora", "mock"], help="mock: nothing is learnt, it takes a second or two"
+    )
     parser.add_argument("--steps", type=_steps, action="append", metavar="PART=N", help="content, style or merge")
     parser.add_argument("--set", type=_setting, action="append", default=[], metavar="NAME=JSON", help="any parameter")
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key again is the same job")
+    look = "begin nothing: show stages, time, quotas and hints; the status is that of submitting"
+    parser.add_argument("--check", action="store_true", help=look)
     parser.add_argument("--watch", action="store_true", help="follow it until its end")
     _wait_option(parser)
     _out_option(parser, required=False)
@@ -163,6 +169,10 @@ def _pictures(given: Iterable[str]) -> list[str]:
     return found
 
 
+def _are_uploads(arguments: argparse.Namespace) -> bool:
+    return any(each.startswith(UPLOAD) for side in SIDES for each in getattr(arguments, side))
+
+
 def _uploads(pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
     """Return the ids of uploads by side; None if files are sent.
 
@@ -177,7 +187,7 @@ def _uploads(pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
     return {side: [each.removeprefix(UPLOAD) for each in of_side] for side, of_side in pictures.items()}
 
 
-def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.Wishes, checked by the service
+def _wishes(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
         name: getattr(arguments, name)
         for name in (
@@ -191,9 +201,18 @@ def _wishes(arguments: argparse.Namespace) -> Any:  # noqa: ANN401 - api.client.
 
 
 def _submit(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
-    pictures = {side: _pictures(getattr(arguments, side)) for side in ("content", "style")}
+    if arguments.check:
+        _check(client, arguments, screen)
+        return
+    key = arguments.idempotency_key
+    submission = _submission(arguments)
     with screen.counting("sending") as see:
-        job = _ordered(client, arguments, pictures, on_upload=see)
+        if arguments.archive is not None:
+            job = client.submit_archive(**submission, idempotency_key=key, on_upload=see)
+        elif _are_uploads(arguments):
+            job = client.submit(**submission, idempotency_key=key)
+        else:
+            job = client.submit_files(**submission, idempotency_key=key, on_upload=see)
     if arguments.watch or arguments.out:
         screen.remark(f"job {job.id}")
         _follow(client, job.id, arguments, screen)
@@ -201,40 +220,35 @@ def _submit(client: Client, arguments: argparse.Namespace, screen: Screen) -> No
         screen.line(job, job.id)
 
 
-def _ordered(
-    client: Client,
-    arguments: argparse.Namespace,
-    pictures: dict[str, Any],
-    *,
-    on_upload: Callable[[int, int], None] | None,
-) -> Job:
-    """Submit what was asked for.
+def _check(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
+    if arguments.watch or arguments.out:
+        raise argparse.ArgumentTypeError("--check begins no job: leave out --watch and --out")
+    submission = _submission(arguments)
+    with screen.counting("sending") as see:
+        if arguments.archive is not None:
+            found = client.check_archive(**submission, on_upload=see)
+        elif _are_uploads(arguments):
+            found = client.check(**submission)
+        else:
+            found = client.check_files(**submission, on_upload=see)
+    show_check(found, screen)
+
+
+def _submission(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what is sent: pictures and parameters, or a zip.
 
     Raises:
-        argparse.ArgumentTypeError: an option is missing that the kind needs, pictures come in two ways, or nothing
-            takes them.
+        argparse.ArgumentTypeError: an option is missing that the kind needs, or pictures come in two ways.
     """
-    wishes: Any = _wishes(arguments)
-    key = arguments.idempotency_key
+    wishes = _wishes(arguments)
     if arguments.archive is not None:
-        _refuse_pictures(pictures, "an archive has its own")
-        params = wishes or None
-        return client.submit_archive(arguments.archive, params=params, idempotency_key=key, on_upload=on_upload)
-    kind = wishes.setdefault("kind", KINDS[0])
-    _check_needs(kind, wishes)
-    if kind == "generate":
-        _refuse_pictures(pictures, "a generate job takes none")
-        return client.submit(params=wishes, idempotency_key=key)
-    if (uploads := _uploads(pictures)) is not None:
-        return client.submit(**uploads, params=wishes, idempotency_key=key)
-    # A kind among the wishes goes before the one that the method is named after.
-    return client.train(**pictures, idempotency_key=key, on_upload=on_upload, **wishes)
-
-
-def _refuse_pictures(pictures: dict[str, list[str]], why: str) -> None:
-    given = [f"--{side}" for side, of_side in pictures.items() if of_side]
-    if given:
-        raise argparse.ArgumentTypeError(f"{why}: leave out {' and '.join(given)}")
+        given = [f"--{side}" for side in SIDES if getattr(arguments, side)]
+        if given:
+            raise argparse.ArgumentTypeError(f"an archive has its own pictures: leave out {' and '.join(given)}")
+        return {"path": arguments.archive, "params": wishes or None}
+    pictures = {side: _pictures(getattr(arguments, side)) for side in SIDES}
+    _check_needs(wishes.setdefault("kind", KINDS[0]), wishes)
+    return {**(_uploads(pictures) or pictures), "params": wishes}
 
 
 def _check_needs(kind: object, wishes: dict[str, Any]) -> None:
@@ -289,10 +303,12 @@ def _display(job: Job, screen: Screen) -> None:
             "place in queue": lambda job: job.progress.queue_position,
             "error": lambda job: job.error and f"{job.error.get('detail') or job.error['title']} ({job.error['code']})",
             "retry of": lambda job: job.retry_of,
+            "request": lambda job: job.request_id,
             "created": lambda job: job.created_at,
             "started": lambda job: job.started_at,
             "finished": lambda job: job.finished_at,
             "expires": lambda job: job.expires_at,
+            "worker seconds": lambda job: job.timings and job.timings.worker_seconds,
             "files": lambda job: (
                 job.result and "\n".join(f"{each.filename}  {size(each.bytes)}" for each in job.result.artifacts)
             ),

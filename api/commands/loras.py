@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from api.client import Client, Lora
     from api.commands.screen import Screen
 
+FORMATS = ("diffusers", "kohya", "peft", "other")
 _LINES = {
     "id": lambda lora: lora.id,
     "name": lambda lora: lora.name,
@@ -58,6 +59,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     group.verb("keep", "let a job's LoRA stay when the job goes", _keep, "id")
     group.verb("delete", "delete a LoRA with its own files", _delete, "id")
     fetch = group.verb("download", "fetch a LoRA's files, each checked", _download, "id")
+    fetch.add_argument("--format", choices=FORMATS, help="only the file whose keys are named so")
     fetch.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
 
 
@@ -113,5 +115,6 @@ def _delete(client: Client, arguments: argparse.Namespace, screen: Screen) -> No
 
 def _download(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:
     with screen.counting("fetching") as see:
-        files = client.download_lora(arguments.id, arguments.out, on_download=see)
+        formats = arguments.format or ()
+        files = client.download_lora(arguments.id, arguments.out, formats=formats, on_download=see)
     screen.document({name: str(path) for name, path in files.items()}, "\n".join(map(str, files.values())))

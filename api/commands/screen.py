@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    Columns = Mapping[str, Callable[[Any], object]]
+
 NOTHING = "-"
 
 
@@ -33,19 +35,24 @@ class Screen:
         self._out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._err = Console(stderr=True, highlight=False)
 
-    def records(self, items: Sequence[BaseModel], columns: Mapping[str, Callable[[Any], object]]) -> None:
+    def records(self, items: Sequence[BaseModel], columns: Columns) -> None:
         """Show a table, a row for each item; as JSON the whole items in an array."""
         if self.as_json:
             self._document([_plain(item) for item in items])
-            return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in columns:
-            table.add_column(name, no_wrap=name == "id")
-        for item in items:
-            table.add_row(*(_text(look(item)) for look in columns.values()))
-        self._out.print(table)
+        else:
+            self._table(items, columns)
 
-    def record(self, item: BaseModel, lines: Mapping[str, Callable[[Any], object]]) -> None:
+    def tables(self, item: BaseModel, *parts: tuple[Sequence[Any], Columns]) -> None:
+        """Show one thing as several tables, of those parts of it that have rows; as JSON the whole of it."""
+        if self.as_json:
+            self._document(_plain(item))
+            return
+        for place, (rows, columns) in enumerate(part for part in parts if part[0]):
+            if place:
+                self._out.print()
+            self._table(rows, columns)
+
+    def record(self, item: BaseModel, lines: Columns) -> None:
         """Show one thing, line by line; as JSON the whole of it. Lines with nothing to say are left out."""
         if self.as_json:
             self._document(_plain(item))
@@ -109,6 +116,14 @@ class Screen:
                 bar.update(task, completed=now.fraction, description=stage + loss, left=left)
 
             yield see
+
+    def _table(self, items: Sequence[Any], columns: Columns) -> None:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in columns:
+            table.add_column(name, no_wrap=name == "id")
+        for item in items:
+            table.add_row(*(_text(look(item)) for look in columns.values()))
+        self._out.print(table)
 
     def _document(self, document: object) -> None:
         print(json.dumps(document, indent=1))

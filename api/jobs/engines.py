@@ -10,7 +10,7 @@ class EngineName(StrEnum):
 
     DUOLORA = "duolora"
     MOCK = "mock"
-    """Nothing is learnt: small files that say so come in about a second, by way of everything else that is real."""
+    """Nothing is learnt: small files that say so come in a second or two, by way of everything else that is real."""
 
 
 class MockOutcome(StrEnum):

@@ -56,4 +56,5 @@ def record_events(
         ],
         occurred_at=now,
         traceparent=job.traceparent,
+        request_id=job.request_id,
     )

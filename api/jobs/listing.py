@@ -125,6 +125,7 @@ class FullJobRecord(JobRecord):
 
     version: str
     """Another one as soon as anything of it is another, but for what only the clock changes."""
+    request_id: str | None
     params: Document
     webhook_url: str | None
     images: list[Document]
@@ -132,6 +133,8 @@ class FullJobRecord(JobRecord):
     artifacts: list[Document]
     webhook: Document | None
     """`url`, `state`, `disabled_reason` and `last_status` of its endpoint."""
+    worker_seconds: float
+    """What workers have spent on it so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +174,15 @@ _WEBHOOK = """
         ORDER BY d.created_at DESC, d.id DESC LIMIT 1
      )) FROM webhook_endpoints w WHERE w.job_id = j.id ORDER BY w.created_at LIMIT 1) AS webhook
 """
+_WORKED = """
+    (SELECT coalesce(sum(seconds), 0)::float8 FROM (
+        SELECT extract(epoch FROM max(coalesce(t.finished_at, clock_timestamp())) - t.started_at) / max(t.jobs)
+            AS seconds
+        FROM stages s JOIN stage_attempts t ON t.stage_id = s.id WHERE s.job_id = j.id
+        GROUP BY t.worker_id, t.started_at
+     ) runs) AS worker_seconds
+"""
+"""A worker does one thing at a time: attempts of a job that it began at one instant are one run, of both trainings."""
 _ONE = "FROM jobs j WHERE j.id = :job_id AND j.account_id = :account_id AND j.deletion_requested_at IS NULL"
 _VERSION = f"""
     md5(row(q.state, q.started_at, q.finished_at, q.cancel_requested_at, q.stop_requested_at, q.retry_of, q.error,
@@ -181,7 +193,7 @@ _VERSION = f"""
 but for those that show a training: a version has SHOWN_MARK at its end if there are any."""
 _IN_FULL = text(f"""
     SELECT q.*, {_VERSION} FROM (
-        SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK}, j.params, j.webhook_url,
+        SELECT {_SUMMARY}, {_STAGES}, {_SHOWN}, {_WEBHOOK}, {_WORKED}, j.request_id, j.params, j.webhook_url,
         (SELECT coalesce(json_agg(json_build_object(
             'side', i.side, 'ordinal', i.ordinal, 'sha256', i.sha256, 'bytes', i.bytes, 'width', i.width,
             'height', i.height

@@ -111,6 +111,8 @@ class Job(Base):
     self_url: Mapped[str]
     """Where the caller reads the job; put into webhooks."""
     traceparent: Mapped[str | None]
+    request_id: Mapped[str | None]
+    """Of the request that made it; null in jobs older than this column."""
     idempotency_key: Mapped[str | None]
     """Not written any more, like the fingerprint: see `api.idempotency`."""
     idempotency_fingerprint: Mapped[str | None]

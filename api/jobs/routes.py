@@ -23,7 +23,7 @@ from api.jobs.states import TERMINAL_JOBS, JobState
 from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
 from api.jobs.waiting import MAX_WAIT_S, is_known, read_wait, watch
 from api.problems import problem_responses
-from api.telemetry import current_traceparent
+from api.telemetry import current_request_id, current_traceparent
 
 router = APIRouter(tags=["jobs"])
 
@@ -122,7 +122,10 @@ async def submit_job(
 
     def submit(body: Body) -> Accepted | JobCheck:
         envelope = Envelope(
-            origin=_origin(request, services), traceparent=current_traceparent(), idempotency_key=_key(request)
+            origin=_origin(request, services),
+            traceparent=current_traceparent(),
+            request_id=current_request_id(),
+            idempotency_key=_key(request),
         )
         with to_submission(body, envelope, services.settings) as submission:
             if validate_only:
@@ -283,6 +286,7 @@ def retry_job(request: Request, services: ServicesDep, caller: WritesJobs, job_i
             _job_id(job_id),
             origin=_origin(request, services),
             traceparent=current_traceparent(),
+            request_id=current_request_id(),
             key=_key(request),
         )
     )

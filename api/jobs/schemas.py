@@ -114,7 +114,7 @@ class JobParams(Wire):
     )
     engine: EngineName = Field(
         EngineName.DUOLORA,
-        description="`mock`: nothing is learnt. The job goes the whole way in about a second, with events, progress, "
+        description="`mock`: nothing is learnt. The job goes the whole way in a second or two, with events, progress, "
         "webhooks and small files that say that they are none; for the tests of whoever uses this interface.",
     )
     mock_outcome: MockOutcome | None = Field(
@@ -205,6 +205,11 @@ class JobTimings(Wire):
 
     queued_seconds: float = Field(description="From the submission to the first stage's start.")
     running_seconds: float | None
+    worker_seconds: float = Field(
+        description="What workers, and so their GPUs, have spent on it: on all attempts at all stages, failed ones "
+        "too; one that runs counts up to now. Both trainings of a job in one run count once, and a run that several "
+        "jobs share is divided by their number."
+    )
     stages: dict[str, dict[str, Any]] = Field(description="By stage: `seconds`, and the phases the worker measured.")
 
 
@@ -277,6 +282,10 @@ class JobRead(JobSummary):
 
     stages: list[StageRead]
     timings: JobTimings
+    request_id: str | None = Field(
+        description="`X-Request-Id` of the request that made it; on the log lines of its workers and on its webhooks. "
+        "Null of a job older than this field."
+    )
     params: dict[str, Any] = Field(description="The complete configuration, resolved from the recipe.")
     images: list[ImageRead]
     loras: list[JobLoraRead]

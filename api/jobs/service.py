@@ -125,7 +125,14 @@ class JobService:
             return self.reader.describe(session, caller, job_id, outlook).job
 
     def retry(
-        self, caller: Caller, job_id: uuid.UUID, *, origin: str, traceparent: str | None, key: str | None
+        self,
+        caller: Caller,
+        job_id: uuid.UUID,
+        *,
+        origin: str,
+        traceparent: str | None,
+        request_id: str | None = None,
+        key: str | None,
     ) -> Accepted:
         """Make a job that tries an ended one again, from its checkpoints; one that does so already is returned.
 
@@ -150,6 +157,7 @@ class JobService:
                 account_id=caller.account_id,
                 self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
+                request_id=request_id,
             )
             inputs = found.inputs(caller.account_id, fresh_id)
             order = Order(job=job, inputs=inputs, stages=found.stages, deadline=found.deadline, retry=found)
@@ -211,4 +219,5 @@ def _job(caller: Caller, job_id: uuid.UUID, config: JobConfig, submission: Submi
         webhook_url=params.webhook_url,
         self_url=submission.origin.rstrip("/") + listing.path(job_id),
         traceparent=submission.traceparent,
+        request_id=submission.request_id,
     )

@@ -50,6 +50,7 @@ def describe(
         **_summary(job, now, outlook, retention),
         stages=[_stage(stage, now) for stage in job.stages],
         timings=_timings(job, now),
+        request_id=job.request_id,
         params=job.params,
         images=[ImageRead(**image) for image in job.images],
         loras=[JobLoraRead(**lora) for lora in job.loras],
@@ -119,7 +120,7 @@ def _stage(stage: StageRecord, now: datetime) -> StageRead:
     )
 
 
-def _timings(job: JobRecord, now: datetime) -> JobTimings:
+def _timings(job: FullJobRecord, now: datetime) -> JobTimings:
     end = job.finished_at or now
     stages: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
@@ -129,6 +130,7 @@ def _timings(job: JobRecord, now: datetime) -> JobTimings:
     return JobTimings(
         queued_seconds=round(((job.started_at or end) - job.created_at).total_seconds(), 3),
         running_seconds=None if job.started_at is None else round((end - job.started_at).total_seconds(), 3),
+        worker_seconds=round(job.worker_seconds, 3),
         stages=stages,
     )
 

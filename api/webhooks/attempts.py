@@ -51,6 +51,7 @@ class DueDelivery:
     attempt: int
     """Counted from 1."""
     traceparent: str | None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +236,7 @@ def _due(delivery: WebhookDelivery, secrets: tuple[str, ...]) -> DueDelivery:
         secrets=secrets,
         attempt=delivery.attempts,
         traceparent=delivery.traceparent,
+        request_id=delivery.request_id,
     )
 
 

@@ -33,6 +33,14 @@ Signature = Annotated[
         examples=["v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="],
     ),
 ]
+RequestId = Annotated[
+    str | None,
+    Header(
+        alias="X-Request-Id",
+        description="Of the request that made the job, or asked for the ping; the job has it as `request_id`.",
+        examples=["7f3c0d52a9e14b6f"],
+    ),
+]
 
 SUMMARIES = {
     EventType.QUEUED: "A job was accepted",
@@ -55,7 +63,13 @@ _ONCE = "Answer with any 2xx; it is sent once."
 def _describe(kind: EventType) -> None:
     """Add the webhook of one event."""
 
-    def told(event: WebhookEvent, webhook_id: Id, webhook_timestamp: Timestamp, webhook_signature: Signature) -> None:
+    def told(
+        event: WebhookEvent,
+        webhook_id: Id,
+        webhook_timestamp: Timestamp,
+        webhook_signature: Signature,
+        request_id: RequestId = None,
+    ) -> None:
         """Stand for the receiver."""
 
     router.add_api_route(
@@ -82,5 +96,11 @@ for _kind in EventType:
     status_code=HTTPStatus.NO_CONTENT,
     tags=["webhooks"],
 )
-def ping(event: PingEvent, webhook_id: Id, webhook_timestamp: Timestamp, webhook_signature: Signature) -> None:
+def ping(
+    event: PingEvent,
+    webhook_id: Id,
+    webhook_timestamp: Timestamp,
+    webhook_signature: Signature,
+    request_id: RequestId = None,
+) -> None:
     """Stand for the receiver."""

@@ -48,6 +48,7 @@ def queue_deliveries(
     occurrences: Sequence[Occurrence],
     occurred_at: datetime,
     traceparent: str | None,
+    request_id: str | None,
 ) -> None:
     """Write one delivery of each event for each enabled endpoint, of the account or of this job, that wants to hear it.
 
@@ -85,6 +86,7 @@ def queue_deliveries(
                 body=body,
                 retries=each.type in LIFECYCLE_EVENTS,
                 traceparent=traceparent,
+                request_id=request_id,
             )
             for row in hearers
         )
@@ -151,6 +153,7 @@ def add_job_endpoint(
             body=make_body(event.type, event.created_at, event_data(job, event.data)),
             retries=event.type in LIFECYCLE_EVENTS,
             traceparent=job.traceparent,
+            request_id=job.request_id,
         )
         for event, job in past
     )

@@ -12,7 +12,7 @@ from api.deps import ReadsWebhooks, ServicesDep, WritesWebhooks
 from api.documents import SmallDocuments
 from api.errors import NotFound
 from api.problems import problem_responses
-from api.telemetry import current_traceparent
+from api.telemetry import current_request_id, current_traceparent
 from api.webhooks.models import DeliveryState
 from api.webhooks.schemas import (
     DeliveryDetail,
@@ -152,7 +152,13 @@ def rotate_webhook_secret(
 def ping_webhook(request: Request, services: ServicesDep, caller: WritesWebhooks, webhook_id: str) -> DeliveryRead:
     """Send `webhook.ping`, once; read the delivery to see how it went."""
     origin = services.settings.public_url or str(request.base_url)
-    return services.webhooks.ping(caller, _id(webhook_id), origin=origin, traceparent=current_traceparent())
+    return services.webhooks.ping(
+        caller,
+        _id(webhook_id),
+        origin=origin,
+        traceparent=current_traceparent(),
+        request_id=current_request_id(),
+    )
 
 
 @router.get(

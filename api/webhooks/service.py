@@ -156,7 +156,15 @@ class WebhookService:
             self._written(session, endpoint)
             return EndpointWithSecret(**_endpoint(endpoint), secret=new)
 
-    def ping(self, caller: Caller, endpoint_id: uuid.UUID, *, origin: str, traceparent: str | None) -> DeliveryRead:
+    def ping(
+        self,
+        caller: Caller,
+        endpoint_id: uuid.UUID,
+        *,
+        origin: str,
+        traceparent: str | None,
+        request_id: str | None = None,
+    ) -> DeliveryRead:
         """Send an endpoint a webhook that says nothing, once; returns the delivery, whose log tells how it went.
 
         Raises:
@@ -178,6 +186,7 @@ class WebhookService:
                 body=make_body(PING, datetime.now(UTC), data),
                 retries=False,
                 traceparent=traceparent,
+                request_id=request_id,
             )
             session.add(delivery)
             session.flush()

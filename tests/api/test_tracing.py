@@ -76,13 +76,25 @@ def test_a_job_belongs_to_the_trace_of_its_request(traced, caller, sessions, spa
         answer = caller.submit(headers={"traceparent": TRACE, "X-Request-Id": "mine-1"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (202, "mine-1")
     with transaction(sessions) as session:
-        kept = session.scalars(select(Job.traceparent)).one()
+        kept, made_by = session.execute(select(Job.traceparent, Job.request_id)).one()
+    assert made_by == "mine-1"
     if not traced:
         assert kept == TRACE
         return
     request = by_name(spans)["POST"]
     assert kept == f"00-{TRACE_ID}-{hexadecimal(request.context.span_id, 16)}-01"
     assert request.attributes["http.response.status_code"] == 202
+
+
+def test_a_job_names_the_request_that_made_it_and_no_later_one(caller):
+    job = caller.submit(headers={"X-Request-Id": "mine-1"}).json()
+    path = job["urls"]["self"]
+    canceled = caller.post(f"{path}/cancel", headers={"X-Request-Id": "mine-2"}).json()
+    again = caller.post(f"{path}/retry", headers={"X-Request-Id": "mine-3"})
+    assert (job["request_id"], canceled["request_id"], again.json()["request_id"]) == ("mine-1", "mine-1", "mine-3")
+    assert caller.get(path, headers={"X-Request-Id": "mine-4"}).json()["request_id"] == "mine-1"
+    unnamed = caller.submit()
+    assert unnamed.json()["request_id"] == unnamed.headers["x-request-id"]
 
 
 def test_a_collector_without_the_sdk_is_said_and_harms_nothing():

@@ -149,7 +149,7 @@ def test_pictures_are_shown_while_the_training_runs(window, client, samples, lon
 
 def test_a_reload_in_the_middle_loses_nothing(window, running):
     page = window.open(f"/#/jobs/{running.id}", with_key=True)
-    curve = page.get_by_role("img", name="Loss over steps")
+    curve = page.get_by_role("img", name="Loss over steps").first
     expect(curve).to_be_visible()
     before = curve.locator(".raw").first.get_attribute("d")
     page.reload()
@@ -175,7 +175,7 @@ def test_a_stream_that_breaks_goes_on_from_the_last_event(window, running):
     page.route("**/events", break_once)
     page.goto(f"{window.home}/#/jobs/{running.id}")
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
-    expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss over steps").first).to_be_visible()
     assert starts == [None, "1"]
 
 
@@ -351,7 +351,7 @@ def test_a_running_job_is_shown_live_and_stopped_early(window, running):
     page = window.open(f"/#/jobs/{running.id}", with_key=True)
     expect(state(page, "Running")).to_be_visible()
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
-    expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss over steps").first).to_be_visible()
     expect(page.get_by_text("steps/s").first).to_be_visible()
     page.get_by_role("button", name="Stop and keep").click()
     page.get_by_role("button", name="Stop now").click()

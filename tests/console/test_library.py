@@ -67,6 +67,7 @@ def test_what_a_job_made_is_named_tagged_kept_and_fetched(window, http, ended):
     page = window.open("/#/library", with_key=True)
     page.get_by_role("link", name="Merged", exact=True).click()
     mine = page.get_by_role("listitem").filter(has=page.get_by_role("link", name=f"job {ended.id[-8:]}"))
+    expect(mine).to_have_count(1)
     mine.get_by_role("button", name="Rename or tag").click()
     page.get_by_label("Name").fill("Neon fox")
     page.get_by_label("Tags").fill("neon, foxes")

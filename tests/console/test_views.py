@@ -111,7 +111,7 @@ def webhook_view(window, page, job):
 def job_view(window, page, job):
     enter(window, page)
     page.goto(f"{window.home}/#/jobs/{job.id}")
-    expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss over steps").first).to_be_visible()
     expect(page.get_by_alt_text("The pictures you sent")).to_be_visible()
     page.get_by_text("As a table").first.click()
     page.get_by_text("How the merge shares out the layers").click()

@@ -5,6 +5,7 @@ The stage's behaviour is the recipe's name in its configuration.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import types
@@ -35,6 +36,8 @@ def run_stage(request: StageRequest, models: BaseModels, observer: Observer) -> 
     recipe = stage.config.recipe
     print("a library prints")  # noqa: T201
     os.system("echo so does a child of it")  # noqa: S605, S607 - a constant
+    if recipe == "speaking":
+        logging.getLogger("worker.engine").info("a stage speaks")
     if recipe == "picture":
         raise InvalidImage("picture 0 is empty")
     if recipe == "bug":

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
+REQUEST_ID = "7f3c0d52a9e14b6f"
+
 
 def submit(
     bench: Bench, *, recipe: Recipe = alone, pictures: Collection[str] = ("content", "style"), **wishes: Any
@@ -40,6 +42,7 @@ def submit(
         style=[_picture(255, "/style_images/0")] if "style" in pictures else [],
         origin="http://127.0.0.1",
         traceparent=TRACEPARENT,
+        request_id=REQUEST_ID,
     )
     return _ask(bench, recipe, lambda service, caller: service.submit(caller, submission))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,11 +33,15 @@ def mailbox() -> Mailbox:
     return Mailbox()
 
 
-@pytest.fixture(scope="module")
-def supervisor(mailbox: Mailbox) -> Iterator[EngineSupervisor]:
+def new_supervisor(mailbox: Mailbox) -> EngineSupervisor:
     settings = EngineSettings(command=COMMAND, start_timeout_s=30, cancel_grace_s=5, term_grace_s=1)
     environment = settings.environment(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
-    supervisor = EngineSupervisor(settings, env=environment, mailbox=mailbox)
+    return EngineSupervisor(settings, env=environment, mailbox=mailbox)
+
+
+@pytest.fixture(scope="module")
+def supervisor(mailbox: Mailbox) -> Iterator[EngineSupervisor]:
+    supervisor = new_supervisor(mailbox)
     yield supervisor
     supervisor.stop()
 
@@ -63,6 +68,7 @@ def command(folder: Path, recipe: str = "fine") -> Run:
         ),
         base="tiny",
         traceparent="00-aa-bb-01",
+        request_id="r-1",
     )
 
 
@@ -77,6 +83,15 @@ def test_a_stage_runs_and_what_libraries_print_does_not_disturb(supervisor, tmp_
     assert reports[-1].step == reports[-1].total == 1_000
     assert reports[0].note == "training"
     assert len(reports) < 500, "a fast loop must not write a line a step"
+
+
+def test_its_log_lines_name_the_trace_and_the_request_of_the_run(tmp_path, capfd):
+    engine = new_supervisor(Mailbox())
+    engine.ensure_running()
+    engine.run(command(tmp_path, "speaking"), lambda _report: None)
+    engine.stop()
+    spoken = next(json.loads(line) for line in capfd.readouterr().err.splitlines() if "a stage speaks" in line)
+    assert (spoken["job"], spoken["traceparent"], spoken["request_id"]) == ("job", "00-aa-bb-01", "r-1")
 
 
 def test_an_error_of_the_engine_arrives_with_code_and_fault_and_the_process_goes_on(supervisor, tmp_path):

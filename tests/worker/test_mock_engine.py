@@ -18,9 +18,10 @@ from api.jobs import repository
 from api.jobs.models import Event
 from tests.support.company import together
 from tests.worker.bench import eventually, states
-from tests.worker.jobs import submit
+from tests.worker.jobs import stop, submit
 from tests.worker.metric_samples import of_registry
 from tests.worker.test_worker import ARTIFACTS as OF_THE_STUB
+from worker.mock_engine import STEPS
 
 if TYPE_CHECKING:
     from api.jobs.models import Job
@@ -103,7 +104,19 @@ def test_one_that_is_to_fail_fails_for_good_with_a_code_of_its_own(bench: Bench)
     assert done.artifacts == []
 
 
-def test_a_slow_one_can_be_canceled_and_stopped(bench: Bench):
+def test_a_slow_one_that_is_stopped_ends_early_and_well(bench: Bench):
+    job = submit(bench, engine="mock", mock_outcome="slow", kind="train", pictures=("style",))
+    with bench.worker(**ALONE):
+        eventually(lambda: (bench.stage(job.id, "style_lora").progress or {}).get("step"))
+        stop(bench, job)
+        done = bench.wait_for(job.id, "succeeded")
+    assert {stage.name: stage.stopped_early for stage in done.stages} == {"style_lora": True, "package": True}
+    assert all((stage.progress or {"step": 0})["step"] < STEPS for stage in done.stages)
+    assert [bench.attempts(job.id, stage.name) for stage in done.stages] == [[(1, "succeeded")]] * 2
+    assert {each.name for each in done.artifacts} == {"style_lora", "style_lora_kohya", "preview", "report"}
+
+
+def test_a_slow_one_can_be_canceled_and_is_given_back_at_the_end_of_its_worker(bench: Bench):
     first, second = submit(bench, engine="mock", mock_outcome="slow"), submit(bench, engine="mock", mock_outcome="slow")
     with bench.worker(**ALONE):
         eventually(lambda: (bench.stage(first.id, "content_lora").progress or {}).get("step"))
@@ -111,7 +124,7 @@ def test_a_slow_one_can_be_canceled_and_stopped(bench: Bench):
         bench.wait_for(first.id, "canceled")
         eventually(lambda: bench.stage(second.id, "content_lora").state == "running")
         eventually(lambda: (bench.stage(second.id, "content_lora").progress or {}).get("step"))
-    assert bench.attempts(second.id, "content_lora") == [(1, "released")]  # by the end of its worker
+    assert bench.attempts(second.id, "content_lora") == [(1, "released")]
 
 
 def test_what_it_makes_is_never_taken_for_the_real_thing(bench: Bench):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 from sqlalchemy import func, select, text, update
@@ -18,7 +19,7 @@ from api.jobs.models import OutboxRow
 from api.jobs.repository import OutboxMessage
 from api.webhooks.models import WebhookDelivery
 from tests.worker.bench import PATIENCE_S, eventually, is_running
-from tests.worker.jobs import TRACEPARENT, submit, webhook_secret
+from tests.worker.jobs import REQUEST_ID, TRACEPARENT, submit, webhook_secret
 from worker.app import QUEUE, TASK, make_app
 from worker.dispatcher import publisher
 
@@ -95,6 +96,20 @@ def test_a_broker_that_lost_everything_is_told_again(bench: Bench, redis_url: st
             client.flushall()
         eventually(lambda: waiting(connection) >= 2)
     app.close()
+
+
+def lines(bench: Bench, module: str) -> list[dict[str, Any]]:
+    """What a process has logged."""
+    return [json.loads(line) for line in (bench.folder / f"{module}.log").read_text().splitlines()]
+
+
+def test_every_line_about_a_job_names_the_trace_and_the_request_that_made_it(bench: Bench):
+    with bench.process("worker", WORKER_ENGINE="mock"):
+        job = submit(bench, engine="mock")
+        bench.wait_for(job.id, "succeeded")
+    about = [line for line in lines(bench, "worker") if line.get("job") == str(job.id)]
+    assert {line["stage"] for line in about} == {stage.name for stage in job.stages}
+    assert {(line["traceparent"], line["request_id"]) for line in about} == {(TRACEPARENT, REQUEST_ID)}
 
 
 def test_term_gives_the_running_stage_back_and_leaves_no_process(bench: Bench):
@@ -273,7 +288,8 @@ def test_the_end_of_a_job_is_told_signed_and_again_after_an_error(bench: Bench):
         eventually(lambda: delivery(bench).state == "delivered")
     headers, bodies = zip(*receiver.requests, strict=True)
     assert headers[0]["webhook-id"] == headers[1]["webhook-id"]
-    assert headers[0]["traceparent"] == TRACEPARENT
+    assert (headers[0]["traceparent"], headers[0]["x-request-id"]) == (TRACEPARENT, REQUEST_ID)
+    assert {line["request_id"] for line in lines(bench, "worker.dispatcher") if "job" in line} == {REQUEST_ID}
     verifier = Webhook(webhook_secret(bench, job))
     for head, body in receiver.requests:
         event = verifier.verify(body.decode(), head)

@@ -53,6 +53,7 @@ FULL_RUN = Run(
     finish_early=True,
     memory_profile="small",
     traceparent="00-aa-bb-01",
+    request_id="r-1",
 )
 COMMANDS = [FULL_RUN, Cancel(id="a:1"), Pause(id="a:1"), Finish(id="a:1"), Warm(base="tiny")]
 EVENTS = [

@@ -94,7 +94,8 @@ class Deliverer:
         while True:
             delivery = self._due.get()
             try:
-                with logs.bound(job=delivery.job_id and str(delivery.job_id), traceparent=delivery.traceparent):
+                origin = {"traceparent": delivery.traceparent, "request_id": delivery.request_id}
+                with logs.bound(job=delivery.job_id and str(delivery.job_id), **origin):
                     self._deliver(delivery)
             finally:
                 with self._lock:

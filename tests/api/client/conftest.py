@@ -6,10 +6,12 @@ import sys
 import httpx
 import pytest
 from PIL import Image
+from sqlalchemy import delete
 
+from api.accounts.models import Account
 from api.accounts.service import issue_key
 from api.client import Client
-from api.db import make_engine, session_factory
+from api.db import make_engine, session_factory, transaction
 from api.settings import StoreSettings
 from api.storage import ObjectStore
 from deploy.local.processes import LOOPBACK, free_port, spawn
@@ -62,8 +64,10 @@ def url(environment, objects, tmp_path_factory):
 
 @pytest.fixture
 def api_key(sessions):
-    """Of a fresh account, with all scopes."""
-    return issue_key(sessions, account=os.urandom(8).hex()).text
+    """Of a fresh account, with all scopes; nobody's jobs wait when the next test begins."""
+    yield issue_key(sessions, account=os.urandom(8).hex()).text
+    with transaction(sessions) as session:
+        session.execute(delete(Account))
 
 
 @pytest.fixture

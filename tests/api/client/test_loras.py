@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from api.client import AsyncClient, ServiceRefused
+from api.client import AsyncClient, MissingFormat, ServiceRefused
 from tests.api.client.play import finish_loras, submit
 
 pytestmark = pytest.mark.xdist_group("client")
@@ -34,6 +34,10 @@ def test_a_lora_from_its_upload_to_its_end(client, lora_file, tmp_path):
     files = client.download_lora(sent.id, tmp_path / "out")
     assert files == {"kohya": tmp_path / "out" / "ink.safetensors"}
     assert files["kohya"].read_bytes() == lora_file.read_bytes()
+    assert list(client.download_lora(sent.id, tmp_path / "one", formats="kohya")) == ["kohya"]
+    with pytest.raises(MissingFormat, match="no file in the format diffusers, peft; it has kohya"):
+        client.download_lora(sent.id, tmp_path / "none", formats=["kohya", "diffusers", "peft"])
+    assert not (tmp_path / "none").exists()
     client.delete_lora(sent.id)
     assert list(client.loras()) == []
 

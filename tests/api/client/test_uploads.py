@@ -42,5 +42,20 @@ def test_pictures_may_come_in_one_zip(client, pictures, tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for picture, name in zip(pictures, ("content/1.png", "content/2.png", "style/1.png"), strict=True):
             archive.write(picture, name)
+    checked = client.check_archive(path, params={"rank": 3})
+    assert (checked.ok, checked.config["content"]["rank"], list(client.jobs())) == (True, 3, [])
     job = client.submit_archive(path, params={"rank": 3})
     assert client.wire.api.get(f"/jobs/{job.id}").json()["params"]["content"]["rank"] == 3
+
+
+def test_files_may_be_looked_at_before_they_are_submitted(client, pictures):
+    heard = []
+    given = {"content": pictures[:2], "style": pictures[2:], "params": {"subject_class": "cat", "rank": 3}}
+    found = client.check_files(**given, on_upload=lambda *told: heard.append(told))
+    assert (found.ok, found.config["content"]["rank"], len(found.images)) == (True, 3, 3)
+    assert heard[-1][0] == heard[-1][1] == sum(path.stat().st_size for path in pictures)
+    assert list(client.jobs()) == []
+    job = client.submit_files(**given, idempotency_key="files")
+    assert client.submit_files(**given, idempotency_key="files").id == job.id
+    with pytest.raises(ServiceRefused, match="/params/rank"):
+        client.check_files(**given | {"params": {"rank": 100_000}})

@@ -45,6 +45,8 @@ def test_submitting_prints_the_id_alone_and_watching_ends_with_the_job(submit, d
     watched = duolora("jobs", "watch", job_id)
     assert watched.status == 0
     assert re.search(r"state +succeeded", watched.out)
+    assert re.search(r"request +[0-9a-f]{32}", watched.out)
+    assert re.search(r"worker seconds +[\d.]+", watched.out)
     assert "merged.diffusers.safetensors" in watched.out
     assert duolora("jobs", "watch", job_id, "--json").document()["engine"] == "mock"
 
@@ -137,7 +139,7 @@ class TestArchive:
             (("--kind", "merge", "--content-lora", "1", "--style-lora", "2"), "/params/content_lora_id"),
             (("--kind", "train", "--lora", f"{uuid.uuid4()}=0.5"), "/params/loras"),
             (("--kind", "train", "--prompt", "a cat"), "/params/prompts"),
-            (("--kind", "train", "--content", "a.png"), "an archive has its own: leave out --content"),
+            (("--kind", "train", "--content", "a.png"), "an archive has its own pictures: leave out --content"),
             (
                 ("--kind", "train", "--content", "a.png", "--style", "upload:1"),
                 "leave out --content and --style",
@@ -150,10 +152,73 @@ class TestArchive:
         assert told in ended.err
 
 
+class TestCheck:
+    """`duolora jobs submit --check`."""
+
+    def test_what_a_job_would_be_is_shown_and_nothing_is_begun(self, submit, duolora):
+        def newest():
+            return duolora("jobs", "list", "--limit", 1, "--json").document()[0]["id"]
+
+        before = submit().out.strip()
+        assert newest() == before
+        ended = submit("--check", "--steps", "content=7")
+        assert (ended.status, ended.err) == (0, "")
+        rows = [line.split() for line in ended.out.splitlines()]
+        assert ["stage", "after", "steps", "seconds"] in rows
+        assert ["content_lora", "-", "7"] in [row[:3] for row in rows]
+        assert "all" in [row[0] for row in rows if row]
+        assert re.search(r"^queued-jobs +\d+ +\d+ +- *$", ended.out, re.MULTILINE)
+        assert re.search(r"^stored-bytes +[\d.]+ k?B +[\d.]+ k?B", ended.out, re.MULTILINE)
+        assert "/content_images  too_few" in re.sub(" +", "  ", ended.out)
+        assert newest() == before
+
+    def test_for_programs_it_is_the_whole_document(self, submit):
+        found = submit("--check", "--rank", 3, "--json").document()
+        assert (found["ok"], found["config"]["content"]["rank"]) == (True, 3)
+        assert [each["policy"] for each in found["quota"]] == ["queued-jobs", "stored-bytes"]
+
+    def test_uploads_and_zips_are_looked_at_likewise(self, duolora, pictures, tmp_path):
+        ids = duolora("uploads", "create", *sorted(pictures["content"].glob("*.png"))).out.split()
+        found = duolora("jobs", "submit", "--kind", "train", "--style", *ids, "--check", "--json").document()
+        assert [stage["name"] for stage in found["stages"]] == ["style_lora", "package"]
+        with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
+            archive.write(pictures["content"] / "0.png", "content/0.png")
+            archive.write(pictures["style"] / "0.png", "style/0.png")
+        zipped = duolora("jobs", "submit", "--archive", tmp_path / "job.zip", "--check", "--seed", 7, "--json")
+        assert zipped.document()["config"]["merge"]["seed"] == 7
+
+    def test_a_picture_that_cannot_be_used_is_status_2_and_named(self, submit, pictures):
+        (pictures["style"] / "2.png").write_text("no picture")
+        ended = submit("--check")
+        assert ended.status == 2
+        assert re.search(r"/style_images/2 +\w+", ended.out)
+        assert "would be refused: some pictures cannot be used" in ended.err
+        assert submit().status == 2
+
+    def test_a_quota_that_is_used_up_is_status_5(self, submit, duolora, stack, monkeypatch):
+        monkeypatch.setenv("DATABASE_URL", stack.env["DATABASE_URL"])
+        with monkeypatch.context() as patch:
+            patch.delenv("DUOLORA_URL")
+            key = duolora("keys", "create", "--account", "full", "--max-stored-bytes", 10).out.strip()
+        monkeypatch.setenv("DUOLORA_API_KEY", key)
+        ended = submit("--check")
+        assert ended.status == 5
+        assert "10 B" in ended.out
+        assert "would be refused: a quota is used up" in ended.err
+        assert submit().status == 5
+
+    @pytest.mark.parametrize(
+        ("words", "told"), [(("--rank", "100000"), "/params/rank"), (("--watch",), "leave out --watch")]
+    )
+    def test_parameters_that_are_refused_are_status_2(self, submit, words, told):
+        ended = submit("--check", *words)
+        assert (ended.status, ended.out) == (2, "")
+        assert told in ended.err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--kind", "generate", "--prompt", "a cat"), "a generate job takes none: leave out --content and --style"),
         (("--kind", "train", "--prompt", "a cat"), "/params/prompts"),
         (("--lora", str(uuid.uuid4())), "/params/loras"),
         (("--content-lora", str(uuid.uuid4())), "/params/content_lora_id"),
@@ -163,6 +228,12 @@ def test_options_of_other_kinds_are_refused(submit, words, told):
     ended = submit(*words)
     assert (ended.status, ended.out) == (2, "")
     assert told in ended.err
+
+
+def test_a_job_that_draws_takes_no_pictures(duolora, pictures):
+    ended = duolora("jobs", "submit", "--kind", "generate", "--prompt", "a cat", "--content", pictures["content"])
+    assert (ended.status, ended.out) == (2, "")
+    assert "/content_images" in ended.err
 
 
 def test_a_lora_that_is_named_twice_goes_to_the_service_twice(duolora):

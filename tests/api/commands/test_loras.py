@@ -25,15 +25,22 @@ def test_a_lora_of_ones_own_from_its_sending_to_its_end(duolora, file, tmp_path)
     fetched = duolora("loras", "download", lora_id, "--out", tmp_path / "out", "--json").document()
     assert (tmp_path / "out" / "fox.safetensors").read_bytes() == file.read_bytes()
     assert list(fetched) == ["kohya"]
+    nowhere = tmp_path / "nowhere"
+    refused = duolora("loras", "download", lora_id, "--format", "diffusers", "--out", nowhere)
+    assert (refused.status, refused.out, nowhere.exists()) == (4, "", False)
+    assert f"{lora_id} has no file in the format diffusers; it has kohya" in refused.err
     assert duolora("loras", "delete", lora_id).status == 0
     assert duolora("loras", "show", lora_id).status == 4
 
 
-def test_what_a_job_made_is_found_kept_merged_and_drawn_with(duolora, submit):
+def test_what_a_job_made_is_found_kept_merged_and_drawn_with(duolora, submit, tmp_path):
     job_id = submit("--watch", "--json").document()["id"]
     found = {lora["role"]: lora for lora in duolora("loras", "list", "--job", job_id, "--json").document()}
     assert set(found) == {"content", "style", "merged"}
     assert {lora["kept"] for lora in found.values()} == {False}
+    fetch = ("loras", "download", found["merged"]["id"], "--out", tmp_path / "one", "--format", "kohya", "--json")
+    assert list(duolora(*fetch).document()) == ["kohya"]
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["merged.kohya.safetensors"]
     assert duolora("loras", "keep", found["content"]["id"], "--json").document()["kept"] is True
     ids = ("--content-lora", found["content"]["id"], "--style-lora", found["style"]["id"])
     merged = duolora("jobs", "submit", "--kind", "merge", *ids, "--engine", "mock", "--watch")

@@ -1,5 +1,5 @@
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -10,10 +10,10 @@ from api.db import transaction
 from api.errors import NotFound
 from api.jobs import listing
 from api.jobs.listing import Cursor, InvalidCursor
-from api.jobs.models import Job
+from api.jobs.models import Job, StageAttempt
 from api.jobs.plan import JobKind
 from api.jobs.states import JobState
-from tests.api.factories import cancel, claim, make_account, make_job
+from tests.api.factories import cancel, claim, fail, finish, make_account, make_all_due, make_job
 
 
 @pytest.fixture
@@ -143,3 +143,81 @@ def test_listing_costs_the_same_number_of_queries_however_many_jobs(sessions, ac
         page(sessions, account, limit=50)
         counts.append(len(statements))
     assert counts[0] == counts[1]
+
+
+class TestWorkerSeconds:
+    """What workers have spent on a job."""
+
+    @pytest.fixture
+    def worked(self, sessions, account):
+        def worked(job_id, owner=account):
+            with transaction(sessions) as session:
+                return listing.read_job(session, account_id=owner, job_id=job_id).worker_seconds
+
+        return worked
+
+    @pytest.fixture
+    def took(self, sessions):
+        """Make an ended attempt one that took so long; its start stays."""
+
+        def took(claimed, seconds):
+            with transaction(sessions) as session:
+                one = session.get_one(StageAttempt, (claimed.stage_id, claimed.attempt))
+                assert one.finished_at is not None
+                one.finished_at = one.started_at + timedelta(seconds=seconds)
+
+        return took
+
+    def test_there_is_none_before_the_first_attempt(self, sessions, account, worked):
+        assert worked(make_job(sessions, account)) == 0
+
+    def test_attempts_at_all_stages_add_up_failed_ones_too(self, sessions, account, worked, took):
+        job_id = make_job(sessions, account)
+        first = claim(sessions)
+        fail(sessions, first, retry_after=timedelta(0))
+        make_all_due(sessions)
+        second = claim(sessions)
+        finish(sessions, second)
+        third = claim(sessions)
+        finish(sessions, third)
+        assert [(each.name, each.attempt) for each in (first, second, third)] == [
+            ("content_lora", 1),
+            ("content_lora", 2),
+            ("style_lora", 1),
+        ]
+        for each, seconds in ((first, 10), (second, 2.5), (third, 3)):
+            took(each, seconds)
+        assert worked(job_id) == 15.5
+
+    def test_one_that_runs_counts_up_to_now(self, sessions, account, worked):
+        job_id = make_job(sessions, account)
+        claim(sessions)
+        with transaction(sessions) as session:
+            session.execute(update(StageAttempt).values(started_at=StageAttempt.started_at - timedelta(minutes=5)))
+        first = worked(job_id)
+        assert 300 <= first < worked(job_id)
+
+    def test_both_trainings_of_a_job_in_one_run_count_once(self, sessions, account, worked, took):
+        job_id = make_job(sessions, account)
+        claimed = claim(sessions, pairs=True)
+        for each, seconds in zip(claimed.all, (30, 40), strict=True):
+            finish(sessions, each)
+            took(each, seconds)
+        assert worked(job_id) == 40
+
+    def test_two_workers_at_once_count_both(self, sessions, account, worked, took):
+        job_id = make_job(sessions, account)
+        for each, seconds in ((claim(sessions, "w1"), 30), (claim(sessions, "w2"), 40)):
+            finish(sessions, each)
+            took(each, seconds)
+        assert worked(job_id) == 70
+
+    def test_a_run_that_jobs_share_is_divided_by_their_number(self, sessions, worked, took):
+        owners = [make_account(sessions, name) for name in "abcd"]
+        jobs = {make_job(sessions, owner): owner for owner in owners}
+        claimed = claim(sessions, pairs=True, jobs_at_once=4)
+        assert len(claimed.by_job) == 4
+        for each in claimed.all:
+            finish(sessions, each)
+            took(each, 40)
+        assert [worked(job_id, owner) for job_id, owner in jobs.items()] == [10] * 4

@@ -335,7 +335,7 @@ class TestRefusals:
         def fail_late(session, job, stages, **options):
             repository_insert(session, job, stages, **options)
             session.flush()
-            session.connection().exec_driver_sql("SELECT 1/0")
+            session.connection().exec_driver_sql("SELECT no_such_function()")
 
         repository_insert = repository.insert_job
         monkeypatch.setattr(ObjectStore, "put_file", remember)
@@ -414,6 +414,7 @@ class TestRead:
         assert (job["state"], job["progress"]["fraction"], job["progress"]["eta_seconds"]) == ("succeeded", 1, None)
         assert job["timings"]["stages"]["merge"]["train_seconds"] == 1.5
         assert job["timings"]["running_seconds"] >= 0
+        assert job["timings"]["worker_seconds"] > 0
         artifacts = {artifact["name"]: artifact for artifact in job["result"]["artifacts"]}
         assert set(artifacts) == {"content_lora", "style_lora", "merge", "package"}
         merged = artifacts["merge"]

@@ -261,6 +261,7 @@ def test_a_ping_is_sent_once_and_its_log_tells_how_it_went(owner, post):
         assert (str(event.data.endpoint_id), event.type) == (made["id"], "webhook.ping")
         assert event.data.urls.self == "http://testserver" + made["urls"]["self"]
         assert got.headers["webhook-id"] == ping["webhook_id"]
+        assert got.headers["x-request-id"] == answer.headers["x-request-id"]
         post.record(due, status=outcome.status)
     detail = owner.get(f"/webhooks/deliveries/{ping['id']}").json()
     assert (detail["state"], detail["attempts"], detail["next_attempt_at"]) == ("delivered", 1, None)
@@ -291,7 +292,7 @@ def test_a_disabled_endpoint_is_neither_pinged_nor_sent_anything_again(owner, se
 
 def test_a_replay_is_the_same_event_to_where_the_endpoint_is_now(owner, sessions, account, post):
     path = owner.create()["urls"]["self"]
-    make_job(sessions, account)
+    make_job(sessions, account, request_id="r-1")
     (due,) = post.take()
     post.record(due, status=204)
     owner.patch(path, json={"url": "https://other.example/"})
@@ -303,6 +304,7 @@ def test_a_replay_is_the_same_event_to_where_the_endpoint_is_now(owner, sessions
     assert len(replays) == 2
     for replayed in replays:
         assert (replayed.message, replayed.body, replayed.job_id) == (due.message, due.body, due.job_id)
+        assert replayed.request_id == due.request_id == "r-1"
         assert (replayed.url, replayed.attempt) == ("https://other.example/", 1)
     assert post.rows()[0].url == URL, "what was delivered stays as it was"
 
