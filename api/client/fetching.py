@@ -31,9 +31,9 @@ class Fetching(Core):
                     digest.update(chunk)
                     written.write(chunk)
                     tally.add(len(chunk))
+            if digest.hexdigest() != file.sha256:
+                raise DamagedDownload(f"{file.filename} has SHA-256 {digest.hexdigest()}, not {file.sha256}")
+            return partial.replace(path)
         finally:
+            partial.unlink(missing_ok=True)  # of a whole file nothing is there any more
             await self._wire.drop(answer)
-        if digest.hexdigest() != file.sha256:
-            partial.unlink()
-            raise DamagedDownload(f"{file.filename} has SHA-256 {digest.hexdigest()}, not {file.sha256}")
-        return partial.replace(path)

@@ -22,6 +22,12 @@ PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 """What is sent of a folder."""
 KINDS = ("personalize", "train", "merge", "generate")
 SIDES = ("content", "style")
+_NEEDS = {
+    "personalize": {"subject_class": "--class"},
+    "merge": {"content_lora_id": "--content-lora", "style_lora_id": "--style-lora"},
+    "generate": {"prompts": "--prompt"},
+}
+"""Parameters that a kind cannot do without, and their options."""
 UPLOAD = "upload:"
 _TEXTS = {
     "name": "a name of your choice",
@@ -87,12 +93,15 @@ def _submit_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{side}", nargs="+", default=[], metavar="FILE", help="pictures, folders of them, or upload:ID"
         )
-    parser.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is made (default %(default)s)")
+    parser.add_argument("--kind", choices=KINDS, help=f"what is made (default {KINDS[0]})")
     parser.add_argument("--class", dest="subject_class", help="what the subject is: dog, teapot")
-    parser.add_argument("--content-lora", metavar="ID", help="of a merge: the library's LoRA of the subject")
-    parser.add_argument("--style-lora", metavar="ID", help="of a merge: the library's LoRA of the style")
-    parser.add_argument("--lora", type=_lora, action="append", metavar="ID=STRENGTH", help="to draw with; repeatable")
-    parser.add_argument("--prompt", action="append", help="what to draw; may be repeated")
+    parser.add_argument(
+        "--content-lora", metavar="ID", dest="content_lora_id", help="of a merge: its LoRA of the subject"
+    )
+    parser.add_argument("--style-lora", metavar="ID", dest="style_lora_id", help="of a merge: its LoRA of the style")
+    drawn = "to draw with; may be repeated"
+    parser.add_argument("--lora", type=_lora, action="append", dest="loras", metavar="ID=STRENGTH", help=drawn)
+    parser.add_argument("--prompt", action="append", dest="prompts", help="what to draw; may be repeated")
     parser.add_argument("--archive", type=Path, metavar="ZIP", help="all in one: content/, style/ and params.json")
     for name, about in _TEXTS.items():
         parser.add_argument(f"--{name}", help=about)
@@ -126,9 +135,9 @@ def _steps(text: str) -> tuple[str, int]:
     return part, int(count)
 
 
-def _lora(text: str) -> tuple[str, float]:
+def _lora(text: str) -> dict[str, Any]:
     lora_id, equals, strength = text.partition("=")
-    return lora_id, float(strength) if equals else 1.0
+    return {"lora_id": lora_id, "strength": float(strength) if equals else 1.0}
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -184,8 +193,7 @@ def _wishes(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in (
             *(each.replace("-", "_") for each in (*_TEXTS, *_NUMBERS)),
             *(each.replace("-", "_") + "s" for each in _LISTS),
-            "engine",
-            "subject_class",
+            *("kind", "engine", "subject_class", "content_lora_id", "style_lora_id", "loras", "prompts"),
         )
     }
     given["steps"] = None if arguments.steps is None else dict(arguments.steps)
@@ -234,24 +242,19 @@ def _submission(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     wishes = _wishes(arguments)
     if arguments.archive is not None:
+        given = [f"--{side}" for side in SIDES if getattr(arguments, side)]
+        if given:
+            raise argparse.ArgumentTypeError(f"an archive has its own pictures: leave out {' and '.join(given)}")
         return {"path": arguments.archive, "params": wishes or None}
     pictures = {side: _pictures(getattr(arguments, side)) for side in SIDES}
-    if arguments.kind == "generate":
-        loras = [{"lora_id": lora_id, "strength": strength} for lora_id, strength in arguments.lora or ()]
-        wishes |= {"prompts": _needed(arguments, "prompt"), "loras": loras}
-    elif arguments.kind == "merge":
-        wishes |= {f"{side}_lora_id": _needed(arguments, f"{side}_lora") for side in SIDES}
-    elif arguments.kind == "personalize":
-        _needed(arguments, "subject_class")
-    return {**(_uploads(pictures) or pictures), "params": {"kind": arguments.kind, **wishes}}
+    _check_needs(wishes.setdefault("kind", KINDS[0]), wishes)
+    return {**(_uploads(pictures) or pictures), "params": wishes}
 
 
-def _needed(arguments: argparse.Namespace, name: str) -> Any:  # noqa: ANN401 - as the option has it
-    value = getattr(arguments, name)
-    if value is None:
-        option = name.removeprefix("subject_").replace("_", "-")
-        raise argparse.ArgumentTypeError(f"a {arguments.kind} job needs --{option}")
-    return value
+def _check_needs(kind: object, wishes: dict[str, Any]) -> None:
+    for name, option in _NEEDS.get(str(kind), {}).items():
+        if name not in wishes:
+            raise argparse.ArgumentTypeError(f"a {kind} job needs {option}")
 
 
 def _list(client: Client, arguments: argparse.Namespace, screen: Screen) -> None:

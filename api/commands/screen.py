@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class Screen:
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, look in lines.items():
-            if (said := _text(look(item))) != NOTHING:
+            if (said := _text(look(item))).plain != NOTHING:
                 table.add_row(name, said)
         self._out.print(table)
 
@@ -136,7 +137,12 @@ def _plain(item: BaseModel) -> dict[str, Any]:
     return item.model_dump(mode="json")
 
 
-def _text(value: object) -> str:
+def _text(value: object) -> Text:
+    """Return what a cell says, as it is: names are no markup."""
+    return Text(_words(value))
+
+
+def _words(value: object) -> str:
     match value:
         case None | "" | () | []:
             return NOTHING

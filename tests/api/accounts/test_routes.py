@@ -134,6 +134,29 @@ def test_a_revoked_key_ends_at_once_and_is_listed_only_on_request(caller):
     assert caller.post(f"/keys/{key['id']}/rotate").json()["code"] == "key_not_active"
 
 
+def test_keys_that_ended_hide_none_that_works(caller, sessions):
+    with transaction(sessions) as session:
+        session.execute(
+            text(
+                "INSERT INTO api_keys (id, account_id, prefix, secret_sha256, revoked_at)"
+                " SELECT 'ended' || number, account_id, 'x', secret_sha256, now()"
+                " FROM api_keys, generate_series(1, 1000) AS number"
+            )
+        )
+    assert listed(caller) == [caller.key.id]
+
+
+def test_any_key_may_revoke_itself_and_without_admin_no_other(caller):
+    key, other = made(caller, scopes=["jobs:read"]), made(caller)
+    new = holder(caller, key)
+    refused = new.request("DELETE", f"/keys/{other['id']}")
+    assert (refused.status_code, refused.json()["missing_scopes"]) == (403, ["admin"])
+    assert new.get(f"/keys/{key['id']}").status_code == 403
+    assert new.request("DELETE", f"/keys/{key['id']}").status_code == 204
+    assert new.get("/jobs").status_code == 401
+    assert listed(caller) == [other["id"], caller.key.id]
+
+
 def test_another_accounts_keys_are_none(caller, stranger):
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rotate")):
         assert stranger.request(method, f"/keys/{caller.key.id}{path}").status_code == 404

@@ -68,6 +68,17 @@ def test_a_damaged_file_is_not_kept(client, pictures, sessions, objects, tmp_pat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_nothing_is_left_of_a_download_that_is_broken_off(client, pictures, sessions, objects, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    job = submit(client, pictures)
+    finish(sessions, objects, job, b"picture")
+    with pytest.raises(KeyboardInterrupt):
+        client.download(job, tmp_path / "out", on_download=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_unfinished_job_has_nothing_to_download(client, pictures, tmp_path):
     job = submit(client, pictures)
     with pytest.raises(JobNotSucceeded, match="queued"):

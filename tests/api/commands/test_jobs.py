@@ -85,6 +85,13 @@ def test_lists_are_tables_for_people_and_arrays_for_programs(finished, submit, d
     assert [job["id"] for job in array[:2]] == [other, finished]
 
 
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(submit, duolora):
+    name = "a[/b] [red]c[/red] \\[d"
+    job_id = submit("--name", name).out.strip()
+    assert name in duolora("jobs", "show", job_id).out
+    assert name in duolora("jobs", "list", "--limit", 1).out
+
+
 def test_events_and_logs_come_line_by_line(finished, duolora):
     events = duolora("jobs", "events", finished, "--json").lines()
     assert (events[0]["type"], events[-1]["type"]) == ("job.queued", "job.succeeded")
@@ -105,6 +112,44 @@ def test_an_ended_job_is_deleted_and_then_there_is_none(finished, duolora):
 def test_the_same_idempotency_key_is_the_same_job(submit):
     key = uuid.uuid4().hex
     assert submit("--idempotency-key", key).out == submit("--idempotency-key", key).out
+
+
+@pytest.fixture
+def archive(tmp_path, pictures):
+    """A zip with pictures of the style alone."""
+    path = tmp_path / "job.zip"
+    with zipfile.ZipFile(path, "w") as written:
+        written.write(pictures["style"] / "0.png", "style/0.png")
+    return path
+
+
+class TestArchive:
+    """`duolora jobs submit --archive`."""
+
+    def test_its_job_is_of_the_kind_and_has_the_options_that_were_asked_for(self, duolora, archive, tmp_path):
+        wishes = ("--kind", "train", "--engine", "mock", "--rank", 3)
+        ended = duolora("jobs", "submit", "--archive", archive, *wishes, "--out", tmp_path / "out")
+        assert ended.status == 0, ended.err
+        config = json.loads((tmp_path / "out" / "report.json").read_text())["config"]
+        assert (config["kind"], config["style"]["rank"]) == ("train", 3)
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (("--kind", "merge", "--content-lora", "1", "--style-lora", "2"), "/params/content_lora_id"),
+            (("--kind", "train", "--lora", f"{uuid.uuid4()}=0.5"), "/params/loras"),
+            (("--kind", "train", "--prompt", "a cat"), "/params/prompts"),
+            (("--kind", "train", "--content", "a.png"), "an archive has its own pictures: leave out --content"),
+            (
+                ("--kind", "train", "--content", "a.png", "--style", "upload:1"),
+                "leave out --content and --style",
+            ),
+        ],
+    )
+    def test_what_nothing_takes_is_refused(self, duolora, archive, words, told):
+        ended = duolora("jobs", "submit", "--archive", archive, "--engine", "mock", *words)
+        assert (ended.status, ended.out) == (2, "")
+        assert told in ended.err
 
 
 class TestCheck:
@@ -171,6 +216,34 @@ class TestCheck:
         assert told in ended.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--kind", "train", "--prompt", "a cat"), "/params/prompts"),
+        (("--lora", str(uuid.uuid4())), "/params/loras"),
+        (("--content-lora", str(uuid.uuid4())), "/params/content_lora_id"),
+    ],
+)
+def test_options_of_other_kinds_are_refused(submit, words, told):
+    ended = submit(*words)
+    assert (ended.status, ended.out) == (2, "")
+    assert told in ended.err
+
+
+def test_a_job_that_draws_takes_no_pictures(duolora, pictures):
+    ended = duolora("jobs", "submit", "--kind", "generate", "--prompt", "a cat", "--content", pictures["content"])
+    assert (ended.status, ended.out) == (2, "")
+    assert "/content_images" in ended.err
+
+
+def test_a_lora_that_is_named_twice_goes_to_the_service_twice(duolora):
+    lora = str(uuid.uuid4())
+    words = ("--kind", "generate", "--prompt", "a cat", "--lora", lora, "--lora", f"{lora}=0.5")
+    ended = duolora("jobs", "submit", *words)
+    assert ended.status == 2
+    assert "/loras/1" in ended.err
+
+
 def test_recipes_are_listed(duolora):
     assert "base models: tiny" in duolora("jobs", "recipes").out
     assert duolora("jobs", "recipes", "--json").document()["default_base_model"] == "tiny"
@@ -182,6 +255,7 @@ def test_recipes_are_listed(duolora):
         (("--rank", "100000"), 2, "/params/rank"),
         (("--mock-outcome", "perish"), 2, "/params/mock_outcome"),
         (("--set", "rank"), 2, "is not NAME=JSON"),
+        (("--set", "kind=[]"), 2, "/params/kind"),
         (("--steps", "content=many"), 2, "--steps"),
         (("--content", "nowhere.png"), 1, "nowhere.png"),
     ],

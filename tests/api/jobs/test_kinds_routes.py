@@ -122,6 +122,7 @@ def test_what_is_refused_leaves_nothing(caller, sessions, store, lora):
             ("/content_images", "/style_images"), "missing")),
         ({"kind": "merge", **pair, "content": [png()]}, {"/content_images": "not_of_kind"}),
         ({**generate, "content": [png()]}, {"/content_images": "not_of_kind"}),
+        ({**generate, "loras": [{"lora_id": nowhere}] * 5}, {"/params/loras": "too_long"}),
         ({**generate, "rank": 3}, {"/params/rank": "not_of_kind"}),
         ({"kind": "train"}, {"/content_images": "missing"}),
         ({"kind": "merge", "content_lora_id": "x", "style_lora_id": mine}, {"/params/content_lora_id": "uuid_parsing"}),
