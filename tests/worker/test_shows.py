@@ -56,6 +56,14 @@ def test_a_picture_is_there_before_its_stage_is_done(bench: Bench):
         bench.wait_for(job.id, "succeeded")
 
 
+def test_a_picture_that_is_shown_while_the_worker_shuts_down_is_not_lost(bench: Bench):
+    job = submit(bench)
+    with bench.worker(SHOWS):
+        eventually(lambda: shown(bench, job.id) == ["first"])
+    assert bench.stage(job.id, "content_lora").state == "runnable"
+    assert shown(bench, job.id) == ["first", "last"]
+
+
 def test_a_store_that_takes_its_time_over_a_picture_does_not_hold_up_a_cancel(bench: Bench, slow: SlowStore):
     job = submit(bench)
     with bench.worker(SHOWS, store=slow):
