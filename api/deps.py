@@ -67,13 +67,29 @@ async def _services(request: Request) -> Services:  # nothing to wait for: a thr
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _caller(
-    request: Request,
-    services: ServicesDep,
-    wanted: SecurityScopes,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Caller:
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def _caller(request: Request, services: ServicesDep, wanted: SecurityScopes, credentials: _Credentials) -> Caller:
     """Authenticate, count, and check scopes. Runs before a body is read: of a stranger it is not even received."""
+    caller = await _authenticated(request, services, credentials)
+    _check_scopes(caller, wanted)
+    return caller
+
+
+async def _caller_or_key(
+    request: Request, services: ServicesDep, wanted: SecurityScopes, credentials: _Credentials, key_id: str
+) -> Caller:
+    """Do the same, but check no scopes of the key that the path names: about itself a key may decide."""
+    caller = await _authenticated(request, services, credentials)
+    if caller.key_id != key_id:
+        _check_scopes(caller, wanted)
+    return caller
+
+
+async def _authenticated(
+    request: Request, services: Services, credentials: HTTPAuthorizationCredentials | None
+) -> Caller:
     if credentials is None:
         raise Unauthenticated("Send the API key as `Authorization: Bearer duo_...`.")
     token = credentials.credentials
@@ -86,10 +102,13 @@ async def _caller(
         request.state.rate_limit = standing.headers()  # for the middleware, whatever the answer will be
         if not granted:
             raise standing.refusal()
+    return caller
+
+
+def _check_scopes(caller: Caller, wanted: SecurityScopes) -> None:
     lacking = missing(caller.scopes, wanted.scopes)
     if lacking:
         raise _lacks(lacking)
-    return caller
 
 
 def _lacks(scopes: Sequence[str]) -> Forbidden:
@@ -111,3 +130,4 @@ WritesUploads = Annotated[Caller, Security(_caller, scopes=[Scope.UPLOADS_WRITE]
 ReadsWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_READ])]
 WritesWebhooks = Annotated[Caller, Security(_caller, scopes=[Scope.WEBHOOKS_WRITE])]
 Admin = Annotated[Caller, Security(_caller, scopes=[Scope.ADMIN])]
+AdminOrItself = Annotated[Caller, Security(_caller_or_key, scopes=[Scope.ADMIN])]

@@ -40,9 +40,8 @@ class KeyService:
         """Return the keys of the caller's account, newest first; those that work no more only if asked for."""
         now = datetime.now(UTC)
         with transaction(self._sessions) as session:
-            rows = repository.keys_of(session, caller.account_id)
-        found = [_describe(row, caller, now) for row in rows]
-        return KeyPage(items=[key for key in found if ended or key.state in {KeyState.ACTIVE, KeyState.ROTATED}])
+            rows = repository.keys_of(session, caller.account_id, ended=ended)
+        return KeyPage(items=[_describe(row, caller, now) for row in rows])
 
     def read(self, caller: Caller, key_id: str) -> KeyRead:
         """Return one key.

@@ -65,10 +65,10 @@ def list_keys(session: Session) -> Sequence[tuple[ApiKey, Account]]:
     return [(row[0], row[1]) for row in rows]
 
 
-def keys_of(session: Session, account_id: uuid.UUID, *, limit: int = 1000) -> Sequence[ApiKey]:
-    """Return an account's keys, newest first."""
-    newest = select(ApiKey).where(ApiKey.account_id == account_id).order_by(ApiKey.created_at.desc(), ApiKey.id)
-    return session.scalars(newest.limit(limit)).all()
+def keys_of(session: Session, account_id: uuid.UUID, *, ended: bool, limit: int = 1000) -> Sequence[ApiKey]:
+    """Return an account's keys, newest first; those that are revoked or expired only if asked for."""
+    wanted = select(ApiKey).where(ApiKey.account_id == account_id, *(() if ended else _WORKING))
+    return session.scalars(wanted.order_by(ApiKey.created_at.desc(), ApiKey.id).limit(limit)).all()
 
 
 def key_of(session: Session, account_id: uuid.UUID, key_id: str) -> ApiKey | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api.accounts.schemas import KeyCreate, KeyPage, KeyRead, KeyRotation, KeyWithSecret
-from api.deps import Admin, ServicesDep
+from api.deps import Admin, AdminOrItself, ServicesDep
 from api.documents import SmallDocuments
 from api.problems import problem_responses
 
@@ -56,8 +56,8 @@ def read_key(services: ServicesDep, caller: Admin, key_id: str) -> KeyRead:
     status_code=HTTPStatus.NO_CONTENT,
     responses=problem_responses(401, 404, 500, 503),
 )
-def revoke_key(services: ServicesDep, caller: Admin, key_id: str) -> None:
-    """Make a key useless for good, within seconds. A key may revoke itself; asking again changes nothing."""
+def revoke_key(services: ServicesDep, caller: AdminOrItself, key_id: str) -> None:
+    """Make a key useless for good, within seconds. Any key may revoke itself; asking again changes nothing."""
     services.account_keys.revoke(caller, key_id)
 
 

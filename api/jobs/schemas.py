@@ -14,6 +14,7 @@ from api.jobs.plan import JobKind
 from api.jobs.states import JobState, StageState
 from api.schemas import Problem, Wire
 from duolora.config import MAX_IMAGES_PER_SIDE
+from duolora.job_configs import MAX_LORAS
 
 
 class StepWishes(Wire):
@@ -74,7 +75,9 @@ class JobParams(Wire):
         "job. 0 for none.",
         examples=[100],
     )
-    loras: list[LoraWish] | None = Field(None, description="For `generate`: draw with these together. None: the base.")
+    loras: list[LoraWish] | None = Field(
+        None, max_length=MAX_LORAS, description="For `generate`: draw with these together. None: the base."
+    )
     prompts: list[str] | None = Field(
         None, description="`generate` needs it: what to draw.", examples=[["a sbu dog in szn style"]]
     )
