@@ -202,10 +202,15 @@ def _draw_in_turn(
 ) -> dict[str, list[Image.Image]]:
     """Draw what a checkpoint does not have yet; every sampling takes `steps` steps.
 
+    What the checkpoint has of samplings that are not among these is left out: another memory profile draws a slider in
+    others.
+
     Of `many`, which may end early, a checkpoint is kept when one is due; of few, after each.
     """
     saved, total = resumed(keeper), len(samplings) * steps
-    drawn: dict[str, Tensor] = {} if saved is None else dict(saved.part(_DRAWN).tensors)
+    names = {sampling.name for sampling in samplings}
+    kept = {} if saved is None else saved.part(_DRAWN).tensors
+    drawn: dict[str, Tensor] = {name: bytes_NHWC for name, bytes_NHWC in kept.items() if name in names}
 
     def state() -> Saved | None:
         return Saved(len(drawn) * steps, total, {_DRAWN: Part(drawn)}) if drawn else None

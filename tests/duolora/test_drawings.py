@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +105,27 @@ def test_a_slider_is_the_same_where_passes_are_not_shared(base: DiffusionBase, l
     found = draw_results(sparing, loras, {}, merging(3), watcher).slider
     assert_alike(found, draw_results(base, loras, {}, merging(3)).slider)
     assert [report.step for report in watcher.reports] == list(range(1, 2 * (3 + 3) + 1))
+
+
+@pytest.mark.parametrize("stop", [7, 9, 11])
+def test_a_slider_that_goes_on_under_another_memory_profile_has_its_pictures_once(
+    base: DiffusionBase, loras: dict[str, LoraWeights], tmp_path: Path, stop: int
+) -> None:
+    config = merging(3)
+    with pytest.raises(Cancelled):
+        draw_results(pico_base(memory=SPARING), loras, {}, config, Watcher(stop_after=stop), keeper=always(tmp_path))
+    folder = tmp_path / "again"
+    shutil.copytree(tmp_path, folder)
+    with pytest.raises(Cancelled):
+        draw_results(base, loras, {}, config, Watcher(stop_after=7), keeper=always(folder))
+    [state] = [json.loads(path.read_text()) for path in folder.rglob("state.json")]
+    assert (state["step"], state["total"]) == (6, 8)
+
+    watcher = Watcher()
+    found = draw_results(base, loras, {}, config, watcher, keeper=always(tmp_path))
+
+    assert_alike(found.slider, one_by_one(base, loras["merged"], config))
+    assert [report.step for report in watcher.reports] == [7, 8]
 
 
 @pytest.mark.parametrize("shares", [True, False])
