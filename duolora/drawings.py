@@ -98,13 +98,11 @@ def draw_results(
         for name, (title, prompt) in shown.items()
     ]
     positions = 0 if isinstance(config, TrainJobConfig) else config.slider
-    if positions:
-        fades = [faded(loras[MERGED], strengths) for strengths in slider_strengths(positions)]
-        samplings += _slider_samplings(base, fades, config.prompts.joint, preview)
-    drawn = _draw_in_turn(samplings, preview.steps, observer or Silent(), keeper)
+    fades = _slider_samplings(base, loras[MERGED], positions, config.prompts.joint, preview) if positions else []
+    drawn = _draw_in_turn([*samplings, *fades], preview.steps, observer or Silent(), keeper)
     rows = [PreviewRow(*_SENT[side], open_pictures(pictures[side])) for side in (CONTENT, STYLE) if side in pictures]
     rows += [PreviewRow(title, f'"{prompt}"', drawn[name]) for name, (title, prompt) in shown.items()]
-    slider = [picture for name in sorted(drawn) if name.startswith(_SLIDER) for picture in drawn[name]]
+    slider = [picture for fade in fades for picture in drawn[fade.name]]
     return Results(preview_grid(rows, columns=preview.images), {name: drawn[name] for name in shown}, slider)
 
 
@@ -131,22 +129,27 @@ def _shown(loras: Mapping[str, LoraWeights], prompts: Prompts) -> dict[str, tupl
 
 
 def _slider_samplings(
-    base: DiffusionBase, loras: Sequence[LoraWeights], prompt: str, config: GenerateConfig
+    base: DiffusionBase, merged: LoraWeights, positions: int, prompt: str, config: GenerateConfig
 ) -> list[_Sampling]:
-    """Return the samplings of one picture with each LoRA, all from the same noise; one batch if passes are shared."""
+    """Return the samplings of one picture at each position, all from the same noise; one batch if passes are shared.
+
+    A faded LoRA is many times as large as its file, so there is none but while it is drawn with.
+    """
     single, note = config.model_copy(update={"images": 1}), "drawing from all content to all style"
-    if base.memory.shares_passes and all(split(lora).carried is None for lora in loras):
-        prompts, seeds = [[prompt]] * len(loras), [config.seed] * len(loras)
+    fades = slider_strengths(positions)
 
-        def draw(observer: Observer) -> list[Image.Image]:
-            rgb_J13HW = sample_tenants(base, loras, prompts, single, seeds, observer=observer)
-            return to_pictures(rgb_J13HW.flatten(0, 1))
+    def draw_all(observer: Observer) -> list[Image.Image]:
+        loras = [faded(merged, strengths) for strengths in fades]
+        prompts, seeds = [[prompt]] * positions, [config.seed] * positions
+        rgb_J13HW = sample_tenants(base, loras, prompts, single, seeds, observer=observer)
+        return to_pictures(rgb_J13HW.flatten(0, 1))
 
-        return [_Sampling(_SLIDER, note, draw)]
-    return [
-        _Sampling(f"{_SLIDER}{place}", note, partial(_generate, base, prompt, single, lora))
-        for place, lora in enumerate(loras)
-    ]
+    def draw_one(strengths: Mapping[str, float], observer: Observer) -> list[Image.Image]:
+        return _generate(base, prompt, single, faded(merged, strengths), observer)
+
+    if base.memory.shares_passes and split(merged).carried is None:
+        return [_Sampling(_SLIDER, note, draw_all)]
+    return [_Sampling(f"{_SLIDER}{place}", note, partial(draw_one, strengths)) for place, strengths in enumerate(fades)]
 
 
 def _generate(
@@ -199,10 +202,15 @@ def _draw_in_turn(
 ) -> dict[str, list[Image.Image]]:
     """Draw what a checkpoint does not have yet; every sampling takes `steps` steps.
 
+    What the checkpoint has of samplings that are not among these is left out: another memory profile draws a slider in
+    others.
+
     Of `many`, which may end early, a checkpoint is kept when one is due; of few, after each.
     """
     saved, total = resumed(keeper), len(samplings) * steps
-    drawn: dict[str, Tensor] = {} if saved is None else dict(saved.part(_DRAWN).tensors)
+    names = {sampling.name for sampling in samplings}
+    kept = {} if saved is None else saved.part(_DRAWN).tensors
+    drawn: dict[str, Tensor] = {name: bytes_NHWC for name, bytes_NHWC in kept.items() if name in names}
 
     def state() -> Saved | None:
         return Saved(len(drawn) * steps, total, {_DRAWN: Part(drawn)}) if drawn else None

@@ -76,7 +76,8 @@ def train_tenants(
         observer: receives progress.
         keeper: keeps checkpoints, a part per side and tenant (`duolora.keeping.part_name`). Each part is what that
             tenant's training alone would keep, so that a tenant goes on from it alone or beside others; bit for bit,
-            on a CPU, beside as many others as before.
+            on a CPU, beside as many others as before. If it wants an early end of a training that goes on from one,
+            no further step is taken.
 
     Returns:
         For every tenant, side -> trained LoRA in float32.
@@ -107,7 +108,8 @@ def train_tenants(
             if saved is not None:
                 lesson.restore(saved)
                 saved = None  # it is as large as the training's state
-            for step in range(first, total):
+            ends = first > 0 and keeper is not None and keeper.should_finish()
+            for step in range(first, first if ends else total):
                 losses = lesson.step(step)
                 mean = sum(losses) / len(losses)
                 progress = Progress(step=step + 1, total=total, loss=mean, note="training", losses=tuple(losses))

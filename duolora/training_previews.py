@@ -1,7 +1,8 @@
 """Pictures of what a training has learnt, every so many steps.
 
 The training is done in legs: each ends as one that is stopped early does, its LoRAs are drawn with, and the next goes
-on from its last state, which on a CPU gives the bits of a training without legs.
+on from its last state, which on a CPU gives the bits of a training without legs. Every state says which step was shown
+last: a show that a stop fell on is made when the training goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     Loras = Sequence[Mapping[str, LoraWeights]]
     """Of every job, side -> LoRA."""
 
+_SHOWN = "shown"
+"""The value of every part that says the last step shown; states from before it was kept have none."""
+
 
 def train_showing(
     base: DiffusionBase,
@@ -32,6 +36,8 @@ def train_showing(
     keeper: Keeper | None = None,
 ) -> Loras:
     """Train as `train_jobs` does, and show the LoRAs every so many steps, but for the last.
+
+    A step may be shown again by a training that goes on from a state of before.
 
     Args:
         base: the frozen base model.
@@ -51,18 +57,18 @@ def train_showing(
         leg.tell("drawing what is learnt so far")
         with kept_when_stopped(keeper, lambda: leg.saved):
             show(leg.step, loras, Quiet(leg))
+        leg.shown = leg.step
 
 
 class _Leg:
     """The observer and the keeper of a leg: both of the whole training, but that this ends every so many steps."""
 
     def __init__(self, observer: Observer, keeper: Keeper | None, every: int) -> None:
-        self.step = self._total = 0
+        self.step = self.shown = self._total = 0
         self.saved: Saved | None = None
         self._observer = observer
         self._keeper = keeper
         self._every = every
-        self._began = 0
         self._finished = False
 
     @property
@@ -72,7 +78,7 @@ class _Leg:
 
     @property
     def _ends(self) -> bool:
-        return self._began < self.step < self._total and self.step % self._every == 0
+        return self.shown < self.step < self._total and self.step % self._every == 0
 
     def tell(self, note: str) -> None:
         """Say what is done between two legs."""
@@ -90,7 +96,8 @@ class _Leg:
     def resume(self) -> Saved | None:
         """Return the state that the leg before ended with."""
         found = self.saved or resumed(self._keeper)
-        self._began = 0 if found is None else found.step
+        if found is not None:
+            self.shown = max(self.shown, _last_shown(found))
         return found
 
     def is_due(self) -> bool:
@@ -100,9 +107,9 @@ class _Leg:
     def keep(self, saved: Saved) -> None:
         """Keep a checkpoint where one is due, and the state at the end of a leg in memory."""
         if self._ends:
-            self.saved = _copied(saved)
+            self.saved = _copied(saved, self.shown)
         if self._keeper is not None and (self.is_last or self._keeper.is_due()):
-            self._keeper.keep(saved)
+            self._keeper.keep(_saying(saved, self.shown))
 
     def should_finish(self) -> bool:
         """Say whether the leg ends here, or all of it is to end early."""
@@ -110,10 +117,21 @@ class _Leg:
         return self._finished or self._ends
 
 
-def _copied(saved: Saved) -> Saved:
-    """Return a state whose tensors do not change any more, on the CPU."""
+def _last_shown(saved: Saved) -> int:
+    """Return the last step shown before a state was kept: as good as all before its own if it does not say."""
+    return min((part.values.get(_SHOWN, saved.step - 1) for part in saved.parts.values()), default=0)
+
+
+def _saying(saved: Saved, shown: int) -> Saved:
+    """Return a state that says the last step shown."""
+    parts = {name: Part(part.tensors, {**part.values, _SHOWN: shown}) for name, part in saved.parts.items()}
+    return Saved(saved.step, saved.total, parts)
+
+
+def _copied(saved: Saved, shown: int) -> Saved:
+    """Return the same of a state on the CPU, whose tensors do not change any more."""
     parts = {
-        name: Part({key: tensor.detach().cpu().clone() for key, tensor in part.tensors.items()}, dict(part.values))
+        name: Part({key: tensor.detach().cpu().clone() for key, tensor in part.tensors.items()}, part.values)
         for name, part in saved.parts.items()
     }
-    return Saved(saved.step, saved.total, parts)
+    return _saying(Saved(saved.step, saved.total, parts), shown)

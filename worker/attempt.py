@@ -143,9 +143,10 @@ class Attempt:
                     case LogLine():
                         reporter.write_line(news)
                     case Shown():
-                        self._publish_early(workspace, news.output)
+                        uploader.take_show(partial(self._publish_early, workspace, news.output))
 
             done = self.engine.run(command, hear)
+            uploader.drop_shows()
             ran = perf_counter()
             stored = [
                 (each, self._publish(workspace, each, [output for output in done.outputs if output.member == place]))
@@ -180,6 +181,8 @@ class Attempt:
                 if not uploader.flush(wait_s):
                     log.warning("the last checkpoint was not stored in time")
             raise
+        finally:
+            uploader.drop_shows()
 
     def _base(self) -> str:
         """Return where the job's base model is; the mock engine needs none.
@@ -255,13 +258,16 @@ class Attempt:
         return self._patience.with_store(lambda: workspace.publish(stage, outputs, self._check_done))
 
     def _publish_early(self, workspace: Workspace, output: OutputFile) -> None:
-        """Publish an output of a stage that goes on; if that cannot be done now, it comes with the others."""
+        """Publish an output of a stage that goes on; if that cannot be done now, it comes with the others.
+
+        Belongs to the uploader's thread: a store that is away takes its time to say so.
+        """
         stage = self.stage.all[output.member]
         try:
             artifacts = workspace.publish(stage, [output], lambda: None)
             with transaction(self._sessions) as session:
                 repository.publish_early(session, **stage.proof, artifacts=artifacts)
-        except (StoreError, OutputMissing, DBAPIError, LeaseLost) as error:
+        except (StoreError, OutputMissing, OSError, DBAPIError, LeaseLost) as error:  # the folder may go with the run
             log.info("a picture was not published yet", extra={"error": type(error).__name__})
 
     def _command(self, workspace: Workspace, resume: dict[uuid.UUID, Path | None]) -> Run:

@@ -261,7 +261,7 @@ class EngineSupervisor:
                         return done
                     case Done(id=run.id) | Failed(id=run.id):
                         raise StageInterrupted(reason)
-                    case Checkpointed(id=run.id) | LogLine(id=run.id) as news if pauses:
+                    case Checkpointed(id=run.id) | LogLine(id=run.id) | Shown(id=run.id) as news if pauses:
                         on_news(news)
         except EngineDied as error:
             raise StageInterrupted(reason) from error

@@ -1,8 +1,8 @@
-"""Brings the checkpoints of a run into the object store, from a thread that holds up neither engine nor mailbox.
+"""Brings what a run makes meanwhile into the object store, from a thread that holds up neither engine nor mailbox.
 
 Latest wins: a checkpoint that is superseded before its upload began is dropped. The pointer in the database is switched
 only after every file is up, for both stages of a pair in one transaction, and for each of several jobs in its own; what
-it pointed to is deleted after that.
+it pointed to is deleted after that. Outputs that are shown early wait until no checkpoint does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import shutil
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from worker.backoff import Backoff
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -43,7 +44,10 @@ CONTENT_TYPE = "application/octet-stream"
 
 
 class CheckpointUploader:
-    """Takes checkpoints of one run until it is closed. Errors of the store are logged and tried again."""
+    """Takes checkpoints of one run, and outputs to show, until it is closed.
+
+    Errors of the store are logged, and checkpoints tried again.
+    """
 
     def __init__(self, stage: ClaimedStage, *, sessions: sessionmaker[Session], store: ObjectStore) -> None:
         self._members = stage.all
@@ -52,6 +56,7 @@ class CheckpointUploader:
         self._store = store
         self._gathering: Step = {}
         self._pending: Step | None = None
+        self._shows: deque[Callable[[], None]] = deque()
         self._busy = False
         self._closed = False
         self._spent = {each.stage_id: _keys([each.checkpoint]) for each in stage.all}
@@ -75,11 +80,23 @@ class CheckpointUploader:
             self._pending, self._gathering = self._gathering, {}
             self._changed.notify_all()
 
+    def take_show(self, show: Callable[[], None]) -> None:
+        """Take what publishes an output early; it is called once, and sees to its own errors."""
+        with self._changed:
+            self._shows.append(show)
+            self._changed.notify_all()
+
+    def drop_shows(self) -> None:
+        """Begin no further of them: the outputs are about to go, or to be published with all others."""
+        with self._changed:
+            self._shows.clear()
+            self._changed.notify_all()
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything taken is stored; False when it was not by then."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._closed or (self._pending is None and not self._busy), max(timeout_s, 0.0)
+                lambda: self._closed or not (self._pending or self._shows or self._busy), max(timeout_s, 0.0)
             )
 
     def close(self, *, forget: Collection[ClaimedStage]) -> None:
@@ -90,16 +107,14 @@ class CheckpointUploader:
 
     def _serve(self) -> None:
         backoff = Backoff(first_s=0.1, most_s=2.0)
-        while (step := self._next()) is not None:
-            stored = self._store_step(step)
-            with self._changed:
-                again = not stored and not self._closed and self._pending is None
-                if again:
-                    self._pending = step
-                self._busy = False
-                self._changed.notify_all()
-            if not again:
-                self._drop(step)
+        while (work := self._next()) is not None:
+            if callable(work):
+                work()
+                self._rest()
+                continue
+            stored = self._store_step(work)
+            if not self._rest(None if stored else work):
+                self._drop(work)
             if stored:
                 backoff.reset()
             else:
@@ -107,15 +122,27 @@ class CheckpointUploader:
         for stage in self._forgotten:
             self._delete(stage, set(self._spent[stage.stage_id]))
 
-    def _next(self) -> Step | None:
+    def _next(self) -> Step | Callable[[], None] | None:
         """Wait for something to upload, None for the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._pending is not None)
+            self._changed.wait_for(lambda: self._closed or self._pending or self._shows)
             if self._closed:
                 return None
-            step, self._pending = self._pending, None
             self._busy = True
+            if self._pending is None:
+                return self._shows.popleft()
+            step, self._pending = self._pending, None
             return step
+
+    def _rest(self, failed: Step | None = None) -> bool:
+        """Say that the work at hand has ended; whether a step that failed is to be tried again."""
+        with self._changed:
+            again = failed is not None and not self._closed and self._pending is None
+            if again:
+                self._pending = failed
+            self._busy = False
+            self._changed.notify_all()
+            return again
 
     def _store_step(self, step: Step) -> bool:
         """Upload one step and switch the pointers, job by job; False if another try can help."""

@@ -1,7 +1,7 @@
 """How long stages would take, from how long others of their name took for the same base model: an estimate for people.
 
 The unit of work is one sample of one step and one pixel. What does not depend on steps is thereby taken to grow with
-them, which is wrong for very short jobs only.
+them, which is wrong for very short jobs only. Jobs that show their trainings are not measured: they draw meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _MEASURED = text("""
     JOIN stages s ON s.job_id = j.id
     WHERE j.params ->> 'base_model' = :base AND s.state = 'succeeded' AND s.attempt = 1
       AND s.reused_job_id IS NULL AND NOT s.stopped_early
+      AND coalesce((j.params ->> 'preview_every')::int, 0) = 0
 """)
 
 

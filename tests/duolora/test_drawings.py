@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +16,8 @@ from duolora.drawings import draw_prompts, draw_results, prompts_preview
 from duolora.errors import Cancelled
 from duolora.generate import generate
 from duolora.job_configs import GenerateJobConfig, MergeJobConfig, TrainJobConfig
-from duolora.lora.parts import join_sides
+from duolora.lora.parts import PARTS_KEY, join_sides
+from duolora.lora.weights import LoraWeights
 from duolora.memory import SPARING
 from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
 from duolora.recipes import resolve
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from duolora.events import Progress
     from duolora.keeping import Saved
-    from duolora.lora.weights import LoraWeights
     from duolora.models.base import DiffusionBase
 
 WHOLE = resolve("tiny", "pico", Prompts(subject_class="disc"), seed=8)
@@ -103,6 +107,43 @@ def test_a_slider_is_the_same_where_passes_are_not_shared(base: DiffusionBase, l
     assert [report.step for report in watcher.reports] == list(range(1, 2 * (3 + 3) + 1))
 
 
+@pytest.mark.parametrize("stop", [7, 9, 11])
+def test_a_slider_that_goes_on_under_another_memory_profile_has_its_pictures_once(
+    base: DiffusionBase, loras: dict[str, LoraWeights], tmp_path: Path, stop: int
+) -> None:
+    config = merging(3)
+    with pytest.raises(Cancelled):
+        draw_results(pico_base(memory=SPARING), loras, {}, config, Watcher(stop_after=stop), keeper=always(tmp_path))
+    folder = tmp_path / "again"
+    shutil.copytree(tmp_path, folder)
+    with pytest.raises(Cancelled):
+        draw_results(base, loras, {}, config, Watcher(stop_after=7), keeper=always(folder))
+    [state] = [json.loads(path.read_text()) for path in folder.rglob("state.json")]
+    assert (state["step"], state["total"]) == (6, 8)
+
+    watcher = Watcher()
+    found = draw_results(base, loras, {}, config, watcher, keeper=always(tmp_path))
+
+    assert_alike(found.slider, one_by_one(base, loras["merged"], config))
+    assert [report.step for report in watcher.reports] == [7, 8]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_slider_has_no_faded_lora_in_memory_but_while_it_is_drawn_with(
+    loras: dict[str, LoraWeights], *, shares: bool
+) -> None:
+    def merged_in_memory(positions: int) -> list[int]:
+        counter = Counter()
+        draw_results(pico_base() if shares else pico_base(memory=SPARING), loras, {}, merging(positions), counter)
+        return counter.counts
+
+    few, many = merged_in_memory(1), merged_in_memory(5)
+    previews = 2 * 3
+    assert many[:previews] == few[:previews]
+    if not shares:
+        assert max(many) == max(few)
+
+
 def test_a_slider_of_loras_that_change_more_than_transformers_fades_all_of_it(base: DiffusionBase) -> None:
     names = [name for name in base.layers().shapes if name.endswith(("attn1.to_q", "conv1", "q_proj"))]
     sides = {side: random_lora_on(base, names, seed=seed) for seed, side in enumerate(("content", "style"))}
@@ -172,6 +213,19 @@ def test_prompts_that_are_to_end_early_end_after_the_one_at_hand(
 
 def always(folder: Path) -> FolderKeeper:
     return FolderKeeper(folder, digest="this work", every_s=0)
+
+
+class Counter(Watcher):
+    """Counts at every report the LoRAs in memory that say their sides, as merged ones do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def on_progress(self, progress: Progress) -> None:
+        super().on_progress(progress)
+        known = [each for each in gc.get_objects() if type(each) is LoraWeights]
+        self.counts.append(sum(PARTS_KEY in lora.metadata for lora in known))
 
 
 class Ending:

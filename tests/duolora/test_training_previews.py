@@ -71,7 +71,7 @@ def test_what_is_learnt_is_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("stop", range(1, STEPS))
-def test_one_that_was_stopped_goes_on_and_is_shown_what_is_to_come(
+def test_one_that_was_stopped_goes_on_and_is_shown_what_is_due_and_to_come(
     base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path, stop: int
 ) -> None:
     training = job(pictures, "content")
@@ -81,7 +81,46 @@ def test_one_that_was_stopped_goes_on_and_is_shown_what_is_to_come(
     shows = Shows()
     [found] = train_showing(base, [training], shows, every=EVERY, keeper=always(tmp_path))
     assert_same_bits(found, expected)
-    assert shows.steps == [step for step in (3, 6) if step > stop]
+    assert shows.steps == [step for step in (3, 6) if step >= stop]
+
+
+def stopped(*_: object) -> None:
+    """Is stopped before it has shown anything."""
+    raise Cancelled("stopped")
+
+
+def test_one_that_was_stopped_while_it_was_shown_is_shown_that_once_it_goes_on(
+    base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    training, shows = job(pictures, "content"), Shows()
+    for _ in range(2):
+        with pytest.raises(Cancelled):
+            train_showing(base, [training], stopped, every=EVERY, keeper=always(tmp_path))
+    [found] = train_showing(base, [training], shows, every=EVERY, keeper=always(tmp_path))
+    assert_same_bits(found, train_jobs(base, [training])[0])
+    assert shows.steps == [3, 6]
+
+
+def test_what_was_shown_is_not_shown_again(
+    base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    training, first, second = job(pictures, "content"), Shows(), Shows()
+    with pytest.raises(Cancelled):
+        train_showing(base, [training], first, Watcher(stop_after=4), every=EVERY, keeper=always(tmp_path))
+    train_showing(base, [training], second, every=EVERY, keeper=always(tmp_path))
+    assert (first.steps, second.steps) == ([3], [6])
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_state_that_does_not_say_what_was_shown_is_gone_on_from(
+    base: DiffusionBase, pictures: dict[str, list[Path]], tmp_path: Path, stop: int
+) -> None:
+    training, shows = job(pictures, "content"), Shows()
+    with pytest.raises(Cancelled):
+        train_jobs(base, [training], Watcher(stop_after=stop), keeper=always(tmp_path))
+    [found] = train_showing(base, [training], shows, every=EVERY, keeper=always(tmp_path))
+    assert_same_bits(found, train_jobs(base, [training])[0])
+    assert shows.steps == [step for step in (3, 6) if step >= stop]
 
 
 def test_one_that_is_to_end_early_ends_and_is_kept(base: DiffusionBase, pictures: dict[str, list[Path]]) -> None:

@@ -20,6 +20,7 @@ FOLDER is where it leaves a file `<stage>.<attempt>` with its process id when a 
     refuse:N      the same, but cannot read any checkpoint
     grow:BYTES    like ok, and holds so much more memory from then on
     talk:N        like ok, with N lines for the log
+    show:NAME     like gate, but shows a picture before it waits, and another when it is told to stop
 
 Other keys that are no stages: `revision` of its base, `free_bytes` of its device at each start, `pairs` and
 `shares_passes` of its memory profile, and `always`, the behaviour of all stages that have none of their own.
@@ -98,17 +99,27 @@ def do(run: dict) -> None:
         held["bytes"] += int(detail)
     for number in range(int(detail) if kind == "talk" else 0):
         say("log", id=run["id"], level="INFO", message=f"line {number}")
-    if kind == "gate" and not passes(run, folder / detail):
+    if kind in {"gate", "show"} and not passes(run, member, kind, folder / detail):
         fail(run, "cancelled", "cancelled")
         return
     say("progress", id=run["id"], step=STEPS, total=STEPS, loss=0.25, note="")
     end(run, {"missing": kind == "missing"})
 
 
-def passes(run: dict, gate: Path) -> bool:
+def show(run: dict, member: dict, name: str) -> None:
+    (Path(member["outputs_dir"]) / f"{name}.png").write_text(name)
+    say("shown", id=run["id"], output={"name": name, "filename": f"{name}.png", "content_type": "image/png"})
+
+
+def passes(run: dict, member: dict, kind: str, gate: Path) -> bool:
     """Wait for a gate; False if told to stop first."""
+    shows = kind == "show"
+    if shows:
+        show(run, member, "first")
     while not gate.exists():
         if run["id"] in asked["cancel"] | asked["pause"]:
+            if shows:
+                show(run, member, "last")
             return False
         time.sleep(0.01)
     return True

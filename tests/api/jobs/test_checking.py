@@ -13,6 +13,7 @@ from api.db import transaction
 from api.jobs.models import Stage
 from api.jobs.prediction import predict, steps_of, work_of
 from api.loras.models import Lora
+from duolora.config import Prompts
 from tests.api.factories import Caller, claim, encode, finish, make_account, make_job, make_lora, png, snapshot
 from tests.api.jobs.test_archive import WHOLE, archive
 from tests.api.jobs.test_routes import pointers, problem
@@ -159,6 +160,13 @@ class TestPrediction:
     def test_mock_jobs_say_nothing_about_it(self, caller, sessions):
         self.run_one(sessions, 1, mock_outcome="succeed")
         assert check(caller, [png()], [png()], '{"recipe": "tiny"}')["predicted_seconds"] is None
+
+    def test_jobs_that_are_shown_meanwhile_say_nothing_about_it(self, caller, sessions):
+        drawing = alone("tiny", Prompts()).model_dump(mode="json") | {"preview_every": 10}
+        self.run_one(sessions, 100, params=drawing)
+        assert check(caller, [png()], [png()], '{"recipe": "tiny"}')["predicted_seconds"] is None
+        self.run_one(sessions, 10)
+        assert check(caller, [png()], [png()], '{"recipe": "tiny"}')["predicted_seconds"] is not None
 
     def test_of_another_base_nothing_is_known(self, sessions):
         self.run_one(sessions, 10)
