@@ -170,6 +170,7 @@ class JobCheck(_Record):
     stages: tuple[dict[str, Any], ...]
     predicted_seconds: float | None = None
     predicted_peak_bytes: int | None = None
+    """Of device memory; no service predicts it yet."""
     quota: tuple[dict[str, Any], ...]
     images: tuple[dict[str, Any], ...]
     """Each with `ok`, and `problem` or `hints`."""

@@ -60,7 +60,7 @@ class JobCheck(Wire):
     predicted_seconds: float | None = Field(
         description="Of all stages one after another, without the wait in the queue. Null while one is unknown."
     )
-    predicted_peak_bytes: int | None = Field(description="Of device memory. Null while nothing was measured here.")
+    predicted_peak_bytes: int | None = Field(description="Of device memory. Not predicted yet: always null.")
     quota: list[CheckedQuota]
     images: list[CheckedImage]
     hints: list[Hint] = Field(description="Of the pictures of a side, or of both, together.")
