@@ -10,7 +10,6 @@ from api.jobs.engines import EngineName
 from api.jobs.models import JobLora, LoraUse
 from api.jobs.wishes import ROOT
 from api.loras import repository as library
-from api.loras.making import MOCK_TAG
 from api.storage import job_lora_key
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def find_ingredients(session: Session, *, account_id: uuid.UUID, params: JobPara
         if lora is None:
             errors.append(FieldError(pointer=pointer, detail=f"there is no LoRA {lora_id}", code="unknown"))
             continue
-        if MOCK_TAG in lora.tags and params.engine is not EngineName.MOCK:
+        if lora.mock and params.engine is not EngineName.MOCK:
             detail = "it was made by the mock engine and holds nothing; name another one, or send engine mock"
             errors.append(FieldError(pointer=pointer, detail=detail, code="is_mock"))
             continue
