@@ -31,6 +31,8 @@ _LOOKS = (
     ),
 )
 """How all keys of factors look in a format."""
+_ENGINE = "duolora.engine"
+"""Where a file's metadata names the engine that wrote it, if that was another one than the engine proper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Inspected:
     format: LoraFormat
     rank: int
     """Highest of its layers."""
+    mock: bool
+    """It says of itself that the mock engine wrote it."""
 
 
 def inspect(path: Path) -> Inspected:
@@ -64,7 +68,8 @@ def _inspect(header: Header) -> Inspected:
     if not pairs.downs:
         raise InvalidLora("it holds no LoRA; send the file that the trainer wrote for the LoRA itself")
     ranks = [_rank(header, down, pairs.ups[stem]) for stem, down in pairs.downs.items()]
-    return Inspected(_format({*pairs.downs.values(), *pairs.ups.values()}), max(ranks))
+    form = _format({*pairs.downs.values(), *pairs.ups.values()})
+    return Inspected(form, max(ranks), mock=header.metadata.get(_ENGINE) == "mock")
 
 
 def _rank(header: Header, down: str, up: str) -> int:

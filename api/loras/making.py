@@ -31,7 +31,7 @@ _MADE: Mapping[str, tuple[LoraRole, LoraFormat]] = {
 }
 """Artifacts that are LoRAs."""
 MOCK_TAG = "mock"
-"""On what a job of the mock engine made: nothing was learnt."""
+"""On what a job of the mock engine made, for its owner to see and to take away; `Lora.mock` is what counts."""
 
 
 def add_made(session: Session, job: Job, artifacts: Iterable[StoredArtifact]) -> None:
@@ -86,10 +86,12 @@ def _row(job: Job, role: LoraRole, files: list[LoraFile]) -> Lora:
         LoraRole.STYLE: f"{prompts.style_trigger} style",
         LoraRole.MERGED: prompts.joint.removeprefix("a "),
     }
+    is_mock = job.mock_outcome is not None
     lora = Lora(
         account_id=job.account_id,
         name=names[role] if job.name is None else f"{job.name} ({role})",
-        tags=[] if job.mock_outcome is None else [MOCK_TAG],
+        tags=[MOCK_TAG] if is_mock else [],
+        mock=is_mock,
         role=role,
         base_model=job.params.get("base_model"),
         rank=(job.params.get(role) or {}).get("rank") if role is not LoraRole.MERGED else None,

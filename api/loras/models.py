@@ -115,6 +115,8 @@ class Lora(Base):
     source: Mapped[LoraSource]
     job_id: Mapped[uuid.UUID | None]
     """The job that made it, which may be gone by now."""
+    mock: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    """The mock engine made it: it holds nothing, whatever its tags say."""
     kept: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     """It has files of its own, and does not go with its job."""
     state: Mapped[LoraState] = mapped_column(default=LoraState.READY, server_default="ready")

@@ -184,6 +184,7 @@ class LoraService:
                 rank=found.rank,
                 trigger=came.words.trigger,
                 source=LoraSource.UPLOAD,
+                mock=found.mock,
                 kept=True,
             )
             self._keeper.store(lora, file, path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011_upload_keys"
-down_revision = "0010_upload_links"
+revision = "0013_upload_keys"
+down_revision = "0012_upload_links"
 branch_labels = None
 depends_on = None
 

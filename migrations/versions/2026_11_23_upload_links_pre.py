@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010_upload_links"
-down_revision = "0009_key_scopes"
+revision = "0012_upload_links"
+down_revision = "0011_mock_loras"
 branch_labels = None
 depends_on = None
 

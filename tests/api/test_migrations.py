@@ -132,6 +132,38 @@ def test_rows_of_the_revision_before_get_what_the_new_code_reads(empty, empty_da
         assert connection.execute(select(WebhookEndpoint.url, WebhookEndpoint.job_id)).one() == ("http://h", job)
 
 
+def test_loras_of_the_mock_engine_are_known_by_their_job_or_their_tag(empty, empty_database_url):
+    migrations.upgrade(empty_database_url, "0009")
+    account, job = uuid.uuid4(), uuid.uuid4()
+    with empty.begin() as connection:
+        connection.execute(
+            text("INSERT INTO accounts (id, name, webhook_secret) VALUES (:account, 'old', 'whsec_x')"),
+            {"account": account},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, account_id, kind, state, params, params_version, request, priority, self_url,"
+                " mock_outcome)"
+                " VALUES (:job, :account, 'personalize', 'queued', '{}', 1, '{}', 0, 'http://x', 'succeed')"
+            ),
+            {"job": job, "account": account},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO loras (id, account_id, name, tags, role, source, job_id, files)"
+                " VALUES (gen_random_uuid(), :account, 'untagged', '{}', 'style', 'job', :job, '[]'),"
+                " (gen_random_uuid(), :account, 'of a job that is gone', '{mock}', 'style', 'job', :gone, '[]'),"
+                " (gen_random_uuid(), :account, 'real', '{}', 'style', 'job', :gone, '[]'),"
+                " (gen_random_uuid(), :account, 'sent in', '{mock}', 'style', 'upload', NULL, '[]')"
+            ),
+            {"account": account, "job": job, "gone": uuid.uuid4()},
+        )
+    migrations.upgrade(empty_database_url)
+    with empty.begin() as connection:
+        marked = connection.scalars(text("SELECT name FROM loras WHERE mock")).all()
+        assert set(marked) == {"untagged", "of a job that is gone"}
+
+
 def test_an_event_wakes_whoever_listens_for_its_job(database_url):
     engine = make_engine(database_url)
     sessions = session_factory(engine)

@@ -45,6 +45,13 @@ def test_the_format_is_known_by_its_keys(tmp_path, stem, down, up, form):
     assert (found.format, found.rank) == (form, 4)
 
 
+@pytest.mark.parametrize(("metadata", "mock"), [({"duolora.engine": "mock"}, True), ({"engine": "mock"}, False)])
+def test_a_file_that_the_mock_engine_wrote_is_known_by_its_metadata(tmp_path, metadata, mock):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(lora_file(**metadata))
+    assert inspect(path).mock is mock
+
+
 def test_the_rank_is_the_highest(tmp_path):
     tensors = {}
     for name, rank in (("a", 2), ("b", 16), ("c", 8)):

@@ -8,7 +8,7 @@ from api.jobs import repository
 from api.jobs.models import Job
 from api.jobs.repository import StoredArtifact
 from api.loras.models import LoraFormat, LoraRole, LoraSource
-from tests.api.factories import claim, expire_lease, held, make_account, make_job, reap
+from tests.api.factories import claim, expire_lease, fail, held, make_account, make_job, reap
 
 
 def artifact(name, bytes_=7):
@@ -70,6 +70,31 @@ def test_what_the_mock_engine_made_is_marked(caller, sessions, library):
     claimed = claim(sessions)
     finish(sessions, claimed, "content_lora")
     assert [row.tags for row in library.rows()] == [["mock"]]
+
+
+def test_the_mark_is_no_tag_and_no_real_job_takes_what_has_it(caller, sessions, library, train):
+    """Also if it is kept, and its owner has taken the tag away or put it on another one."""
+
+    def draw(lora, **wishes):
+        params = {"kind": "generate", "prompts": ["a cat"], "loras": [{"lora_id": lora["id"]}], **wishes}
+        return caller.submit([], [], params=params)
+
+    for wishes, tags in (({"engine": "mock"}, []), ({}, ["mock"])):
+        caller.submit(params={"subject_class": "cat", **wishes})
+        train(claim(sessions))
+        fail(sessions, claim(sessions))
+        [made, *_] = caller.get("/loras").json()["items"]
+        kept = caller.request("PATCH", made["urls"]["self"], json={"tags": tags, "kept": True})
+        assert (kept.status_code, kept.json()["tags"]) == (200, tags)
+    real, mock = caller.get("/loras").json()["items"]
+    refused = draw(mock)
+    assert refused.status_code == 422
+    assert [(error["pointer"], error["code"]) for error in refused.json()["errors"]] == [
+        ("/params/loras/0/lora_id", "is_mock")
+    ]
+    assert draw(mock, engine="mock").status_code == 202
+    assert draw(real).status_code == 202
+    assert [row.mock for row in library.rows()] == [True, False]
 
 
 def test_trained_together_both_appear(sessions, library):
