@@ -64,6 +64,7 @@ def train_jobs(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
+    until: int | None = None,
 ) -> list[dict[str, LoraWeights]]:
     """Train the LoRAs of several jobs in the same passes, each as `train_sides` trains one job's.
 
@@ -75,7 +76,7 @@ def train_jobs(
         for job, config in zip(jobs, configs, strict=True)
     ]
     tasks = all_with_class_pictures(base, tenants, observer, keeper=keeper)
-    trained = train_tenants(base, tasks, observer, keeper=keeper)
+    trained = train_tenants(base, tasks, observer, keeper=keeper, until=until)
     return [
         {side: _signed(weights, side, config) for side, weights in loras.items()}
         for loras, config in zip(trained, configs, strict=True)

@@ -66,6 +66,7 @@ def train_tenants(
     observer: Observer | None = None,
     *,
     keeper: Keeper | None = None,
+    until: int | None = None,
 ) -> list[dict[str, LoraWeights]]:
     """Train the LoRAs of several tenants in the same passes of the U-Net; each gets what it would get alone.
 
@@ -76,8 +77,9 @@ def train_tenants(
         observer: receives progress.
         keeper: keeps checkpoints, a part per side and tenant (`duolora.keeping.part_name`). Each part is what that
             tenant's training alone would keep, so that a tenant goes on from it alone or beside others; bit for bit,
-            on a CPU, beside as many others as before. If it wants an early end of a training that goes on from one,
-            no further step is taken.
+            on a CPU, beside as many others as before.
+        until: the step after which it ends for now, if that is not the last one; a checkpoint of that step is only
+            read.
 
     Returns:
         For every tenant, side -> trained LoRA in float32.
@@ -108,8 +110,7 @@ def train_tenants(
             if saved is not None:
                 lesson.restore(saved)
                 saved = None  # it is as large as the training's state
-            ends = first > 0 and keeper is not None and keeper.should_finish()
-            for step in range(first, first if ends else total):
+            for step in range(first, total if until is None else min(until, total)):
                 losses = lesson.step(step)
                 mean = sum(losses) / len(losses)
                 progress = Progress(step=step + 1, total=total, loss=mean, note="training", losses=tuple(losses))

@@ -51,7 +51,7 @@ def train_showing(
     """
     leg = _Leg(observer or Silent(), keeper, every)
     while True:
-        loras = train_jobs(base, jobs, leg, keeper=leg)
+        loras = train_jobs(base, jobs, leg, keeper=leg, until=leg.due)
         if leg.is_last:
             return loras
         leg.tell("drawing what is learnt so far")
@@ -77,8 +77,17 @@ class _Leg:
         return self._finished or self.step >= self._total
 
     @property
+    def due(self) -> int | None:
+        """The step of the state to go on from if that is still to be shown: no step is taken before."""
+        found = self.resume()
+        return found.step if found is not None and self._is_to_show(found.step, found.total) else None
+
+    @property
     def _ends(self) -> bool:
-        return self.shown < self.step < self._total and self.step % self._every == 0
+        return self._is_to_show(self.step, self._total)
+
+    def _is_to_show(self, step: int, total: int) -> bool:
+        return self.shown < step < total and step % self._every == 0
 
     def tell(self, note: str) -> None:
         """Say what is done between two legs."""
