@@ -28,6 +28,9 @@ from tests.api.factories import cancel, claim, finish, make_account, make_job
 
 pytestmark = pytest.mark.xdist_group("stream")
 
+LISTENING = "FROM pg_stat_activity WHERE application_name LIKE 'duolora-%-events' AND datname = current_database()"
+"""Connections of the hub under test; the server may have databases with hubs of others."""
+
 
 def tell(sessions, job_id, count=1, kind=EventType.PROGRESS):
     with transaction(sessions) as session:
@@ -159,7 +162,7 @@ class TestHub:
         listener = listening()
         heard = listener.listen(job_id)
         listener.take(heard)
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'duolora-%-events'"
+        kill = f"SELECT pg_terminate_backend(pid) {LISTENING}"
         with psycopg.connect(libpq(database_url), autocommit=True) as connection:
             assert len(connection.execute(kill).fetchall()) == 2
         tell(sessions, job_id)
@@ -178,7 +181,7 @@ class TestHub:
             listener.take(heard)
         tell(sessions, job_id)
         assert all(kinds(listener.take(heard)) == ["job.progress"] for heard in everybody)
-        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'duolora-%-events'"
+        count = f"SELECT count(*) {LISTENING}"
         with psycopg.connect(libpq(database_url), autocommit=True) as connection:
             assert connection.execute(count).fetchone() == (2,)
 
