@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from api.cursors import Cursor
 from api.errors import Gone, NotFound, ServiceError
 from api.jobs.models import Job
 from api.jobs.plan import JobKind
@@ -27,42 +26,7 @@ TRAINING = "training_"
 SHOWN_MARK = "p"
 """At the end of the version of a job that has such; versions are hexadecimal otherwise."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
 Document = dict[str, Any]
-
-
-class InvalidCursor(ValueError):
-    """The text is no cursor of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """The last job of a page: the next one begins after it, whatever was inserted meanwhile."""
-
-    created_at: datetime
-    job_id: uuid.UUID
-
-    def encode(self) -> str:
-        """Return the opaque text."""
-        micros = (self.created_at - _EPOCH) // _MICROSECOND
-        return base64.urlsafe_b64encode(micros.to_bytes(8) + self.job_id.bytes).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str) -> Cursor:
-        """Read the opaque text.
-
-        Raises:
-            InvalidCursor: it was not made by `encode`.
-        """
-        try:
-            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            if len(raw) != 8 + 16:
-                raise InvalidCursor(text)
-            return cls(_EPOCH + int.from_bytes(raw[:8]) * _MICROSECOND, uuid.UUID(bytes=raw[8:]))
-        except (binascii.Error, ValueError, OverflowError) as error:
-            raise InvalidCursor(text) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +270,7 @@ def list_jobs(
     conditions, values = "", {"account_id": account_id, "limit": limit + 1}
     if after is not None:
         conditions += " AND (j.created_at, j.id) < (:created_at, :job_id)"
-        values |= {"created_at": after.created_at, "job_id": after.job_id}
+        values |= {"created_at": after.created_at, "job_id": after.id}
     for column, wanted in (("state", states), ("kind", kinds)):
         if wanted:
             conditions += f" AND j.{column} = ANY(:{column})"

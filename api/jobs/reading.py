@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.exc import OperationalError
 
+from api.cursors import read_cursor
 from api.db import reading, transaction
-from api.errors import FieldError, InvalidParameters
 from api.jobs import listing, view
 from api.jobs.queue import Lookout
 from api.jobs.schemas import JobPage
@@ -107,11 +107,7 @@ class JobReader:
         Raises:
             InvalidParameters: the cursor is none of ours.
         """
-        try:
-            after = None if cursor is None else listing.Cursor.decode(cursor)
-        except listing.InvalidCursor as error:
-            detail = "pass next_cursor of the page before, unchanged, or leave it out"
-            raise InvalidParameters(errors=[FieldError(pointer="/cursor", detail=detail, code="invalid")]) from error
+        after = read_cursor(cursor)
         outlook = self.outlook()
         with transaction(self._sessions) as session:
             jobs, following = listing.list_jobs(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.accounts.scopes import Scope
+from api.cursors import Cursor, read_cursor
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
 from api.identifiers import uuid7
-from api.jobs.listing import Cursor, InvalidCursor
 from api.jobs.listing import path as job_path
 from api.loras import disposal, repository
 from api.loras.inspection import inspect
@@ -97,16 +97,12 @@ class LoraService:
         Raises:
             InvalidParameters: the cursor is none of ours.
         """
-        try:
-            after = None if cursor is None else Cursor.decode(cursor)
-        except InvalidCursor as error:
-            detail = "pass next_cursor of the page before, unchanged, or leave it out"
-            raise InvalidParameters(errors=[FieldError(pointer="/cursor", detail=detail, code="invalid")]) from error
+        after = read_cursor(cursor)
         with transaction(self._sessions) as session:
             rows = repository.list_loras(
                 session,
                 account_id=caller.account_id,
-                before=None if after is None else (after.created_at, after.job_id),
+                before=None if after is None else (after.created_at, after.id),
                 limit=limit + 1,
                 roles=roles,
                 tags=tags,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from api.cursors import Cursor, read_cursor
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
-from api.jobs.listing import Cursor, InvalidCursor
 from api.webhooks import endpoints, log
 from api.webhooks.guard import TargetRefused, check_at_submit
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
@@ -202,17 +202,13 @@ class WebhookService:
             NotFound: the caller has no endpoint of that id.
             InvalidParameters: the cursor is none of ours.
         """
-        try:
-            after = None if cursor is None else Cursor.decode(cursor)
-        except InvalidCursor as error:
-            detail = "pass next_cursor of the page before, unchanged, or leave it out"
-            raise InvalidParameters(errors=[FieldError(pointer="/cursor", detail=detail, code="invalid")]) from error
+        after = read_cursor(cursor)
         with transaction(self._sessions) as session:
             self._find(session, caller, endpoint_id)
             rows = log.list_deliveries(
                 session,
                 endpoint_id=endpoint_id,
-                before=None if after is None else (after.created_at, after.job_id),
+                before=None if after is None else (after.created_at, after.id),
                 limit=limit + 1,
                 state=state,
             )
