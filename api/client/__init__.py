@@ -12,7 +12,7 @@ with Client("http://127.0.0.1:8000", api_key="duo_...") as client:
 
 from __future__ import annotations
 
-from api.client.core import RETRIES, AsyncCore, SyncCore
+from api.client.core import AsyncCore, SyncCore
 from api.client.errors import ClientError, DamagedDownload, JobNotSucceeded, MissingFormat, ServiceRefused
 from api.client.handles import AsyncJob, Job
 from api.client.jobs import Jobs
@@ -95,9 +95,6 @@ class Client(Jobs, Loras, Uploads, Webhooks, Keys, SyncCore):
         retries: How often a request is sent again that was not answered, or is to come again later.
     """
 
-    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = 60, retries: int = RETRIES) -> None:
-        super().__init__(base_url, api_key, timeout_s=timeout_s, retries=retries)
-
     def handle(self, job: JobRecord) -> Job:
         """Return a job that can be asked itself."""
         return Job.of(job, self)
@@ -112,9 +109,6 @@ class AsyncClient(Jobs, Loras, Uploads, Webhooks, Keys, AsyncCore):
         timeout_s: Longest wait for one answer.
         retries: How often a request is sent again that was not answered, or is to come again later.
     """
-
-    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = 60, retries: int = RETRIES) -> None:
-        super().__init__(base_url, api_key, timeout_s=timeout_s, retries=retries)
 
     def handle(self, job: JobRecord) -> AsyncJob:
         """Return a job that can be asked itself."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import random
 import uuid
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import httpx
@@ -35,7 +36,7 @@ LONGEST_PAUSE_S = 60.0
 _REPEATABLE = frozenset({"GET", "PUT", "DELETE"})
 
 
-class Core:
+class Core(ABC):
     """What both clients have."""
 
     def __init__(self, wire: Wire, *, timeout_s: float, retries: int) -> None:
@@ -43,9 +44,9 @@ class Core:
         self._usual = httpx.Timeout(timeout_s)
         self._retries = retries
 
+    @abstractmethod
     def handle(self, job: JobRecord) -> JobRecord:
         """Return a job that can be asked itself."""
-        raise NotImplementedError
 
     async def _request(
         self,
@@ -116,7 +117,7 @@ def _is_worth_another(error: ServiceRefused, *, may_repeat: bool) -> bool:
 class SyncCore(Core):
     """Waits for its operations."""
 
-    def __init__(self, base_url: str, api_key: str, *, timeout_s: float, retries: int) -> None:
+    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = 60, retries: int = RETRIES) -> None:
         self.wire = SyncWire(base_url, _headers(api_key), timeout_s)
         super().__init__(self.wire, timeout_s=timeout_s, retries=retries)
 
@@ -136,7 +137,7 @@ class SyncCore(Core):
 class AsyncCore(Core):
     """Lets its operations be awaited."""
 
-    def __init__(self, base_url: str, api_key: str, *, timeout_s: float, retries: int) -> None:
+    def __init__(self, base_url: str, api_key: str, *, timeout_s: float = 60, retries: int = RETRIES) -> None:
         self.wire = AsyncWire(base_url, _headers(api_key), timeout_s)
         super().__init__(self.wire, timeout_s=timeout_s, retries=retries)
 
