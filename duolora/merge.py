@@ -165,22 +165,36 @@ def merge_cases(
             )
     learned = _of_each_tenant(masks, len(cases))
     seconds = (time.monotonic() - started) / len(cases)
-    return [
-        MergeResult(
-            merge_by_masks(canonical[tenant], learned[tenant], config.prune_below),
-            merge_report(
-                learned[tenant],
-                layer_roles,
-                [{name: values[tenant] for name, values in terms.items()} for terms in losses],
-                method="duolora",
-                start=config.start,
-                trainable=sum(mask_R.numel() for of_side in learned[tenant].values() for mask_R in of_side.values()),
-                prune_below=config.prune_below,
-            )
-            | {"seconds": seconds},
-        )
+    terms = [
+        [{name: values[tenant] for name, values in of_step.items()} for of_step in losses]
         for tenant in range(len(cases))
     ]
+    return [
+        _result(loras, masks_of, terms_of, config, layer_roles=layer_roles, seconds=seconds)
+        for loras, masks_of, terms_of in zip(canonical, learned, terms, strict=True)
+    ]
+
+
+def _result(
+    canonical: Mapping[str, LoraWeights],
+    masks: Mapping[str, Mapping[str, Tensor]],
+    losses: Sequence[Mapping[str, float]],
+    config: MergeConfig,
+    *,
+    layer_roles: Mapping[str, Role],
+    seconds: float,
+) -> MergeResult:
+    """Put one case's masks to its LoRAs, and tell what that did."""
+    report = merge_report(
+        masks,
+        layer_roles,
+        losses,
+        method="duolora",
+        start=config.start,
+        trainable=sum(mask_R.numel() for of_side in masks.values() for mask_R in of_side.values()),
+        prune_below=config.prune_below,
+    )
+    return MergeResult(merge_by_masks(canonical, masks, config.prune_below), report | {"seconds": seconds})
 
 
 def _learn(
