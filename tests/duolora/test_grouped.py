@@ -120,7 +120,6 @@ def test_so_are_those_of_layers_whose_neighbours_in_memory_read_another_input(sd
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_with_its_kernels_gives_what_the_cpu_gives(base: DiffusionBase):
     on_gpu = DiffusionBase(pico_pipeline(), "pico", Runtime(torch.device("cuda"), torch.float32))
     expected = gradients(base, 1, [(0, 2), (1, 2)], grouped=True)

@@ -40,7 +40,6 @@ def test_on_a_cpu_every_step_is_an_ordinary_call():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_recorded_steps_see_fresh_inputs_and_rates_and_leave_what_ordinary_ones_leave():
     recorded, ordinary = (learned(torch.device("cuda"), recorded=way) for way in (True, False))
     assert recorded[0] == pytest.approx(ordinary[0], rel=1e-5)

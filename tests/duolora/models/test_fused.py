@@ -61,7 +61,6 @@ def test_blocks_called_with_more_go_the_usual_way():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_predictions_and_gradients_stay_the_same_on_a_gpu():
     torch.manual_seed(0)
     usual, fused = (pico_unet().eval().requires_grad_(False).cuda() for _ in range(2))
