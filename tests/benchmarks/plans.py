@@ -46,7 +46,7 @@ def _measure(engine: Engine, sessions: sessionmaker[Session]) -> dict[str, Any]:
         make_job(sessions, account)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
-    with _heard(engine) as said:
+    with heard(engine) as said:
         lists = [_timed(lambda: _list(sessions, accounts[0])) for _ in range(CLAIMS)]
         listed = list(said)
         said.clear()
@@ -87,7 +87,7 @@ def _timed(act: Any) -> float:
 
 
 @contextmanager
-def _heard(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+def heard(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
     """Every statement that goes to the database, with its values; of one for several rows the first row's."""
     said: list[tuple[str, Any]] = []
 
@@ -103,19 +103,32 @@ def _heard(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
 
 def _sequential(engine: Engine, said: list[tuple[str, Any]]) -> list[str]:
     """The statements' sequential scans of the large tables."""
-    found = []
+    return [scan for each in explained(engine, said) for scan in each["sequential"]]
+
+
+def explained(engine: Engine, said: list[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each statement's way through the tables, its time in Postgres and the pages it touches; nothing is kept of it."""
     with engine.connect() as connection:
         raw = connection.connection.cursor()
         for statement, values in said:
             if not statement.lstrip().upper().startswith(("SELECT", "WITH", "UPDATE")):
                 continue
-            raw.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
-            found += [
-                f"{node['Relation Name']}: {statement[:80]}"
-                for node in _nodes(raw.fetchone()[0][0]["Plan"])
-                if node["Node Type"] == "Seq Scan" and node["Relation Name"] in WATCHED
-            ]
-    return found
+            raw.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", values)
+            plan = raw.fetchone()[0][0]
+            scans = [node for node in _nodes(plan["Plan"]) if "Relation Name" in node]
+            yield {
+                "statement": " ".join(statement.split())[:80],
+                "ms": round(plan["Planning Time"] + plan["Execution Time"], 2),
+                "planning_ms": round(plan["Planning Time"], 2),
+                "pages": plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"],
+                "rows": round(sum(node["Actual Rows"] * node["Actual Loops"] for node in scans)),
+                "indexes": sorted({node["Index Name"] for node in _nodes(plan["Plan"]) if "Index Name" in node}),
+                "sequential": [
+                    f"{node['Relation Name']}: {statement[:80]}"
+                    for node in scans
+                    if node["Node Type"] == "Seq Scan" and node["Relation Name"] in WATCHED
+                ],
+            }
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
