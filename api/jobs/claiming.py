@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import Uuid, any_, func, literal, select, tuple_, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import selectinload
 
 from api.accounts.models import Account
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 FIRST_LOOK = 8
-"""Candidates that a claim asks for at first; twice as many once all of these were lost to others."""
+"""Candidates that a claim asks for at first; eight times as many once all of these were lost to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,24 +73,28 @@ def claim_stage(session: Session, claimant: Claimant) -> ClaimedStage | None:
     wanted = FIRST_LOOK
     while True:
         found = find_any(session, kinds=claimant.kinds, wanted=wanted, mocks_only=claimant.mocks_only)
-        for candidate in found:
+        left = {candidate.id: candidate for candidate in found}
+        while left:
             savepoint = session.begin_nested()
-            taken = _take_best(session, candidate, claimant)
+            stage = _first_free(session, list(left))
+            if stage is None:
+                savepoint.rollback()
+                break
+            candidate = left[stage.id]
+            taken = _take_best(session, stage, candidate, claimant)
             if taken is not None:
                 first, *rest = _give(session, taken, claimant, candidate.now)
                 savepoint.commit()
                 return replace(first, mates=(*rest, *_company(session, taken, (first, *rest), claimant)))
             savepoint.rollback()  # gives back the locks
+            del left[stage.id]
         if len(found) < wanted:
             return None
-        wanted *= 2
+        wanted *= 8
 
 
-def _take_best(session: Session, candidate: Row[Any], claimant: Claimant) -> _Taken | None:
-    """Lock one of `find_any` with its partner, or return None if somebody else has it or it may not run now."""
-    stage = _free(session, candidate.id)
-    if stage is None:
-        return None
+def _take_best(session: Session, stage: Stage, candidate: Row[Any], claimant: Claimant) -> _Taken | None:
+    """Lock one of `find_any`, locked itself, with its partner and its job, or return None if it may not run now."""
     partner: Stage | None = None
     if claimant.pairs and stage.name in PARTNERS and stage.memory_profile is MemoryProfile.FULL:
         sibling = _sibling(session, stage)
@@ -187,6 +192,20 @@ def _note_company(session: Session, stages: Sequence[ClaimedStage], jobs: int) -
         .values(jobs=jobs)
         .execution_options(synchronize_session=False)
     )
+
+
+def _first_free(session: Session, stage_ids: Sequence[uuid.UUID]) -> Stage | None:
+    """Lock the first of some stages that is still to be had and that nobody has locked."""
+    wanted = literal(stage_ids, ARRAY(Uuid()))
+    statement = (
+        select(Stage)
+        .where(Stage.id == any_(wanted), Stage.state == StageState.RUNNABLE, Stage.runnable_at <= func.now())
+        .order_by(func.array_position(wanted, Stage.id))
+        .limit(1)
+    )
+    return session.scalars(
+        statement.with_for_update(key_share=True, skip_locked=True), execution_options={"populate_existing": True}
+    ).first()
 
 
 def _free(session: Session, stage_id: uuid.UUID, *, due_only: bool = True, wait: bool = False) -> Stage | None:

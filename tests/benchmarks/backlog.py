@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from api.accounts.repository import ensure_account
+from api.db import transaction
 from api.jobs.models import Job, JobImage, Stage
-from tests.api.factories import make_account, make_job
+from api.webhooks.signing import make_secret
+from tests.api.factories import make_job
 
 if TYPE_CHECKING:
     import uuid
@@ -24,22 +27,26 @@ STAGES_A_JOB = 2
 def fill(engine: Engine, sessions: sessionmaker[Session], *, stages: int, accounts: int, quota: int | None) -> None:
     """Write `stages` runnable stages, as many for each account; `quota` is the most jobs of one that may run.
 
-    The first job of each account is made as the service makes one, the others are its copies, a second younger each.
+    One job is made as the service makes one, the others are its copies: an account's are a second apart.
     """
-    owners = [make_account(sessions, f"account {number}") for number in range(accounts)]
-    models = [make_job(sessions, owner) for owner in owners]
+    with transaction(sessions) as session:
+        owners = [
+            ensure_account(session, name=f"account {number}", webhook_secret=make_secret()).id
+            for number in range(accounts)
+        ]
+    model = make_job(sessions, owners[0])
     with engine.begin() as connection:
         connection.execute(text("UPDATE accounts SET max_running_jobs = :quota"), {"quota": quota})
         connection.execute(
             text(
-                "CREATE TEMPORARY TABLE copies ON COMMIT DROP AS"
-                " SELECT jobs.id AS model, gen_random_uuid() AS copy, nth * interval '1 second' AS later"
-                " FROM jobs, generate_series(1, :copies) AS nth WHERE jobs.id = ANY(:models)"
+                "CREATE TEMPORARY TABLE copies ON COMMIT DROP AS SELECT owner, gen_random_uuid() AS copy,"
+                " nth * interval '1 second' AS later FROM unnest(:owners) AS owner, generate_series(1, :each) AS nth"
             ),
-            {"copies": stages // STAGES_A_JOB // accounts - 1, "models": models},
+            {"each": stages // STAGES_A_JOB // accounts, "owners": owners},
         )
         for table, fresh in _FRESH.items():
-            connection.execute(text(_copy(table, fresh)))
+            connection.execute(text(_copy(table, fresh)), {"model": model})
+        connection.execute(text("DELETE FROM jobs WHERE id = :model"), {"model": model})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) accounts, jobs, job_images, stages"))
 
@@ -54,9 +61,14 @@ def held_by_account(engine: Engine) -> dict[uuid.UUID, int]:
 
 
 _FRESH: dict[type[Base], dict[str, str]] = {
-    Job: {"id": "copies.copy", "created_at": "made.created_at + copies.later"},
+    Job: {"id": "copies.copy", "account_id": "copies.owner", "created_at": "made.created_at + copies.later"},
     JobImage: {"job_id": "copies.copy"},
-    Stage: {"id": "gen_random_uuid()", "job_id": "copies.copy", "queued_at": "made.queued_at + copies.later"},
+    Stage: {
+        "id": "gen_random_uuid()",
+        "job_id": "copies.copy",
+        "account_id": "copies.owner",
+        "queued_at": "made.queued_at + copies.later",
+    },
 }
 """What is not copied of a row."""
 
@@ -68,5 +80,5 @@ def _copy(table: type[Base], fresh: dict[str, str]) -> str:
     of_job = "id" if table is Job else "job_id"
     return (
         f"INSERT INTO {table.__tablename__} ({names}) SELECT {values}"  # noqa: S608 - names of our own tables
-        f" FROM {table.__tablename__} made JOIN copies ON copies.model = made.{of_job}"
+        f" FROM {table.__tablename__} made, copies WHERE made.{of_job} = :model"
     )
