@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
-from api.storage import StoreError, artifact_key
+from api.object_keys import artifact_key
+from api.storage import StoreError
 from api.telemetry import current_traceparent
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted

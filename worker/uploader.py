@@ -22,7 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs.repository import record_checkpoint
-from api.storage import StoreError, artifact_key, checkpoint_key
+from api.object_keys import artifact_key, checkpoint_key
+from api.storage import StoreError
 from worker.backoff import Backoff
 
 if TYPE_CHECKING:

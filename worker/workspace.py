@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.jobs.repository import StoredArtifact
-from api.storage import ObjectMissing, artifact_key
+from api.object_keys import artifact_key
+from api.storage import ObjectMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -82,9 +82,10 @@ _BEGUN = """
       (SELECT l.* FROM jobs o JOIN stages l ON l.job_id = o.id
        WHERE o.account_id = w.account_id AND o.state = 'running' AND o.finished_at IS NULL AND l.state = 'runnable') s
       WHERE w.is_full"""
-_ALL = f"""
-      SELECT s.* FROM (({_ELIGIBLE.replace("{stages}", _QUEUED)}) UNION ALL ({_ELIGIBLE.replace("{stages}", _BEGUN)})) s
-      ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal LIMIT {{most}}"""
+_ALL = (
+    "SELECT s.* FROM (({queued}) UNION ALL ({begun})) s"
+    " ORDER BY s.priority DESC, s.queued_at, s.job_id, s.ordinal LIMIT {most}"
+)
 """Of an account that runs as many jobs as it may, what waits of these jobs: the rest of its queue is not looked at."""
 _LIKE = _ELIGIBLE.replace(
     "{stages}",
@@ -101,7 +102,11 @@ def _in_order(eligible: str) -> TextClause:
     return text(_IN_ORDER.replace("{first}", first).replace("{best}", best))
 
 
-ANY = _in_order(_ALL)
+ANY = _in_order(
+    _ALL.replace("{queued}", _ELIGIBLE.replace("{stages}", _QUEUED)).replace(
+        "{begun}", _ELIGIBLE.replace("{stages}", _BEGUN)
+    )
+)
 LIKE = _in_order(_LIKE)
 
 

@@ -20,7 +20,8 @@ from api.jobs.locking import LockedJob, lock_job
 from api.jobs.models import DeletedJob, Job
 from api.jobs.schemas import DeletionRead, Erased
 from api.loras.making import withdraw_made
-from api.storage import StoreError, job_prefix
+from api.object_keys import job_prefix
+from api.storage import StoreError
 
 if TYPE_CHECKING:
     import uuid

@@ -10,7 +10,7 @@ from api.jobs.engines import EngineName
 from api.jobs.models import JobLora, LoraUse
 from api.jobs.wishes import ROOT
 from api.loras import repository as library
-from api.storage import job_lora_key
+from api.object_keys import job_lora_key
 
 if TYPE_CHECKING:
     import uuid

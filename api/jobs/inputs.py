@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from api.jobs import images
 from api.jobs.models import JobImage
-from api.storage import ObjectMissing, input_key
+from api.object_keys import input_key
+from api.storage import ObjectMissing
 
 if TYPE_CHECKING:
     import uuid

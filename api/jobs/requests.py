@@ -18,7 +18,7 @@ from api.jobs.locking import LockedJob, lock_job
 from api.jobs.models import Job, JobImage, JobLora, Stage
 from api.jobs.plan import StagePlan, plan
 from api.jobs.states import TERMINAL_JOBS, JobState, StageState
-from api.storage import input_key, job_lora_key
+from api.object_keys import input_key, job_lora_key
 from duolora.job_configs import read_config
 
 if TYPE_CHECKING:

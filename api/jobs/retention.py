@@ -18,7 +18,7 @@ from api.jobs.locking import instant
 from api.jobs.models import DeletedJob, Event, Job, Stage
 from api.jobs.schemas import Erased, Tally
 from api.loras.making import withdraw_made
-from api.storage import job_prefix
+from api.object_keys import job_prefix
 from api.webhooks.models import WebhookEndpoint
 
 if TYPE_CHECKING:

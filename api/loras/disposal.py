@@ -12,7 +12,7 @@ from api.accounts.quotas import add_stored
 from api.db import transaction
 from api.loras import repository
 from api.loras.models import LoraState
-from api.storage import loras_prefix
+from api.object_keys import loras_prefix
 
 if TYPE_CHECKING:
     import uuid

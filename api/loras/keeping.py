@@ -19,7 +19,8 @@ from api.errors import NotFound, Unavailable
 from api.identifiers import uuid7
 from api.loras import disposal, repository
 from api.loras.models import LoraState
-from api.storage import ObjectMissing, StoreError, lora_key
+from api.object_keys import lora_key
+from api.storage import ObjectMissing, StoreError
 
 if TYPE_CHECKING:
     import uuid

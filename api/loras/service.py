@@ -30,8 +30,9 @@ from api.loras.schemas import (
     LoraSummary,
     LoraUrls,
 )
+from api.object_keys import lora_key
 from api.places import lora_places
-from api.storage import ObjectMissing, StoreError, lora_key
+from api.storage import ObjectMissing, StoreError
 from api.uploads import repository as uploads
 from api.uploads.models import UploadKind, UploadState
 

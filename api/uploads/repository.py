@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select
 
 from api.accounts.quotas import add_stored
 from api.jobs.locking import instant
-from api.storage import upload_prefix
+from api.object_keys import upload_prefix
 from api.uploads.models import Upload, UploadState
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from api.errors import Conflict, FieldError, InvalidParameters, NotFound, QuotaE
 from api.identifiers import uuid7
 from api.jobs.locking import instant
 from api.jobs.sources import ReceivedFile
-from api.storage import ObjectMissing, StoreError, received_key, upload_key, upload_prefix
+from api.object_keys import received_key, upload_key, upload_prefix
+from api.storage import ObjectMissing, StoreError
 from api.uploads import repository
 from api.uploads.link_proof import LinkProof
 from api.uploads.models import Upload, UploadState

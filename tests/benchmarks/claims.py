@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import event, text
 
@@ -103,7 +103,7 @@ def _race(engine: Engine, url: str, *, claimers: int, claims: int) -> dict[str, 
     barrier = context.Barrier(processes + 1)
     results = context.Queue()
     started = [
-        context.Process(target=_claim_many, args=(url, number, threads, claims // processes, barrier, results))
+        context.Process(target=_claim_many, args=(url, number, (threads, claims // processes), barrier, results))
         for number in range(processes)
     ]
     for process in started:
@@ -136,8 +136,9 @@ def _race(engine: Engine, url: str, *, claimers: int, claims: int) -> dict[str, 
     }
 
 
-def _claim_many(url: str, number: int, threads: int, claims: int, barrier: Any, results: Any) -> None:
-    """One process of claimers."""
+def _claim_many(url: str, number: int, share: tuple[int, int], barrier: Any, results: Any) -> None:
+    """One process of claimers; `share` is how many they are and how many claims they are to make."""
+    threads, claims = share
     engine = make_engine(url, pool_size=threads, application_name=f"claimer {number}", trusted_for_s=60)
     sessions = session_factory(engine)
     asked: Counter[str] = Counter()
@@ -206,7 +207,7 @@ class _Watch:
         self._before: dict[str, float] = {}
         self._thread = threading.Thread(target=self._look)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Self:
         self._before = self._read()
         self._thread.start()
         return self

@@ -16,7 +16,8 @@ from api.accounts.repository import ensure_account
 from api.db import transaction
 from api.jobs.models import Job, Worker, WorkerState
 from api.jobs.repository import beat_worker
-from api.storage import StoreError, received_key
+from api.object_keys import received_key
+from api.storage import StoreError
 from api.uploads.models import Upload, UploadKind
 from api.uploads.repository import key_of
 from tests.worker.bench import eventually

@@ -17,7 +17,8 @@ from api.jobs import repository
 from api.jobs.retention import drop_expired_keys
 from api.loras.disposal import settle
 from api.loras.repository import withdraw_made
-from api.storage import StoreError, job_prefix, received_key, upload_prefix
+from api.object_keys import job_prefix, received_key, upload_prefix
+from api.storage import StoreError
 from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
 from worker.dispatcher.duty import ServerAway

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from api.db import transaction
 from api.jobs import repository
-from api.storage import artifact_key
+from api.object_keys import artifact_key
 
 
 def submit(client, pictures, **wishes):

@@ -13,7 +13,7 @@ from api.db import transaction
 from api.jobs import repository
 from api.jobs.models import DeletedJob, Event, Job, JobImage, LogLine, Stage
 from api.jobs.repository import LogEntry, StoredArtifact
-from api.storage import artifact_key, checkpoint_key, job_prefix
+from api.object_keys import artifact_key, checkpoint_key, job_prefix
 from tests.api.factories import cancel, claim, fail, held, make_account, make_job
 from worker.dispatcher.janitor import Janitor
 from worker.settings import DispatcherSettings

@@ -15,8 +15,9 @@ from sqlalchemy.exc import OperationalError
 from api.db import transaction
 from api.jobs import darkroom, orders, repository
 from api.jobs.models import Job, JobImage, OutboxRow, Stage
+from api.object_keys import artifact_key
 from api.settings import ImageLimits
-from api.storage import ObjectStore, StoreError, artifact_key
+from api.storage import ObjectStore, StoreError
 from tests.api.factories import (
     PROBLEM,
     Caller,

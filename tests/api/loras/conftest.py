@@ -15,7 +15,7 @@ from api.db import transaction
 from api.jobs import repository
 from api.jobs.repository import StoredArtifact
 from api.loras.models import Lora, LoraState
-from api.storage import artifact_key
+from api.object_keys import artifact_key
 from tests.api.factories import claim, fail, held
 from worker.dispatcher.janitor import Janitor
 from worker.settings import DispatcherSettings

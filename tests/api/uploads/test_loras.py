@@ -7,8 +7,9 @@ import pytest
 
 from api.accounts.scopes import Scope
 from api.accounts.service import issue_key
+from api.object_keys import received_key
 from api.places import Places
-from api.storage import ObjectStore, received_key
+from api.storage import ObjectStore
 from tests.api.factories import Caller, png
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.loras.conftest import lora_file

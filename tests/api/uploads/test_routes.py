@@ -16,8 +16,9 @@ from sqlalchemy import func, select, update
 from api.accounts.models import Account
 from api.accounts.service import issue_key
 from api.db import transaction
+from api.object_keys import received_key
 from api.settings import ImageLimits
-from api.storage import ObjectStore, StoreError, received_key
+from api.storage import ObjectStore, StoreError
 from api.uploads import service
 from api.uploads.link_proof import LinkProof
 from api.uploads.models import Upload, UploadState

@@ -9,7 +9,8 @@ from api.accounts.scopes import USUAL, Scope
 from api.accounts.service import issue_key
 from api.db import transaction
 from api.jobs.models import Job, JobImage
-from api.storage import ObjectStore, upload_prefix
+from api.object_keys import upload_prefix
+from api.storage import ObjectStore
 from tests.api.factories import Caller, png
 from tests.api.jobs.test_routes import pointers, problem
 from tests.api.uploads.test_routes import NOBODYS, account_of, announce, stored, upload
