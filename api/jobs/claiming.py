@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.orm import Session
 
-FIRST_LOOK = 8
-"""Candidates that a claim asks for at first; eight times as many once all of these were lost to others."""
+FIRST_LOOK = 16
+"""Candidates that a claim asks for at first; four times as many once all of these were lost to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def claim_stage(session: Session, claimant: Claimant) -> ClaimedStage | None:
             del left[stage.id]
         if len(found) < wanted:
             return None
-        wanted *= 8
+        wanted *= 4
 
 
 def _take_best(session: Session, stage: Stage, candidate: Row[Any], claimant: Claimant) -> _Taken | None:
