@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 import boto3
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
 
     from api.settings import StoreSettings
 
@@ -48,6 +49,12 @@ SENDERS = 8
 _NOT_FOUND = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 """Refusals that say nothing of the request itself."""
+_LONG_AGO = timedelta(hours=1)
+"""When the link was signed that is to have expired: more than clocks may differ."""
+_REMEDY = "check S3_PUBLIC_ENDPOINT, S3_REGION, and that the clocks of store and service agree"
+_UNCHECKED = "the store serves requests without a valid signature; give it access keys"
+_FIRST_REGION = "us-east-1"
+"""The one region that AWS does not let a new bucket name."""
 _BUCKET_EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
@@ -119,6 +126,7 @@ class ObjectStore:
     def __init__(self, settings: StoreSettings) -> None:
         self._bucket = settings.bucket
         self._endpoint = settings.endpoint
+        self._region = settings.region
         self._has_public_endpoint = settings.public_endpoint not in {None, settings.endpoint}
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="store")
         self._internal = _client(settings, settings.endpoint)
@@ -271,28 +279,38 @@ class ObjectStore:
             self._internal.head_bucket(Bucket=self._bucket)
 
     def self_test(self) -> None:
-        """Prove at start what the service relies on: bytes come back, signed links work, tampered ones do not.
+        """Prove at start what the service relies on: links write and read, and only as signed and while they last.
 
         Raises:
             StoreMisconfigured: a promise is broken, for example a store without keys that serves everybody.
             StoreError: the store does not answer.
         """
         key, data = f"self-test/{secrets.token_hex(8)}", secrets.token_bytes(32)
-        self.put_bytes(key, data, "application/octet-stream")
         try:
+            self._test_links(key, data)
             if self.get_bytes(key) != data:
                 raise StoreMisconfigured("an object came back with other bytes")
-            link = self.presigned_get(
-                key, filename="t", content_type="application/octet-stream", expires=timedelta(minutes=1)
-            )
-            fetch = self._way_of(link)
-            if fetch(link) != data:
-                raise StoreMisconfigured("a signed link does not work; check S3_PUBLIC_ENDPOINT")
-            tampered = link.replace("X-Amz-Expires=60", "X-Amz-Expires=61")
-            if fetch(tampered) is not None or fetch(link.split("?", 1)[0]) is not None:
-                raise StoreMisconfigured("the store serves requests without a valid signature; give it access keys")
         finally:
             self.delete([key])
+
+    def _test_links(self, key: str, data: bytes) -> None:
+        headers = {"content-length": str(len(data)), "content-type": "application/octet-stream"}
+        minute = timedelta(minutes=1)
+        write = self.presigned_put(key, headers=headers, expires=minute)
+        send = self._way_of(write)
+        if send(_tampered(write), data=data, headers=headers) is not None:
+            raise StoreMisconfigured(_UNCHECKED)
+        if send(write, data=data, headers=headers) is None:
+            raise StoreMisconfigured(f"a signed link for writing does not work; {_REMEDY}")
+        link = self.presigned_get(key, filename="t", content_type=headers["content-type"], expires=minute)
+        fetch = self._way_of(link)
+        if fetch(link) != data:
+            raise StoreMisconfigured(f"a signed link does not work; {_REMEDY}")
+        if fetch(_tampered(link)) is not None or fetch(link.split("?", 1)[0]) is not None:
+            raise StoreMisconfigured(_UNCHECKED)
+        over = self._presigner.get(key, at=datetime.now(UTC) - _LONG_AGO, lifetime_s=60, response={})
+        if fetch(over) is not None:
+            raise StoreMisconfigured("the store serves a signed link whose time is over; look at its clock")
 
     def _way_of(self, link: str) -> Callable[..., bytes | None]:
         """Return how callers' links are used from here: `_fetch`, perhaps with its endpoint.
@@ -313,11 +331,22 @@ class ObjectStore:
         return _fetch
 
     def _create_bucket(self) -> None:
+        place = cast("BucketLocationConstraintType", self._region)
         try:
-            self._internal.create_bucket(Bucket=self._bucket)
+            if place == _FIRST_REGION:
+                self._internal.create_bucket(Bucket=self._bucket)
+            else:
+                self._internal.create_bucket(
+                    Bucket=self._bucket, CreateBucketConfiguration={"LocationConstraint": place}
+                )
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") not in _BUCKET_EXISTS:
                 raise
+
+
+def _tampered(link: str) -> str:
+    """Return a link of one minute with a second more than was signed."""
+    return link.replace("X-Amz-Expires=60", "X-Amz-Expires=61")
 
 
 @lru_cache(maxsize=1024)

@@ -1,13 +1,14 @@
 """The object store against a real S3 server that checks signatures."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 
 from api import storage
+from api.presign import Presigner
 from api.storage import ObjectMissing, ObjectStore, StoreError, StoreMisconfigured
 
 HOUR = timedelta(hours=1)
@@ -161,16 +162,12 @@ def test_the_self_test_passes_and_leaves_nothing(store):
     assert store.keys() == []
 
 
-def test_the_self_test_sees_a_store_that_checks_no_signature(store, monkeypatch):
-    fetch = storage._fetch
-    answers = []
-
-    def open_to_all(url):
-        answers.append(fetch(url))
-        return answers[0]
-
-    monkeypatch.setattr(storage, "_fetch", open_to_all)
-    with pytest.raises(StoreMisconfigured, match="without a valid signature"):
+def test_the_self_test_sees_a_store_that_does_not_look_at_the_time(store, monkeypatch):
+    signed = Presigner.get
+    monkeypatch.setattr(
+        Presigner, "get", lambda self, key, **said: signed(self, key, **said | {"at": datetime.now(UTC)})
+    )
+    with pytest.raises(StoreMisconfigured, match="time is over"):
         store.self_test()
     assert store.keys() == []
 

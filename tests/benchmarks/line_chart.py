@@ -49,7 +49,8 @@ def line_chart(lines: Sequence[Line], *, across: str, up: str) -> str:
         parts.append(_words(places[-1][0] + 8, places[-1][1] + 4, line.name, color=color))
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
+        ' font-size="13">\n'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>\n{body}\n</svg>\n'
     )
 
