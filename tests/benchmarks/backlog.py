@@ -57,7 +57,7 @@ def held_by_account(engine: Engine) -> dict[uuid.UUID, int]:
         counted = connection.execute(
             text("SELECT account_id, count(*) FILTER (WHERE state = 'running') FROM stages GROUP BY account_id")
         )
-        return dict(counted.tuples().all())
+        return dict(counted.all())
 
 
 _FRESH: dict[type[Base], dict[str, str]] = {
