@@ -181,9 +181,10 @@ claim; with a thousand it is two thirds, and ten parts would make a claim three 
 a thousand accounts wait at once and hundreds of GPUs ask. It is not built: it would give up fairness between the parts.
 
 The next limit is the commit. A claim tells its listeners (NOTIFY), and of such transactions Postgres commits one at a
-time, each with a sync of its own: on the measuring machine 366 to 463 a second on 32 connections, against 4,500 without
-NOTIFY, which share their syncs (`python -m tests.benchmarks.commits`). Submissions, claims, finishes and progress that
-is told take one each, so that a disk like this one serves about 150 claims a second: 2,000 GPUs, as two cores do.
+time, each with a sync of its own: on the measuring machine 290 to 460 a second on 32 connections, against 2,400 to
+4,700 without NOTIFY, which share their syncs (`python -m tests.benchmarks.commits`). Submissions, claims, finishes and
+progress that is told take one each: if half of them are claims, such a disk serves about 150 claims a second, enough
+for 2,000 GPUs, as two cores are.
 Beyond that the notification belongs behind the commit, in a transaction of its own that does not wait for the disk: it
 is a hint, and who misses it looks again after a while.
 """
