@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import event, text
 
 from api.db import make_engine, session_factory, transaction
+from api.jobs.candidates import find_any
 from api.jobs.claiming import Claimant, claim_stage
+from api.jobs.plan import JobKind
 from deploy.local.postgres import Postgres
 from deploy.local.processes import interrupted_by_signals
 from tests.benchmarks.backlog import fill, held_by_account
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 PROCESSES = 4
 LOOK_EVERY_S = 0.02
+WARM_UP = 15
+LOOKS = 200
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--quota", type=int, help="most jobs of an account that may run; without, no bound")
     parser.add_argument("--unsafe", action="store_true", help="a Postgres that syncs nothing to disk, as in the tests")
     parser.add_argument("--plans", action="store_true", help="the statements of one claim and how Postgres does them")
+    parser.add_argument("--finding", action="store_true", help="what it takes to find the candidates, and no more")
     wanted = parser.parse_args()
     with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="duolora-claims-") as folder:
         server = Postgres(
@@ -79,6 +84,8 @@ def _tell(url: str, wanted: argparse.Namespace, *, stages: int, accounts: int, c
         found: dict[str, Any] = {"stages": stages, "accounts": accounts, "quota": wanted.quota}
         if wanted.plans:
             found |= {"claim": _plans(engine, sessions)}
+        elif wanted.finding:
+            found |= {"finding": {str(most): _finding(sessions, most) for most in (16, 64)}}
         else:
             found |= {"synced": not wanted.unsafe, "claimers": claimers}
             found |= _race(engine, url, claimers=claimers, claims=wanted.claims)
@@ -93,6 +100,18 @@ def _plans(engine: Engine, sessions: sessionmaker[Session]) -> list[dict[str, An
     with heard(engine) as said, transaction(sessions) as session:
         assert claim_stage(session, _claimant("bench")) is not None
     return list(explained(engine, said))
+
+
+def _finding(sessions: sessionmaker[Session], most: int) -> dict[str, float]:
+    """One look for so many candidates, by a statement that Postgres knows already."""
+    with transaction(sessions) as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        for looks in (WARM_UP, LOOKS):
+            began, cpu_s = time.perf_counter(), _cpu_s(pid)
+            for _ in range(looks):
+                find_any(session, kinds=list(JobKind), wanted=most)
+        cpu_s, elapsed = _cpu_s(pid) - cpu_s, time.perf_counter() - began
+    return {"postgres_ms": round(cpu_s / LOOKS * 1e3, 2), "ms": round(elapsed / LOOKS * 1e3, 2)}
 
 
 def _race(engine: Engine, url: str, *, claimers: int, claims: int) -> dict[str, Any]:

@@ -174,7 +174,7 @@ A finish, signs of life and progress are not counted: leave them as much again.
 
 The limit is processor time, not locks. The first remedy is cores for Postgres. The second is fewer accounts to look at:
 a claim reads some rows of every account that waits, whatever the length of the queue. Finding the candidates takes 0.8
-ms of processor time while ten accounts wait, 1.5 with a hundred and 10 with a thousand, of 5 to 6 ms for a claim by
+ms of processor time while ten accounts wait, 1.5 with a hundred and 10 with a thousand, of 4 to 6 ms for a claim by
 itself with a hundred. Claims by parts (a worker looks at the accounts of one hash first, and at all of them when that
 part is empty) would divide this share by the number of parts. With a hundred accounts that is less than a third of a
 claim; with a thousand it is two thirds, and ten parts would make a claim three times as cheap. So it would pay where
