@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +105,17 @@ def _own_engine(docker: Docker, folder: Path) -> Iterator[None]:
             yield
         finally:
             child.stop()
+            left = _left_by(folder)
+            assert left == [], f"the engine has ended and left {left}"
+
+
+def _left_by(folder: Path) -> list[str]:
+    """Mounts under a folder, and command lines of processes that were told of it."""
+    found = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended since
+            found.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [each for each in found if f"{folder}/" in each]
 
 
 def _install_engine() -> None:

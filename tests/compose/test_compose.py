@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -111,9 +113,24 @@ def test_rows_and_files_survive_down_and_up(composed, installation, tmp_path):
         assert client.download(client.job(job.id), tmp_path)
 
 
+def test_the_bill_of_materials_names_what_is_in_an_image(composed):
+    composed.build("sbom")
+    for image, has_torch in (("api", False), ("worker", True)):
+        listed = json.loads(composed.compose("run", "--rm", "-T", "sbom", f"{image}/bin/python"))
+        assert listed["bomFormat"] == "CycloneDX"
+        packages = {each["name"].lower(): each["version"] for each in listed["components"]}
+        assert packages["boto3"] == pinned("boto3")
+        assert ("torch" in packages) == has_torch
+
+
 def test_down_with_its_volumes_leaves_nothing(composed):
     composed.compose("down", "--volumes")
     assert composed.left() == {"containers": "", "volumes": "", "networks": ""}
+
+
+def pinned(package):
+    [version] = re.findall(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return version
 
 
 def wait_for_step(client, job, step):
