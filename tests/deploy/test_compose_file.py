@@ -69,7 +69,10 @@ def test_the_example_names_all_that_the_file_takes_and_nothing_else():
     passed_on = {
         name for service in SERVICES.values() for name, value in service.get("environment", {}).items() if value is None
     }
-    taken = set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT)) | passed_on | set(yaml.safe_load(TEXT)["x-build"]["args"])
+    hosts = "".join(path.read_text() for path in (ROOT / "deploy/hosts").iterdir())
+    taken = (
+        set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT + hosts)) | passed_on | set(yaml.safe_load(TEXT)["x-build"]["args"])
+    )
     assert named == taken | {"COMPOSE_PROFILES"}
 
 

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes: as Kubernetes has them, as docker-compose.yml has it, closed where they can be."""
+"""The manifests of deploy/kubernetes: as Kubernetes wants them, as docker-compose.yml has it, and closed."""
 
 from __future__ import annotations
 
