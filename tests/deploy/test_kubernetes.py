@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import kubernetes_validate
@@ -275,6 +276,22 @@ def test_webhooks_reach_what_the_dispatcher_would_allow_and_only_its_pods_do(man
     assert (v4["cidr"], v4["except"]) == ("0.0.0.0/0", [str(each) for each in guard._NOT_PUBLIC_V4])
     assert (v6["cidr"], v6["except"]) == (str(guard._GLOBAL_V6), [str(each) for each in guard._NOT_PUBLIC_V6])
     assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
+
+
+def test_no_way_to_the_world_is_one_to_private_networks(manifests):
+    ways = [
+        way["ipBlock"]
+        for policy in by_name(manifests, "NetworkPolicy").values()
+        for rule in policy["spec"].get("egress", [])
+        for way in rule["to"]
+        if "ipBlock" in way
+    ]
+    wide = [way for way in ways if way["cidr"] == "0.0.0.0/0"]
+    assert wide
+    private = ("10.96.0.1", "100.64.0.1", "169.254.169.254", "172.16.0.1", "192.168.0.1", "127.0.0.1")
+    for way in wide:
+        left_out = [ip_network(each) for each in way["except"]]
+        assert [one for one in private if not any(ip_address(one) in each for each in left_out)] == []
 
 
 def test_a_gpu_worker_asks_for_one_card_and_may_be_on_a_spot_node():
