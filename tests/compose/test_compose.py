@@ -102,20 +102,6 @@ def test_a_killed_workers_job_goes_on_from_its_checkpoint(composed, installation
         assert max(one["resumed_step"] or 0 for one in later) > 0
 
 
-def test_a_worker_of_another_host_does_the_work(composed, installation):
-    samples = shipped_samples()
-    with composed.other_host(), Client(installation.url, installation.api_key) as client:
-        assert composed.containers().keys() & {"worker"} == set()
-        job = client.personalize(
-            content=samples.content[:1],
-            style=samples.style[:1],
-            subject_class=samples.subject_class,
-            style_captions=samples.style_captions[:1],
-            engine="mock",
-        )
-        assert client.wait(job.id, timeout_s=120).state == "succeeded"
-
-
 def test_rows_and_files_survive_down_and_up(composed, installation, tmp_path):
     with Client(installation.url, installation.api_key) as client:
         before = [job.id for job in client.jobs()]
