@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "duolora-e2e"
-OTHER_HOST = "duolora-e2e-host"
-"""A second project of the same engine, which shares no network with the first: what another host would run."""
 PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
 """Where engines put the machine that they run on, as containers see it."""
 BUILD_TIMEOUT_S = 1800
@@ -46,40 +44,15 @@ class Composed:
             "S3_PORT": str(free_port()),
             "WEBHOOK_ALLOW_CIDRS": PRIVATE,
             "WORKER_CHECKPOINT_S": "3",
-            "SERVERS_BIND": (address := gateway(docker, "bridge")),
-            "SERVERS_HOST": address,
-            **{f"{server}_PORT": str(free_port()) for server in ("POSTGRES", "REDIS", "STORE")},
         }
         self.docker = Docker({**docker.environment, **settings})
         self._others = self._volumes()
 
-    def compose(
-        self,
-        *arguments: str,
-        timeout_s: float = 120,
-        project: str = PROJECT,
-        also: str | None = None,
-        **variables: str,
-    ) -> str:
-        """Run `docker compose ARGUMENTS` with the project's file, and another if asked; return what it prints."""
+    def compose(self, *arguments: str, timeout_s: float = 120, **variables: str) -> str:
+        """Run `docker compose ARGUMENTS` and return what it prints."""
         docker = Docker({**self.docker.environment, **variables})
-        files = [str(ROOT / name) for name in ("docker-compose.yml", also) if name]
-        options = [part for file in files for part in ("--file", file)]
-        options += ["--env-file", str(self._env_file), "--project-name", project]
-        return docker.run("compose", *options, *arguments, timeout_s=timeout_s)
-
-    @contextmanager
-    def other_host(self) -> Iterator[None]:
-        """Let another host in, which has a worker; this one has none the while."""
-        up = ("up", "--detach", "--wait")
-        try:
-            self.compose(*up, "--scale", "worker=0", also="deploy/hosts/servers.yml", timeout_s=UP_TIMEOUT_S)
-            self.compose(
-                *up, "--no-build", "worker", project=OTHER_HOST, also="deploy/hosts/worker.yml", timeout_s=UP_TIMEOUT_S
-            )
-            yield
-        finally:
-            self.compose("down", "--volumes", project=OTHER_HOST, also="deploy/hosts/worker.yml")
+        file = ("--file", str(ROOT / "docker-compose.yml"), "--env-file", str(self._env_file))
+        return docker.run("compose", "--project-name", PROJECT, *file, *arguments, timeout_s=timeout_s)
 
     def build(self, *services: str) -> None:
         """Build the images of some services; without names, of all that run."""
@@ -110,7 +83,7 @@ class Composed:
 
     def left(self) -> dict[str, str]:
         """Containers and networks of the project that there are, and volumes that were not there before it, by kind."""
-        label = ("--quiet", "--filter", "label=com.docker.compose.project", "--filter", f"name={PROJECT}")
+        label = ("--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
         return {
             "containers": self.docker.run("ps", "--all", *label),
             "volumes": " ".join(self._volumes() - self._others),
