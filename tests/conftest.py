@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LOUD = {
     "tests/console/": "THE WEB CONSOLE WAS NOT TESTED",
     "tests/compose/": "DOCKER COMPOSE WAS NOT TESTED",
+    "tests/hosts/": "SEVERAL HOSTS WERE NOT TESTED",
+    "::test_the_version_before": "THE VERSION BEFORE WAS NOT TESTED ON THIS SCHEMA",
     "::test_the_javascript_snippet": "THE JAVASCRIPT SNIPPET WAS NOT TESTED",
 }
 """What is said when tests were left out, by a part of their names."""
