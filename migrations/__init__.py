@@ -69,6 +69,11 @@ def current(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def knows(revision: str) -> bool:
+    """Say whether this code has a revision."""
+    return revision in _revisions()[0]
+
+
 def serves(revision: str | None) -> bool:
     """Say whether this code works on a database at a revision.
 

@@ -15,8 +15,9 @@ import migrations
 from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from deploy.local.demo import shipped_samples
-from tests.migrations.deployed import REPOSITORY, NoHistory, deployed, version_before
 from tests.migrations.revisions import NEXT, upgrade_to_next
+from tests.migrations.version_before import NoHistory, version_before
+from tests.support.services import running_services
 
 WAIT_S = 60
 
@@ -41,6 +42,11 @@ def before(tmp_path_factory):
         pytest.skip(str(reason))
 
 
+@pytest.fixture
+def environment(service_environment):
+    return service_environment | {"WORKER_ENGINE": "mock"}
+
+
 def submit(client):
     samples = shipped_samples()
     return client.personalize(
@@ -62,16 +68,19 @@ def read_everything(client, job_id):
     return {artifact.name: httpx.get(artifact.url).content for artifact in job.result.artifacts}
 
 
-def test_the_next_version_migrates_while_this_one_serves(engine, database_url, service_environment, key, tmp_path):
+def test_the_next_version_migrates_while_this_one_serves(engine, database_url, environment, key, tmp_path):
     ended = []
     deploying = threading.Event()
-    with deployed(REPOSITORY, service_environment, key, tmp_path / "now") as client:
+    with running_services(environment, key, tmp_path / "now") as services:
+        client = services.client
         done(client, submit(client))
         tables = [name for name in inspect(engine).get_table_names() if name != "alembic_version"]
 
         def migrate():
-            upgrade_to_next(database_url, tmp_path / "next", tables)
-            deploying.set()
+            try:
+                upgrade_to_next(database_url, tmp_path / "next", tables)
+            finally:
+                deploying.set()
 
         migrating = threading.Thread(target=migrate)
         migrating.start()
@@ -88,12 +97,14 @@ def test_the_next_version_migrates_while_this_one_serves(engine, database_url, s
 
 
 def test_the_version_before_works_on_the_schema_of_this_one_and_each_takes_up_the_others_jobs(
-    before, service_environment, key, tmp_path
+    before, environment, key, tmp_path
 ):
-    with deployed(before, service_environment, key, tmp_path / "before") as old:
+    with running_services(environment, key, tmp_path / "before", code=before) as services:
+        old = services.client
         old_job = submit(old)
         done(old, old_job)
-        with deployed(REPOSITORY, service_environment, key, tmp_path / "now") as new:
+        with running_services(environment, key, tmp_path / "now") as services_of_now:
+            new = services_of_now.client
             files = read_everything(new, old_job)
             for job_id in [submit(client) for client in (old, new, old, new)]:
                 done(new, job_id)
