@@ -298,9 +298,8 @@ def files_of(client, job_id):
 
 
 def library_of(client):
-    return {
-        (lora.id, lora.name, file.format, httpx.get(file.url).content) for lora in client.loras() for file in lora.files
-    }
+    library = [client.lora(lora.id) for lora in client.loras()]
+    return {(lora.id, lora.name, file.format, httpx.get(file.url).content) for lora in library for file in lora.files}
 
 
 @pytest.mark.xdist_group("hosts")
