@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DATABASE = "hosts"
 BUCKET = "hosts"
-READY_S = 60.0
+READY_S = 150.0
 PATIENCE_S = {"east": 120, "west": 6}
 """How long each worker tries to store its results while it cannot."""
 LOOK_S = 0.1

@@ -7,7 +7,7 @@ from duolora.lora.read import read_lora
 from tests.chaos.judge import RESULTS, TERMINAL_EVENTS
 from tests.chaos.recipes import APART
 
-pytestmark = [pytest.mark.xdist_group("hosts"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("hosts"), pytest.mark.timeout(420)]
 
 LONG = {"content": 14, "style": 14, "merge": 2}
 SHORT = {"content": 4, "style": 4, "merge": 2}
@@ -76,7 +76,7 @@ def test_a_host_that_was_cut_off_finds_its_stage_done_by_another_and_changes_not
     assert not site.says("east", "stage ended")
     site.hosts["east"].plug()
     site.wait("word of the lost lease", lambda: site.says("east", "stage ended: abandon"), 60)
-    site.wait("rejoined host", lambda: site.is_idle("east"), 30)
+    site.wait("rejoined host", lambda: site.is_idle("east"), 60)
 
     assert rows_of(site, job_id) == before
     first, second = attempts(site, job_id, held["name"])
@@ -96,7 +96,7 @@ def test_a_host_that_was_cut_off_finds_its_stage_done_by_another_and_changes_not
 def test_a_host_that_cannot_reach_the_store_spoils_one_attempt_and_takes_no_more(site):
     """Although it is free all the time, and others are not."""
     for name in site.workers:
-        site.wait(f"idle worker {name}", lambda name=name: site.is_idle(name), 30)
+        site.wait(f"idle worker {name}", lambda name=name: site.is_idle(name), 60)
     site.hosts["west"].lose(site.store)
     job_ids = [submit(site, SHORT), submit(site, SHORT | {"content": 5})]
     for job_id in job_ids:
@@ -109,7 +109,7 @@ def test_a_host_that_cannot_reach_the_store_spoils_one_attempt_and_takes_no_more
     assert [(row["outcome"], row["failure_class"]) for row in spoilt] == [("retried", "environment")]
     assert not site.is_idle("west")
     site.hosts["west"].find(site.store)
-    site.wait("host that works again", lambda: site.is_idle("west"), 30)
+    site.wait("host that works again", lambda: site.is_idle("west"), 60)
 
 
 def test_a_host_without_a_broker_finds_its_work_in_the_database(site):
