@@ -33,6 +33,8 @@ LOOK_S = 0.2
 
 LOCK_TIMEOUT_MS = 3_000
 """Longest a revision may wait for a table's lock; behind it every other query queues."""
+IN_THE_WAY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+"""How Postgres says that others hold what a revision needs, or wait for what it holds."""
 LOCK_TRIES = 10
 PAUSE_S = 1.0
 """Between two tries, so that those who queued get through."""
@@ -157,7 +159,7 @@ def _patiently(connection: Connection, act: Callable[[], None]) -> None:
             connection.commit()
         except OperationalError as error:
             connection.rollback()
-            if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            if not isinstance(error.orig, IN_THE_WAY):
                 raise
             if not left:
                 raise MigrationBlocked(f"tables were in use all the time: {error.orig}") from error

@@ -33,20 +33,35 @@ def downgrade():
     op.drop_index("ix_jobs_next", table_name="jobs")
 '''
 NEXT_COLUMNS = '''
-"""Columns in every table, with and without a default; a table that refers to jobs."""
+"""Columns in one table, with and without a default."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "{next}"
-down_revision = "{head}"
-TABLES = {tables}
+revision = "{revision}"
+down_revision = "{before}"
 
 
 def upgrade():
-    for table in TABLES:
-        op.add_column(table, sa.Column("next_note", sa.Text(), nullable=True))
-        op.add_column(table, sa.Column("next_count", sa.Integer(), server_default="0", nullable=False))
+    op.add_column("{table}", sa.Column("next_note", sa.Text(), nullable=True))
+    op.add_column("{table}", sa.Column("next_count", sa.Integer(), server_default="0", nullable=False))
+
+
+def downgrade():
+    op.drop_column("{table}", "next_count")
+    op.drop_column("{table}", "next_note")
+'''
+NEXT_TABLE = '''
+"""A table that refers to jobs."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{revision}"
+down_revision = "{before}"
+
+
+def upgrade():
     op.create_table(
         "next_things",
         sa.Column("id", sa.Uuid(), primary_key=True),
@@ -56,9 +71,6 @@ def upgrade():
 
 def downgrade():
     op.drop_table("next_things")
-    for table in TABLES:
-        op.drop_column(table, "next_count")
-        op.drop_column(table, "next_note")
 '''
 
 
@@ -74,8 +86,13 @@ def stem(script: Script) -> str:
 def upgrade_to_next(url: str, folder: Path, tables: list[str]) -> None:
     """Bring a database to where the next version brings it before its code comes."""
     folder.mkdir(exist_ok=True)
-    columns = NEXT_COLUMNS.format(next=NEXT, head=migrations.head(), tables=tables)
-    (folder / "next_columns_pre.py").write_text(columns)
+    before = migrations.head()
+    for table in tables:
+        revision = f"{NEXT}_{table}"
+        columns = NEXT_COLUMNS.format(revision=revision, before=before, table=table)
+        (folder / f"next_{table}_pre.py").write_text(columns)
+        before = revision
+    (folder / "next_things_pre.py").write_text(NEXT_TABLE.format(revision=NEXT, before=before))
     (folder / "next_index_pre.py").write_text(NEXT_INDEX)
 
     config = migrations._config()

@@ -52,7 +52,7 @@ def test_a_table_in_use_all_the_time_ends_it_with_a_word_and_nothing_half_done(
     with engine.connect() as busy:
         busy.execute(text("SELECT * FROM stages"))
         with pytest.raises(migrations.MigrationBlocked, match="in use"):
-            upgrade_to_next(database_url, tmp_path / "next", ["jobs", "stages"])
+            upgrade_to_next(database_url, tmp_path / "next", ["stages", "jobs"])
         assert migrations.current(busy) == migrations.head()
     assert "next_note" not in {column["name"] for column in inspect(engine).get_columns("jobs")}
 
