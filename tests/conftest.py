@@ -26,6 +26,8 @@ LOUD = {
     "tests/console/": "THE WEB CONSOLE WAS NOT TESTED",
     "tests/compose/": "DOCKER COMPOSE WAS NOT TESTED",
     "::test_kubectl_renders_the_same": "KUBECTL DID NOT RENDER THE KUBERNETES MANIFESTS",
+    "tests/hosts/": "SEVERAL HOSTS WERE NOT TESTED",
+    "::test_the_version_before": "THE VERSION BEFORE WAS NOT TESTED ON THIS SCHEMA",
     "::test_the_javascript_snippet": "THE JAVASCRIPT SNIPPET WAS NOT TESTED",
 }
 """What is said when tests were left out, by a part of their names."""

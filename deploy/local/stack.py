@@ -114,7 +114,7 @@ class Stack:
             shutil.rmtree(self.scratch, ignore_errors=True)  # a killed worker's
             kept = Secrets(self.data)
             self._start_servers(kept)
-            migrations.upgrade(self.env["DATABASE_URL"])
+            self._migrate()
             self._owner = owner_key(self.env["DATABASE_URL"], kept)
             self._start_services()
             self._write_environment()
@@ -165,6 +165,12 @@ class Stack:
             store = ObjectStoreServer(self.data / "objects", keys=kept.store_keys, log=self.logs / "object-store.log")
             self._children.append(store.start())
             self.env |= store.environment(BUCKET)
+
+    def _migrate(self) -> None:
+        try:
+            migrations.upgrade(self.env["DATABASE_URL"])
+        except (migrations.NewerDatabase, migrations.MigrationBlocked) as error:
+            raise LocalStackError(f"{self.data}: {error}") from error
 
     def _start_services(self) -> None:
         if self._port == 0:
