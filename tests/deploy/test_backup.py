@@ -16,7 +16,7 @@ import migrations
 from api.accounts.service import issue_key
 from api.db import make_engine, session_factory, transaction
 from api.jobs.models import Artifact, Event, Job, Stage, StageAttempt
-from api.storage import artifact_key
+from api.object_keys import artifact_key
 from api.webhooks.models import WebhookDelivery, WebhookEndpoint
 from deploy.backup import acts, objects
 from deploy.backup.acts import ATTEMPTS_SKIPPED, back_up, restore
