@@ -76,6 +76,8 @@ class IdempotencyKey(Base):
     locked_until: Mapped[datetime]
     """Without an outcome by then, another request may take it over."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    lora_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("loras.id", ondelete="CASCADE"), index=True)
+    """What came of it, one of the two."""
     status: Mapped[int | None]
     """HTTP status that was answered; null while the request is in flight."""
     response: Mapped[Document | None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from api.accounts import quotas
 from api.db import transaction
-from api.idempotency import Fresh, Ledger, Replay, fingerprint
+from api.idempotency import Answer, Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import kinds, listing, repository, requests, wishes
 from api.jobs.checking import Checker
@@ -22,7 +22,7 @@ from api.jobs.gathering import Gatherer
 from api.jobs.ingredients import Ingredient, find_ingredients
 from api.jobs.inputs import to_inputs, with_loras
 from api.jobs.models import Job
-from api.jobs.orders import Accepted, Order, OrderBook, again
+from api.jobs.orders import Order, OrderBook, again
 from api.jobs.plan import plan
 from api.jobs.reading import JobReader
 from api.jobs.submission import Submission, check, check_scopes
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
     from duolora.job_configs import JobConfig
 
-__all__ = ["Accepted", "JobService", "Submission"]
+__all__ = ["JobService", "Submission"]
 
 
 class JobService:
@@ -61,13 +61,9 @@ class JobService:
         self._checker = Checker(sessions, self._gatherer)
         self.reader = JobReader(settings, sessions, store)
         self._orders = OrderBook(sessions, store, self.reader)
-        self._ledger = Ledger(
-            sessions,
-            keeps=timedelta(seconds=settings.idempotency_ttl_s),
-            locks=timedelta(seconds=settings.idempotency_lock_s),
-        )
+        self._ledger = Ledger.of(settings, sessions)
 
-    def submit(self, caller: Caller, submission: Submission) -> Accepted:
+    def submit(self, caller: Caller, submission: Submission) -> Answer:
         """Check everything, store the pictures, write the job; a refusal or a failure leaves nothing behind.
 
         Raises:
@@ -137,7 +133,7 @@ class JobService:
         traceparent: str | None,
         request_id: str | None = None,
         key: str | None,
-    ) -> Accepted:
+    ) -> Answer:
         """Make a job that tries an ended one again, from its checkpoints; one that does so already is returned.
 
         Raises:
@@ -167,7 +163,7 @@ class JobService:
             order = Order(job=job, inputs=inputs, stages=found.stages, deadline=found.deadline, retry=found)
             return self._orders.place(caller, order, entry)
 
-    def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Accepted:
+    def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Answer:
         params = submission.params
         config, ingredients = self._configure(caller, submission)
         quotas.precheck(self._sessions, caller.account_id)

@@ -13,7 +13,7 @@ from api.accounts.service import authenticate, issue_key
 from api.db import transaction
 from api.jobs.requests import request_stop
 from api.jobs.schemas import JobParams
-from api.jobs.service import Accepted, JobService, Submission
+from api.jobs.service import JobService, Submission
 from api.jobs.sources import ReceivedFile
 from api.settings import ApiSettings
 from tests.support.company import alone, offer_as_tiny
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from api.accounts.service import Caller
+    from api.idempotency import Answer
     from api.jobs.models import Job
     from duolora.recipes import Recipe
     from tests.worker.bench import Bench
@@ -50,7 +51,7 @@ def submit(
 def retry(bench: Bench, job: Job) -> Job:
     """Have a job tried again."""
 
-    def ask(service: JobService, caller: Caller) -> Accepted:
+    def ask(service: JobService, caller: Caller) -> Answer:
         return service.retry(caller, job.id, origin="http://127.0.0.1", traceparent=TRACEPARENT, key=None)
 
     return _ask(bench, alone, ask)
@@ -62,7 +63,7 @@ def stop(bench: Bench, job: Job) -> None:
         request_stop(session, account_id=job.account_id, job_id=job.id)
 
 
-def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Accepted]) -> Job:
+def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Answer]) -> Job:
     key = issue_key(bench.sessions, account="tests")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bench.environment.items():
