@@ -107,7 +107,7 @@ def _services(settings: ApiSettings) -> Services:
         application_name="duolora-api",
         trusted_for_s=TRUSTED_FOR_S,
     )
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, settings.seals.vault())
     store = ObjectStore(settings.store)
     darkroom, places = Darkroom(settings.images), lora_places(settings.lora_parallel)
     ring = KeyRing(sessions, keep_s=settings.key_cache_s)

@@ -24,7 +24,7 @@ class Account(Base):
     max_priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Highest priority its jobs may ask for: nobody jumps the queue uninvited."""
     webhook_secret: Mapped[str]
-    """`whsec_...`: signs every webhook of the account whose endpoint has no secret of its own."""
+    """`whsec_...`, sealed: signs every webhook of the account whose endpoint has no secret of its own."""
     max_running_jobs: Mapped[int | None]
     """So many of its jobs run at once; others wait. Null for any number, here and below."""
     max_queued_jobs: Mapped[int | None]

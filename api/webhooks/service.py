@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from api.cursors import Cursor, read_cursor
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
+from api.vault import vault_of
 from api.webhooks import endpoints, log
 from api.webhooks.guard import TargetRefused, check_at_submit
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
@@ -70,7 +71,7 @@ class WebhookService:
                 url=wish.url,
                 events=_distinct(wish.events),
                 description=wish.description,
-                secret=secret,
+                secret=vault_of(session).seal(secret),
             )
             session.add(endpoint)
             session.flush()

@@ -22,6 +22,7 @@ from tests.chaos.judge import judge, recovery_times
 from tests.chaos.look import Look
 from tests.chaos.receiver import Receiver
 from tests.chaos.report import is_clean
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     import uuid
@@ -116,7 +117,7 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
 def _open_accounts(database_url: str, receiver: Receiver) -> list[Account]:
     engine = make_engine(database_url)
     try:
-        issued = [issue_key(session_factory(engine), account=name) for name in ACCOUNTS]
+        issued = [issue_key(session_factory(engine, VAULT), account=name) for name in ACCOUNTS]
     finally:
         engine.dispose()
     receiver.secrets |= {key.account: key.webhook_secret for key in issued}

@@ -16,6 +16,7 @@ from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, W
 from api.webhooks.repository import origin_of, purge_log
 from api.webhooks.schemas import WebhookEvent
 from api.webhooks.signing import SCHEDULE, make_secret
+from tests.support.vault import VAULT
 from tests.api.factories import cancel, claim, fail, held, make_job, rolled_back
 
 SLACK = timedelta(seconds=4)
@@ -37,7 +38,7 @@ def test_a_delivery_carries_all_that_sending_needs(sessions, account, queued, po
     assert (due.traceparent, due.request_id) == ("00-a-b-01", "r-1")
     assert due.message == f"msg_{due.id.hex}"
     with transaction(sessions) as session:
-        assert due.secrets == (session.get(Account, account).webhook_secret,)
+        assert due.secrets == (VAULT.open(session.get(Account, account).webhook_secret),)
     body = WebhookEvent.model_validate_json(due.body)
     assert (body.type, body.data.job_id, body.data.state) == ("job.canceled", queued, "canceled")
     assert body.data.urls.self == "http://service/jobs/x"
@@ -246,7 +247,7 @@ def test_a_delivery_older_than_endpoints_is_sent_with_the_accounts_secret(sessio
         session.execute(text("DELETE FROM webhook_endpoints"))
     (due,) = post.take()
     with transaction(sessions) as session:
-        assert due.secrets == (session.get(Account, account).webhook_secret,)
+        assert due.secrets == (VAULT.open(session.get(Account, account).webhook_secret),)
     assert post.record(due, status=410, error="gone", final=True) is DeliveryState.EXHAUSTED
 
 
