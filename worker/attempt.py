@@ -18,7 +18,7 @@ from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
 from api.storage import StoreError, artifact_key
-from api.telemetry import current_traceparent
+from api.telemetry import current_traceparent, current_tracestate
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
 from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
@@ -279,6 +279,7 @@ class Attempt:
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
             traceparent=current_traceparent() or self.stage.traceparent,
+            tracestate=current_tracestate() or self.stage.tracestate,
             request_id=self.stage.request_id,
         )
 

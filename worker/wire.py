@@ -61,6 +61,7 @@ class Run(_Message):
     """As if `finish` came with it: go on from the checkpoint to the next step, and end there."""
     memory_profile: Literal["full", "small"] = "full"
     traceparent: str | None = None
+    tracestate: str | None = None
     request_id: str | None = None
     """Of the request that made the first job: for log lines, like the one before."""
 

@@ -23,7 +23,7 @@ from api.jobs.states import TERMINAL_JOBS, JobState
 from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
 from api.jobs.waiting import MAX_WAIT_S, is_known, read_wait, watch
 from api.problems import problem_responses
-from api.telemetry import current_request_id, current_traceparent
+from api.telemetry import current_request_id, current_traceparent, current_tracestate
 
 router = APIRouter(tags=["jobs"])
 
@@ -109,6 +109,7 @@ async def submit_job(
         envelope = Envelope(
             origin=_origin(request, services),
             traceparent=current_traceparent(),
+            tracestate=current_tracestate(),
             request_id=current_request_id(),
             idempotency_key=key,
         )
@@ -273,6 +274,7 @@ def retry_job(
             _job_id(job_id),
             origin=_origin(request, services),
             traceparent=current_traceparent(),
+            tracestate=current_tracestate(),
             request_id=current_request_id(),
             key=key,
         )

@@ -131,6 +131,7 @@ class JobService:
         *,
         origin: str,
         traceparent: str | None,
+        tracestate: str | None = None,
         request_id: str | None = None,
         key: str | None,
     ) -> Answer:
@@ -157,6 +158,7 @@ class JobService:
                 account_id=caller.account_id,
                 self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             inputs = found.inputs(caller.account_id, fresh_id)
@@ -219,5 +221,6 @@ def _job(caller: Caller, job_id: uuid.UUID, config: JobConfig, submission: Submi
         webhook_url=params.webhook_url,
         self_url=submission.origin.rstrip("/") + listing.path(job_id),
         traceparent=submission.traceparent,
+        tracestate=submission.tracestate,
         request_id=submission.request_id,
     )

@@ -55,6 +55,7 @@ class DueDelivery:
     attempt: int
     """Counted from 1."""
     traceparent: str | None
+    tracestate: str | None = None
     request_id: str | None = None
 
 
@@ -249,6 +250,7 @@ def _due(delivery: WebhookDelivery, secrets: tuple[str, ...]) -> DueDelivery:
         secrets=secrets,
         attempt=delivery.attempts,
         traceparent=delivery.traceparent,
+        tracestate=delivery.tracestate,
         request_id=delivery.request_id,
     )
 

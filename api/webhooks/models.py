@@ -91,6 +91,7 @@ class WebhookDelivery(Base):
     replay_of: Mapped[uuid.UUID | None]
     """The delivery that this one sends again, with its `webhook-id`."""
     traceparent: Mapped[str | None]
+    tracestate: Mapped[str | None]
     request_id: Mapped[str | None]
     """Of the request that made the job, or asked for the ping."""
     state: Mapped[DeliveryState] = mapped_column(default=DeliveryState.PENDING)

@@ -49,6 +49,7 @@ def queue_deliveries(
     occurrences: Sequence[Occurrence],
     occurred_at: datetime,
     traceparent: str | None,
+    tracestate: str | None = None,
     request_id: str | None,
 ) -> None:
     """Write one delivery of each event for each enabled endpoint, of the account or of this job, that wants to hear it.
@@ -87,6 +88,7 @@ def queue_deliveries(
                 body=body,
                 retries=each.type in LIFECYCLE_EVENTS,
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             for row in hearers
@@ -161,6 +163,7 @@ def _add_job_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
             body=make_body(event.type, event.created_at, event_data(job, event.data)),
             retries=event.type in LIFECYCLE_EVENTS,
             traceparent=job.traceparent,
+            tracestate=job.tracestate,
             request_id=job.request_id,
         )
         for event, job in past

@@ -164,6 +164,7 @@ class WebhookService:
         *,
         origin: str,
         traceparent: str | None,
+        tracestate: str | None = None,
         request_id: str | None = None,
     ) -> DeliveryRead:
         """Send an endpoint a webhook that says nothing, once; returns the delivery, whose log tells how it went.
@@ -187,6 +188,7 @@ class WebhookService:
                 body=make_body(PING, datetime.now(UTC), data),
                 retries=False,
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             session.add(delivery)

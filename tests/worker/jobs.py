@@ -17,6 +17,7 @@ from api.jobs.service import JobService, Submission
 from api.jobs.sources import ReceivedFile
 from api.settings import ApiSettings
 from tests.support.company import alone, offer_as_tiny
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
+TRACESTATE = "rojo=00f067aa0ba902b7"
 REQUEST_ID = "7f3c0d52a9e14b6f"
 
 
@@ -43,6 +45,7 @@ def submit(
         style=[_picture(255, "/style_images/0")] if "style" in pictures else [],
         origin="http://127.0.0.1",
         traceparent=TRACEPARENT,
+        tracestate=TRACESTATE,
         request_id=REQUEST_ID,
     )
     return _ask(bench, recipe, lambda service, caller: service.submit(caller, submission))
@@ -76,7 +79,7 @@ def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Answe
 
 def webhook_secret(bench: Bench, job: Job) -> str:
     with bench.sessions() as session:
-        return session.get_one(Account, job.account_id).webhook_secret
+        return VAULT.open(session.get_one(Account, job.account_id).webhook_secret)
 
 
 def _picture(shade: int, pointer: str) -> ReceivedFile:

@@ -51,7 +51,11 @@ def main() -> None:
             channel.send(_warm(models, command.base))
             continue
         first = command.members[0]
-        origin = {"traceparent": command.traceparent, "request_id": command.request_id}
+        origin = {
+            "traceparent": command.traceparent,
+            "tracestate": command.tracestate,
+            "request_id": command.request_id,
+        }
         with (
             logs.bound(job=first.job_id, stage=first.stage, attempt=first.attempt, **origin),
             lines.bound(command.id),

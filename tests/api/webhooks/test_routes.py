@@ -19,8 +19,8 @@ from api.webhooks.models import WebhookDelivery
 from api.webhooks.schemas import PingEvent
 from api.webhooks.service import MAX_ENDPOINTS
 from api.webhooks.signing import make_secret
-from tests.support.vault import VAULT
 from tests.api.factories import Caller, cancel, make_job
+from tests.support.vault import VAULT
 from tests.support.webhook_receiver import webhook_receiver
 
 URL = "https://receiver.example/hook"
