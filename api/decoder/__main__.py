@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from PIL import Image, ImageCms, MpoImagePlugin, TiffImagePlugin
 
+from api.decoder import seccomp
 from api.decoder.confinement import confine, hide_memory
 from api.decoder.picture import FORMATS, read_pixels
 from api.decoder.wire import MOST_BYTES, STARTED, Bounds, ImageRefused, Size, encode_answer
@@ -41,6 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the API, which then closes the socket
     control = socket.socket(fileno=int(sys.argv[1]))
     warm_up()
+    seccomp.get_ready()
     gc.freeze()
     deadlines: dict[int, float] = {}
     while True:

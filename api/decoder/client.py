@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from api.decoder.confinement import hide_memory
+from api.decoder.seccomp import obstacle
 from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, STARTED, ImageRefused, Size, decode_answer
 from api.errors import Unavailable
 
@@ -111,6 +112,8 @@ class Decoder:
         """Return the way to a running process."""
         if self._control is not None:
             return self._control
+        if (reason := obstacle()) is not None:
+            log.warning("a decoder that was taken over could signal this process: %s", reason)
         hide_memory()  # a decoder is of the same user, unless that is root
         ours, theirs = socket.socketpair()
         with theirs:
