@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tempfile.gettempdir()  # is looked for by writing: when it is full, it could not be found any more
         images.get_ready()
         await run_in_threadpool(prove_store, services.store)
         hub = asyncio.create_task(services.hub.run())

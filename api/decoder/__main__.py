@@ -7,6 +7,7 @@ started without the API's secrets, and ends when the API's end of the socket clo
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -23,7 +24,7 @@ from PIL import Image, ImageCms, MpoImagePlugin, TiffImagePlugin
 from api.decoder import seccomp
 from api.decoder.confinement import confine, hide_memory
 from api.decoder.picture import FORMATS, read_pixels
-from api.decoder.wire import MOST_BYTES, STARTED, Bounds, ImageRefused, Size, encode_answer
+from api.decoder.wire import MOST_BYTES, NO_ROOM, STARTED, Bounds, ImageRefused, Size, encode_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,10 @@ def _answer(bounds: Bounds, source: int, target: int) -> Size | ImageRefused:
         return refusal
     except MemoryError:
         return TOO_MUCH
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        return ImageRefused(NO_ROOM, str(error))
     return Size(pixels.width, pixels.height)
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from api.decoder.confinement import hide_memory
 from api.decoder.seccomp import obstacle
-from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, STARTED, ImageRefused, Size, decode_answer
+from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, NO_ROOM, STARTED, ImageRefused, Size, decode_answer
 from api.errors import Unavailable
+from api.spooling import no_room
 
 if TYPE_CHECKING:
     from api.decoder.wire import Bounds
@@ -66,7 +67,7 @@ class Decoder:
 
         Raises:
             ImageRefused: it cannot be used, or it killed its decoder.
-            Unavailable: no decoder can be started.
+            Unavailable: no decoder can be started, or there is no room for the pixels.
         """
         with _as_file(source) as file:
             for _ in range(TRIES):
@@ -157,10 +158,11 @@ def _judge(said: bytes, target: int, bounds: Bounds) -> Size:
 
     Raises:
         ImageRefused: it says so, it did not get that far, or it says and does different things.
+        Unavailable: there was no room for the pixels.
     """
     answer = decode_answer(said)
     if isinstance(answer, ImageRefused):
-        raise answer
+        raise no_room() if answer.code == NO_ROOM else answer
     if answer is None or answer.width * answer.height > bounds.max_pixels:
         raise ImageRefused("unreadable", UNREADABLE)
     if os.fstat(target).st_size != answer.width * answer.height * BYTES_PER_PIXEL:

@@ -9,6 +9,8 @@ STARTED = b"+"
 """A decoder's first byte: the picture is in its hands, so whatever ends it from here on is the picture's fault."""
 MOST_BYTES = 4096
 """No message is longer."""
+NO_ROOM = "no_room"
+"""Code of a refusal that is not the picture's fault: its pixels could not be written down."""
 BYTES_PER_PIXEL = 3
 """Red, green and blue."""
 END = b"\n"
