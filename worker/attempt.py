@@ -157,6 +157,8 @@ class Attempt:
             "engine_s": round(ran - fetched, 3),
             "publish_s": round(perf_counter() - ran, 3),
         }
+        if done.peak_bytes is not None:
+            timings["peak_bytes"] = done.peak_bytes
         return [
             Finished(
                 stage=each,

@@ -198,6 +198,8 @@ class Done(_Message):
     finished_early: bool = False
     """It ended at the request of `finish` and has taken fewer steps than it was configured for."""
     held_bytes: int | None = None
+    peak_bytes: int | None = None
+    """The most memory that it took: of the GPU, or of the whole process where there is none."""
 
 
 class Failed(_Message):
