@@ -17,6 +17,7 @@ from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from tests.chaos.arena import Arena
 from tests.chaos.callers import ALIKE, VARIANTS, Account, Callers
+from tests.chaos.ingredients import stock
 from tests.chaos.installation import Installation, stragglers
 from tests.chaos.judge import judge, recovery_times
 from tests.chaos.look import Look
@@ -42,7 +43,7 @@ DRAIN_S = 60.0
 ACCOUNTS = ("ada", "ben", "cyd")
 GONE_S = 15.0
 VAIN_S = 1.0
-STAGES_A_JOB = 3.8
+STAGES_A_JOB = 3.3
 HEAD_START = 5
 HURRY = 0.7
 """Share of the time after which all faults are allowed."""
@@ -95,7 +96,14 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
         _open_endpoints(installation.api_url, accounts, receiver)
         variants = VARIANTS if plan.jobs_at_once == 1 else ALIKE
         callers = stack.enter_context(
-            Callers(installation.api_url, accounts, rng, variants=variants, hook=receiver.url)
+            Callers(
+                installation.api_url,
+                accounts,
+                rng,
+                variants=variants,
+                loras=stock(installation.api_url, accounts),
+                hook=receiver.url,
+            )
         )
         arena = Arena(installation, look, receiver, callers, rng)
         plan.say(f"  up after {time.monotonic() - began:.0f} s")
