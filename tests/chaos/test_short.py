@@ -1,4 +1,4 @@
-"""The short run: few jobs, one fault of each kind that shows most, in two minutes on two cores, and more where others are busy."""
+"""The short run: few jobs, one fault of each kind that shows most; two minutes on two cores, more on busy ones."""
 
 import json
 
