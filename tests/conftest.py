@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from tests.support.servers import TestDatabases, running_object_store, running_postgres, running_valkey
+from tests.support.vault import SECRET_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,4 +119,4 @@ def store(store_settings: StoreSettings) -> ObjectStore:
 @pytest.fixture
 def service_environment(database_url: str, redis_url: str, store_environment: dict[str, str]) -> dict[str, str]:
     """Everything a process of the service needs in its environment."""
-    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, **store_environment}
+    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "SECRET_KEYS": SECRET_KEYS, **store_environment}

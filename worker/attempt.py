@@ -19,7 +19,7 @@ from api.errors import LeaseLost
 from api.jobs import repository
 from api.object_keys import artifact_key
 from api.storage import StoreError
-from api.telemetry import current_traceparent
+from api.telemetry import current_traceparent, current_tracestate
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
 from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
@@ -158,6 +158,8 @@ class Attempt:
             "engine_s": round(ran - fetched, 3),
             "publish_s": round(perf_counter() - ran, 3),
         }
+        if done.peak_bytes is not None:
+            timings["peak_bytes"] = done.peak_bytes
         return [
             Finished(
                 stage=each,
@@ -280,6 +282,7 @@ class Attempt:
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
             traceparent=current_traceparent() or self.stage.traceparent,
+            tracestate=current_tracestate() or self.stage.tracestate,
             request_id=self.stage.request_id,
         )
 

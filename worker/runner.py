@@ -110,7 +110,11 @@ class StageRunner:
                 self._presence.claimed(session)
         if stage is None:
             return False
-        origin = {"traceparent": stage.traceparent, "request_id": stage.request_id}
+        origin = {
+            "traceparent": stage.traceparent,
+            "tracestate": stage.tracestate,
+            "request_id": stage.request_id,
+        }
         with logs.bound(job=str(stage.job_id), stage=stage.name, attempt=stage.attempt, **origin):
             log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
             self._held, self._claimed_at = stage, monotonic()
