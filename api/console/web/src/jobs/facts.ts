@@ -1,11 +1,13 @@
 // What was asked for, as far as the job's kind has it.
 
 import type { Job, LoraConfig } from "../api/types";
-import { instant, KIND_WORDS } from "../words";
+import { duration, instant, KIND_WORDS } from "../words";
 
 export interface Fact {
   term: string;
   text: string;
+  /** It is wanted elsewhere, letter by letter. */
+  copied?: true;
 }
 
 const LORA_ROLES = { content: "Subject LoRA", style: "Style LoRA", drawing: "Drawn with" };
@@ -37,8 +39,16 @@ export function facts(job: Job): Fact[] {
     { term: "Training, style", text: training(params.style) },
     { term: "Submitted", text: instant(job.created_at) },
     { term: "Kept until", text: job.expires_at === null ? "" : instant(job.expires_at) },
-    { term: "Id", text: job.id },
+    { term: "Worker time (GPU-seconds)", text: spent(job) },
+    { term: "Job id", text: job.id, copied: true as const },
+    { term: "Request id", text: job.request_id ?? "", copied: true as const },
   ].filter(({ text }) => text !== "");
+}
+
+/** What workers have spent on it, in words where those are shorter to grasp. */
+function spent({ timings: { worker_seconds } }: Job): string {
+  const seconds = `${worker_seconds.toFixed(worker_seconds < 10 ? 1 : 0)} s`;
+  return worker_seconds < 60 ? seconds : `${seconds}, or ${duration(worker_seconds)}`;
 }
 
 const training = (config: LoraConfig | null | undefined): string =>

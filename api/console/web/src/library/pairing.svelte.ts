@@ -1,6 +1,7 @@
 // Two LoRAs on their way to be merged: the first is chosen, then the one that goes with it.
 
-import { type Lora, type LoraRole, mergeLoras } from "../api/loras";
+import { submitBare } from "../api/jobs";
+import type { Lora, LoraRole } from "../api/loras";
 import { newIdempotencyKey } from "../api/request";
 import type { Job } from "../api/types";
 import { SLIDER_POSITIONS } from "../jobs/draft.svelte";
@@ -39,7 +40,8 @@ export class Pairing {
     const pair = `${content.id} ${style.id}`;
     if (pair !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
     this.#sent = pair;
-    return mergeLoras(content.id, style.id, SLIDER_POSITIONS, this.#idempotencyKey);
+    const params = { kind: "merge" as const, content_lora_id: content.id, style_lora_id: style.id, slider: SLIDER_POSITIONS };
+    return submitBare(params, this.#idempotencyKey);
   }
 
   #sides(first: Lora, other: Lora): [content: Lora, style: Lora] {
