@@ -107,6 +107,11 @@ export class Draft extends JobForm<Pointer> {
     return seen?.hints[0]?.detail ?? "";
   }
 
+  /** Pictures were chosen: they cannot be had back but by choosing them again. */
+  get begun(): boolean {
+    return this.pictures.content.length + this.pictures.style.length > 0;
+  }
+
   /** Let the pictures go. */
   release(): void {
     for (const picture of [...this.pictures.content, ...this.pictures.style]) picture.release();
