@@ -3,7 +3,7 @@
 import { submitBare } from "../api/jobs";
 import type { Lora, LoraRole } from "../api/loras";
 import { newIdempotencyKey } from "../api/request";
-import type { Job } from "../api/types";
+import type { Job, JobParams } from "../api/types";
 import { SLIDER_POSITIONS } from "../jobs/draft.svelte";
 
 /** What a LoRA of each role can be merged with. What is of another role can be either. */
@@ -18,6 +18,8 @@ export const canMerge = ({ role }: Lora): boolean => PARTNERS[role].length > 0;
 
 export class Pairing {
   first = $state.raw<Lora | null>(null);
+  /** What the merge is to be called, if anything. */
+  name = $state("");
   #sent = "";
   #idempotencyKey = "";
 
@@ -37,10 +39,11 @@ export class Pairing {
   merge(other: Lora): Promise<Job> {
     if (this.first === null) throw new Error("there is no first LoRA");
     const [content, style] = this.#sides(this.first, other);
-    const pair = `${content.id} ${style.id}`;
-    if (pair !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
-    this.#sent = pair;
-    const params = { kind: "merge" as const, content_lora_id: content.id, style_lora_id: style.id, slider: SLIDER_POSITIONS };
+    const params: JobParams = { kind: "merge", content_lora_id: content.id, style_lora_id: style.id, slider: SLIDER_POSITIONS };
+    if (this.name.trim() !== "") params.name = this.name.trim();
+    const sent = JSON.stringify(params);
+    if (sent !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
+    this.#sent = sent;
     return submitBare(params, this.#idempotencyKey);
   }
 
