@@ -18,8 +18,14 @@ from duolora.lora.weights import LoraWeights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from duolora.lora.weights import LoraLayer
 
+LEAST_INDEPENDENCE = 1e-3
+"""Part of a row's length that must stand apart from the rows before it, for Gram matrices to be used."""
+LEAST_SINGULAR_SHARE = 1e-5
+"""The last singular value over the first, likewise: vectors are then orthogonal to about 1e-6."""
 MOST_AT_ONCE = 8
 """Layers that are decomposed at once, where the engine may use so many threads."""
 
@@ -27,21 +33,45 @@ MOST_AT_ONCE = 8
 def canonical_layer(layer: LoraLayer) -> LoraLayer:
     """Rewrite a layer so that `up = U sqrt(S)` and `down = sqrt(S) V^T`, singular values falling, alpha = R.
 
-    A thin QR of each factor reduces the problem to an R x R SVD, so no (O, I) matrix is ever formed. Signs are fixed
-    by making the largest entry of each left vector positive. Computed in float64, returned in float32.
+    No (O, I) matrix is ever formed. Signs are fixed by making the largest entry of each left vector positive. Computed
+    in float64, returned in float32.
     """
-    up_OR = layer.up_OR.to(torch.float64)
-    down_RI = layer.down_RI.to(torch.float64)
+    up_OR, down_RI = layer.up_OR.to(torch.float64), layer.down_RI.to(torch.float64)
+    factors = _by_gram(up_OR, down_RI, layer.scale) or _by_qr(up_OR, down_RI, layer.scale)
+    up_OK, down_KI = (factor.to(torch.float32) for factor in factors)
+    lowest_K, highest_K = up_OK.aminmax(dim=0)
+    sign_K = torch.where(highest_K >= -lowest_K, 1.0, -1.0)
+    return layer.with_factors(down_KI * sign_K[:, None], up_OK * sign_K)
+
+
+def _by_gram(up_OR: Tensor, down_RI: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+    """Return balanced factors but for their signs, by Gram matrices; None where these would lose too many digits.
+
+    With down down^T = L L^T the rows of L^-1 down are orthonormal, so that up L = U S W^T holds the singular values;
+    W diagonalises its Gram matrix. Half the work of two QRs. Squaring halves the digits, which float64 can spare unless
+    ranks are all but dependent or singular values far apart; the product of the factors is right in any case.
+    """
+    if scale <= 0 or up_OR.shape[1] > min(up_OR.shape[0], down_RI.shape[1]):
+        return None
+    gram_RR = down_RI @ down_RI.mT
+    lower_RR, failed = torch.linalg.cholesky_ex(gram_RR)
+    if failed or not bool((lower_RR.diagonal() > LEAST_INDEPENDENCE * gram_RR.diagonal().sqrt()).all()):
+        return None
+    squares_R, turn_RR = torch.linalg.eigh(lower_RR.mT @ (up_OR.mT @ up_OR) @ lower_RR)
+    if not bool(squares_R[0] > LEAST_SINGULAR_SHARE**2 * squares_R[-1]):
+        return None
+    turn_RR, root_R = turn_RR.flip(1), (scale * squares_R.flip(0).sqrt()).sqrt()
+    back_RR = torch.linalg.solve_triangular(lower_RR.mT, turn_RR * root_R, upper=True)
+    return up_OR @ (lower_RR @ (turn_RR * (scale / root_R))), back_RR.mT @ down_RI
+
+
+def _by_qr(up_OR: Tensor, down_RI: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return balanced factors but for their signs, by a thin QR of each and an SVD of the small product of both."""
     q_up_OK, r_up_KR = torch.linalg.qr(up_OR)
     q_down_IK, r_down_KR = torch.linalg.qr(down_RI.mT)
-    left_KK, singular_K, right_KK = torch.linalg.svd(layer.scale * (r_up_KR @ r_down_KR.mT), full_matrices=False)
-    u_OK = q_up_OK @ left_KK
-    v_KI = right_KK @ q_down_IK.mT
-    sign_K = torch.sign(u_OK.gather(0, u_OK.abs().argmax(dim=0, keepdim=True))[0])
+    left_KK, singular_K, right_KK = torch.linalg.svd(scale * (r_up_KR @ r_down_KR.mT), full_matrices=False)
     root_K = singular_K.sqrt()
-    return layer.with_factors(
-        ((sign_K * root_K)[:, None] * v_KI).to(torch.float32), (u_OK * (sign_K * root_K)).to(torch.float32)
-    )
+    return q_up_OK @ (left_KK * root_K), (root_K[:, None] * right_KK) @ q_down_IK.mT
 
 
 def canonicalise(weights: LoraWeights) -> LoraWeights:

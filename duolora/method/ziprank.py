@@ -25,6 +25,8 @@ def masked_layer(layer: LoraLayer, mask_R: Tensor, prune_below: float = 0.0) -> 
     if not bool(keep_R.any()):
         return None
     scaled_OR = layer.up_OR * (layer.scale * mask_R)
+    if bool(keep_R.all()):  # the usual case, without copies
+        return layer.with_factors(layer.down_RI, scaled_OR)
     return layer.with_factors(layer.down_RI[keep_R], scaled_OR[:, keep_R])
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +82,41 @@ def test_canonical_form_of_a_canonical_layer_is_itself() -> None:
 
     torch.testing.assert_close(twice.up_OR, once.up_OR, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(twice.down_RI, once.down_RI, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    seed=seeds,
+    alpha=st.sampled_from([-2.0, 0.5, 8.0]),
+    last_share=st.sampled_from([1.0, 1e-2, 1e-4, 1e-6]),
+    closeness=st.sampled_from([0.0, 1.0, 1e2]),
+)
+@settings(deadline=None, max_examples=80)
+def test_form_is_canonical_however_far_apart_singular_values_and_however_close_ranks_are(
+    seed: int, alpha: float, last_share: float, closeness: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    common_1I = torch.randn(1, 40, generator=generator, dtype=torch.float64)
+    down_RI = torch.randn(6, 40, generator=generator, dtype=torch.float64) + closeness * common_1I
+    shares_R = torch.logspace(0, math.log10(last_share), 6, dtype=torch.float64)
+    left_OR = torch.linalg.qr(torch.randn(30, 6, generator=generator, dtype=torch.float64))[0]
+    turn_RR = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    layer = LoraLayer(down_RI, (left_OR * shares_R) @ turn_RR, alpha)
+
+    canonical = canonical_layer(layer)
+
+    true_OI = layer.scale * layer.up_OR @ layer.down_RI
+    found_OI = canonical.up_OR.double() @ canonical.down_RI.double()
+    assert (found_OI - true_OI).norm() <= 1e-6 * true_OI.norm()
+    values_R, left_OR, right_RI = unit_vectors(canonical)
+    torch.testing.assert_close(left_OR.mT @ left_OR, torch.eye(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(right_RI @ right_RI.mT, torch.eye(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(values_R.double(), torch.linalg.svdvals(true_OI)[:6], rtol=1e-5, atol=0)
+
+
+def test_signs_are_fixed_by_the_largest_entry_of_each_left_vector() -> None:
+    canonical = canonical_layer(random_layer(20, 30, 6))
+
+    assert bool((canonical.up_OR.amax(dim=0) == canonical.up_OR.abs().amax(dim=0)).all())
 
 
 def test_rank_deficient_layer_keeps_its_delta_and_ends_in_zeros() -> None:

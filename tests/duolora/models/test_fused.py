@@ -68,5 +68,7 @@ def test_predictions_and_gradients_stay_the_same_on_a_gpu():
     fuse(fused, torch.device("cuda"))
     assert blocks(fused)
     assert all("forward" in vars(block) for block in blocks(fused))
-    for found, expected in zip(prediction(fused), prediction(usual), strict=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions of either order would round apart
+        predictions = zip(prediction(fused), prediction(usual), strict=True)
+    for found, expected in predictions:
         assert (found - expected).norm() <= 1e-4 * expected.norm()
