@@ -112,3 +112,14 @@ def test_a_lora_that_is_gone_is_missed_by_name(window, ended):
     page = window.open("/#/draw?lora=00000000-0000-4000-8000-000000000000", with_key=True)
     expect(page.get_by_text("is not in the library any more")).to_be_visible()
     expect(page.get_by_role("button", name="Draw", exact=True)).to_be_enabled()
+
+
+def test_what_was_written_is_there_after_a_look_elsewhere(window, ended):
+    page = window.open("/#/library?role=style", with_key=True)
+    page.get_by_role("link", name="Try it").first.click()
+    page.get_by_label("Prompt", exact=True).fill("a kettle in szn style")
+    page.get_by_role("link", name="Jobs").click()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    page.get_by_role("link", name="Draw", exact=True).click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a kettle in szn style")
+    expect(form(page).get_by_role("checkbox", checked=True)).to_have_count(1)

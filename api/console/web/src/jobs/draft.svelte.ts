@@ -179,15 +179,3 @@ export class Draft extends JobForm<Pointer> {
     return params;
   }
 }
-
-/** The draft that the reader is at, for as long as it was not sent: it stays while other rooms are looked at. */
-class Desk {
-  draft = $state.raw<Draft | null>(null);
-
-  clear(): void {
-    this.draft?.release();
-    this.draft = null;
-  }
-}
-
-export const desk = new Desk();

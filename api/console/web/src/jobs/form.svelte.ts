@@ -14,6 +14,8 @@ export abstract class JobForm<Pointer extends string> {
   errors = $state<FieldError[]>([]);
   /** What the service says of the job as it is; null until it has looked. */
   check = $state.raw<JobCheck | null>(null);
+  /** Why the service could not look at it, if no field is at fault. */
+  obstacle = $state("");
   /** Somebody tried to send it as it was. */
   tried = $state(false);
   /** What is wrong with the request as a whole. */
@@ -86,11 +88,13 @@ export abstract class JobForm<Pointer extends string> {
     try {
       const check = await this.ask(signal);
       this.check = check;
+      this.obstacle = "";
       this.errors = check.images.flatMap(({ problem }) => problem ?? []);
     } catch (error) {
       if (signal.aborted) return;
       this.check = null;
-      if (error instanceof Problem) this.errors = error.document.errors ?? [];
+      this.errors = error instanceof Problem ? (error.document.errors ?? []) : [];
+      this.obstacle = this.errors.length > 0 ? "" : said(error);
     }
   }
 
