@@ -66,7 +66,7 @@ def confirm_view(window, page, job):
 
 def library_view(window, page, job):
     enter(window, page)
-    page.get_by_role("link", name="Library").click()
+    page.get_by_role("link", name="Library", exact=True).click()
     page.get_by_role("button", name="Upload a LoRA").click()
     page.get_by_role("button", name="Upload", exact=True).click()
     expect(page.get_by_label("File")).to_be_focused()
@@ -76,7 +76,7 @@ def library_view(window, page, job):
 
 def merging_view(window, page, job):
     enter(window, page)
-    page.get_by_role("link", name="Library").click()
+    page.get_by_role("link", name="Library", exact=True).click()
     page.get_by_role("button", name="Merge with").first.click()
     expect(page.get_by_role("button", name="Merge these two").first).to_be_visible()
 
