@@ -60,12 +60,13 @@ console: $(STAMP) ## Build the web console anew; needs Node.js 20.19 or newer, w
 	npm --prefix api/console/web run build
 	$(BIN)/python -m tests.console.build_stamp
 
-check: $(STAMP) ## Check format, lint, types, directions of import, names that must not be in the files, known holes
+check: $(STAMP) ## Check format, lint, types, directions of import, container files, names that must not be there, known holes
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	sh .ci/names
+	sh .ci/containers $(BIN)
 	sh .ci/audit $(BIN)/python $(dir $(STAMP))audited
 
 openapi: $(STAMP) ## Write api/openapi.json, the description of the HTTP interface

@@ -43,14 +43,18 @@ class RoleRows:
     rows_B: Tensor | None = None
     span: slice | None = None
     first: int | None = None
-    known: dict[tuple[int, ...], tuple[Tensor, slice | None]] = field(default_factory=dict)
+    merged_B1: Tensor | bool = False
+    """Which samples stand for the learned masks: all, none, or as a tensor says."""
+    known: dict[tuple[int, ...], tuple[Tensor, slice | None, Tensor | bool]] = field(default_factory=dict)
 
     def assign(self, rows_B: Tensor, device: torch.device) -> None:
         """Take over rows (B,) int64; rows on the CPU are read without waiting for the device."""
         rows = tuple(rows_B.tolist())
         if rows not in self.known:
-            self.known[rows] = (rows_B.to(device), side_span(rows, self.tenants, self.sides))
-        self.rows_B, self.span = self.known[rows]
+            merged = [row == self.sides for row in rows]
+            merged_B1 = all(merged) if all(merged) or not any(merged) else torch.tensor(merged, device=device)[:, None]
+            self.known[rows] = (rows_B.to(device), side_span(rows, self.tenants, self.sides), merged_B1)
+        self.rows_B, self.span, self.merged_B1 = self.known[rows]
         self.first = rows[0] if rows else None
 
 
@@ -83,14 +87,14 @@ class RankSpaceLinear(nn.Module):
             return through([self.grouped], x_BTI, self.span)[0]
         # One mask for all tokens of a sample; layers of the time embedding see no tokens, (B, I).
         masks_BR = self._masks(rows_B).to(x_BTI.dtype) if self._is_masked else None
-        return self._joined_factors(x_BTI.dtype)(x_BTI, self.base, masks_BR)
+        return self.joined_factors(x_BTI.dtype)(x_BTI, self.base, masks_BR)
 
     @property
     def span(self) -> slice | None:
         """The sides that the samples of the present pass stand for, if the pass may take the short way."""
         return self._roles.span if torch.is_grad_enabled() else None
 
-    def _joined_factors(self, dtype: torch.dtype) -> JoinedFactors:
+    def joined_factors(self, dtype: torch.dtype) -> JoinedFactors:
         """Join the factors of all sides along the rank axis; once for all passes while none of them learns."""
         if any(factor.requires_grad for factors in (self.downs, self.ups) for factor in factors.values()):
             return JoinedFactors.of(self.downs.values(), self.ups.values(), dtype, learns=True)
@@ -100,13 +104,15 @@ class RankSpaceLinear(nn.Module):
 
     def _masks(self, rows_B: Tensor) -> Tensor:
         """Return the mask of every sample, (B, R): its role's row, of its own tenant where masks are learned."""
-        learned_JR = self.learned_JR
-        if learned_JR is None:
+        learned_JR, merged_B1 = self.learned_JR, self._roles.merged_B1
+        if learned_JR is None or merged_B1 is False:
             return self.fixed_NR[rows_B]
-        fixed_JNR = self.fixed_NR.expand(self.tenants, -1, -1)
-        masks_JNR = torch.cat([fixed_JNR, learned_JR[:, None]], dim=1)
-        tenant_B = torch.arange(len(rows_B), device=rows_B.device) // (len(rows_B) // self.tenants)
-        return masks_JNR[tenant_B, rows_B]
+        # Stretched, not looked up by index: the gradient of a sum is one kernel, that of an index many.
+        each = len(rows_B) // self.tenants
+        learned_BR = learned_JR[:, None].expand(-1, each, -1).reshape(len(rows_B), -1)
+        if isinstance(merged_B1, bool):
+            return learned_BR
+        return torch.where(merged_B1, learned_BR, self.fixed_NR[rows_B.clamp(max=len(self.fixed_NR) - 1)])
 
     @property
     def _is_masked(self) -> bool:
@@ -290,6 +296,19 @@ class RankSpaceAdapter:
                 masks[side][name] = part_JR
         return masks
 
+    def stacked_masks(self, names: Sequence[str]) -> Tensor:
+        """Return the learned masks of layers of equal ranks, (len(names), J, R); gradients flow through them.
+
+        Raises:
+            RuntimeError: no masks are being learned.
+        """
+        layers = self.layers
+        masks = [layers[name].learned_JR for name in names]
+        found = [mask_JR for mask_JR in masks if mask_JR is not None]
+        if len(found) < len(names):
+            raise RuntimeError("no masks are being learned")
+        return torch.stack(found)
+
     def export(self, side: str, tenant: int = 0) -> LoraWeights:
         """Return the present factors of one side of one tenant as a LoRA, on the CPU."""
         given = self._tenants[tenant][side].layers
@@ -360,6 +379,8 @@ def _fitting(layer: LoraLayer | None, name: str, side: str, shape: tuple[int, in
 def _stack(layers: Sequence[LoraLayer | None], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Stack the factors of all tenants, (J, R, I) and (J, O, R); missing ranks are zeros, which change nothing."""
     rank = max(layer.rank for layer in layers if layer is not None)
+    if len(layers) == 1 and layers[0] is not None:
+        return layers[0].down_RI[None], layers[0].up_OR[None]
     downs, ups = [], []
     for layer in layers:
         missing = rank - (0 if layer is None else layer.rank)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of the files that a folder of pictures is searched for."""
+MOST_READ_AT_ONCE = 8
+"""Pictures that are read at once, where the engine may use so many threads."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -39,7 +43,8 @@ def load_pictures(paths: Sequence[Path], resolution_px: int) -> Tensor:
     Raises:
         InvalidImage: a file cannot be read as a picture; the message names it.
     """
-    pictures = [_square(path, resolution_px) for path in paths]
+    with ThreadPoolExecutor(min(MOST_READ_AT_ONCE, torch.get_num_threads())) as pool:  # Pillow lets other threads run
+        pictures = list(pool.map(partial(_square, resolution_px=resolution_px), paths))
     rgb_NHWC = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
     return rgb_NHWC.permute(0, 3, 1, 2).contiguous() / 127.5 - 1.0
 

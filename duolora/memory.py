@@ -3,7 +3,8 @@
 A profile is named for the card that a whole SDXL job at 1024 px and rank 64 is to fit on. GiB of tensors that such a
 job takes, counted: passes of SDXL's U-Net and VAE with the engine's adapters ran on tensors without storage, an
 attention that keeps no scores in place of PyTorch's. Work space of convolutions, what the allocator cannot use between
-tensors, and the driver's half GiB come on top; nothing of it has been measured on a card yet.
+tensors, and the driver's half GiB come on top. The last three lines were measured on an H100 that was allowed no more
+(`tests/benchmarks/gpu.md`); 8gb has not been shown to end there yet.
 
 | what lies on the card                                       | 80gb | 24gb | 16gb | 12gb |  8gb |
 | ----------------------------------------------------------- | ---- | ---- | ---- | ---- | ---- |
@@ -18,6 +19,9 @@ tensors, and the driver's half GiB come on top; nothing of it has been measured 
 | sampling 4 pictures with guidance, the merged LoRA          |  8.9 |  7.1 |  7.1 |  7.1 |  5.0 |
 | VAE at work, 3.0 a picture; the U-Net gives way in the last | 19.3 |  8.8 |  8.8 |  3.3 |  3.3 |
 | text encoders at work, a LoRA in place                      |  8.9 |  7.0 |  7.0 |  7.0 |  5.0 |
+| measured: training                                          | 21.8 | 11.5 |  8.3 |  6.5 |    - |
+| measured: merge with cycles                                 | 32.4 |  9.3 |  8.8 |  8.8 |    - |
+| measured: one picture sampled and drawn by the VAE          | 13.8 | 12.3 | 11.9 |  7.2 |    - |
 
 Without 8-bit weights a card of 8 GiB would have to hold 8.4 in training and 8.7 in the merge: only 8gb has them.
 The recording of a whole step is what makes training fast: 24gb keeps it (a side by itself, a sample a step), which the

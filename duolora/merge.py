@@ -24,9 +24,10 @@ from duolora.lora.canonical import canonicalise
 from duolora.lora.carry import merge_carried, split_sides, unite
 from duolora.merge_course import MergeCourse, optimise
 from duolora.method.merge_case import EncodedSide, MergeCase
-from duolora.method.merge_objective import BANK_CHUNK, Cycles, MergeObjective, teacher_bank
+from duolora.method.merge_objective import Cycles, MergeObjective
 from duolora.method.merge_start import MomentRecorder, starting_masks
 from duolora.method.priors import roles_by_resolution
+from duolora.method.teacher_bank import BANK_CHUNK, teacher_bank
 from duolora.method.ziprank import merge_by_masks
 from duolora.runtime import memory_errors
 from duolora.strengths import reweight
@@ -105,7 +106,7 @@ def merge_case(
 ) -> MergeCase:
     """Return what a merge may look at; pictures are encoded only if it does. Raises what `merge_loras` raises."""
     by_masks, _ = split_sides({side: given.weights for side, given in sides.items()})
-    encoded = _encode(base, sides, resolution_px) if config.needs_pictures else {}
+    encoded = _encode(base, sides, config.resolution_px or resolution_px) if config.needs_pictures else {}
     return MergeCase(by_masks, encoded, base.encode_prompts([joint_prompt]), config.seed)
 
 
@@ -144,7 +145,7 @@ def merge_cases(
     )
     started = time.monotonic()
     course.tell("preparing the merge")
-    canonical = [{side: canonicalise(lora) for side, lora in case.loras.items()} for case in cases]
+    canonical = [{side: canonicalise(lora, base.runtime.device) for side, lora in case.loras.items()} for case in cases]
     _require_alike(canonical)
     side_roles = {side: cases[0].role(side) for side in cases[0].sides}
     layer_roles = _layer_roles(base, canonical[0], config, resolution_px)
@@ -234,6 +235,7 @@ def _learn(
         cycles=Cycles(base, adapter, cases),
         layer_roles={} if config.prior is LayerPrior.NONE else layer_roles,
         side_roles=side_roles,
+        apart=thrifty,
     )
     leaves = adapter.learn_masks(start if solved is None else solved.solve(config.ridge))
     named = dict(zip(adapter.layers, leaves, strict=True))

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-WARM_UPS = 3
-"""Steps before a recording, so that libraries have chosen their kernels. They count: each is a step of the training."""
+WARM_UPS = 1
+"""Steps before a recording, so that libraries have chosen their kernels and the optimiser has its state. They count:
+each is a step of the training, and takes as long as all its launches do.
+"""
 
 
 @dataclass(slots=True, eq=False)

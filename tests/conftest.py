@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOUD = {
     "tests/console/": "THE WEB CONSOLE WAS NOT TESTED",
     "tests/compose/": "DOCKER COMPOSE WAS NOT TESTED",
+    "::test_kubectl_renders_the_same": "KUBECTL DID NOT RENDER THE KUBERNETES MANIFESTS",
     "::test_the_javascript_snippet": "THE JAVASCRIPT SNIPPET WAS NOT TESTED",
 }
 """What is said when tests were left out, by a part of their names."""

@@ -56,12 +56,27 @@ def cycle_loss(
         Mean squared error between clean predictions of each sample, (B,), weighted by the signal rate so that high
         noise levels, where clean predictions are divided by almost nothing, do not drown the rest.
     """
-    t_B = noise.timesteps_B
-    joint = _clean(add, latents_BCHW, noise.add_BCHW, t_B, schedule)
-    cycled = _clean(remove, joint, noise.remove_BCHW, t_B, schedule)
+    joint = _clean(add, latents_BCHW, noise.add_BCHW, noise.timesteps_B, schedule)
     with torch.no_grad():
-        direct = _clean(remove, latents_BCHW, noise.remove_BCHW, t_B, schedule)
-    return schedule.alphas_T[t_B] * squared_error(cycled, direct)
+        direct = _clean(remove, latents_BCHW, noise.remove_BCHW, noise.timesteps_B, schedule)
+    return return_loss(joint, direct, noise, remove=remove, schedule=schedule)
+
+
+def return_loss(
+    joint_BCHW: Tensor, direct_BCHW: Tensor, noise: CycleNoise, *, remove: PredictNoise, schedule: NoiseSchedule
+) -> Tensor:
+    """Send what came out of the add-leg through the remove-leg and compare it with the direct path; as `cycle_loss`.
+
+    Args:
+        joint_BCHW: clean latents that the add-leg saw; gradients flow through them.
+        direct_BCHW: clean latents that the remove-leg sees in the pictures themselves, under the second noise.
+        noise: as in `cycle_loss`.
+        remove: as in `cycle_loss`.
+        schedule: as in `cycle_loss`.
+    """
+    t_B = noise.timesteps_B
+    cycled = _clean(remove, joint_BCHW, noise.remove_BCHW, t_B, schedule)
+    return schedule.alphas_T[t_B] * squared_error(cycled, direct_BCHW)
 
 
 def _clean(

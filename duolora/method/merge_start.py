@@ -5,6 +5,7 @@ J tenants, R ranks of a side in one layer.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -90,9 +91,10 @@ class MomentRecorder:
 
         def listen(_module: object, inputs: tuple[Tensor, ...]) -> None:
             side = self._adapter.sides[self._adapter.present_role()]
-            down_JRI = torch.cat(list(layer.downs.values()), dim=1)
-            rows_JXI = inputs[0].detach().reshape(layer.tenants, -1, inputs[0].shape[-1]).to(down_JRI.dtype)
-            hidden_JXR = torch.bmm(rows_JXI, down_JRI.mT)
+            x_BTI = inputs[0].detach()
+            down_JRI = layer.joined_factors(x_BTI.dtype).down_JRI
+            rows_JXI = x_BTI.reshape(layer.tenants, -1, x_BTI.shape[-1])
+            hidden_JXR = torch.bmm(rows_JXI, down_JRI.mT).to(torch.float32)
             # A sum, not a mean: the least squares divides every side by its own energy.
             moments_JRR = torch.bmm(hidden_JXR.mT, hidden_JXR)
             self._sums[name][side] = self._sums[name].get(side, torch.zeros_like(moments_JRR)) + moments_JRR
@@ -100,15 +102,32 @@ class MomentRecorder:
         return listen
 
     def solve(self, ridge: float, toward: float = 1.0) -> Masks:
-        """Solve every layer in closed form; see `duolora.method.closed_form.solve_masks`."""
+        """Solve every layer in closed form; see `duolora.method.closed_form.solve_masks`.
+
+        Layers of equal ranks are solved at once, as if each were a tenant more: one call for hundreds of small systems.
+        """
         masks: Masks = {side: {} for side in self._adapter.sides}
+        alike: dict[tuple[object, ...], list[str]] = {}
         for name, layer in self._adapter.layers.items():
-            up_JOR = torch.cat(list(layer.ups.values()), dim=2)
-            grams = {side: rank_gram(up_JOR, moments) for side, moments in self._sums[name].items()}
-            spans, start = {}, 0
-            for side, rank in layer.ranks.items():
-                spans[side], start = slice(start, start + rank), start + rank
-            solved_JR = solve_masks(grams, spans, ridge=ridge, toward=toward)
-            for side, span in spans.items():
-                masks[side][name] = solved_JR[:, span].contiguous()
+            alike.setdefault((*layer.ranks.items(), *self._sums[name]), []).append(name)
+        for names in alike.values():
+            layers = [self._adapter.layers[name] for name in names]
+            spans = _spans(layers[0].ranks)
+            ups_JOR = [torch.cat(list(layer.ups.values()), dim=2) for layer in layers]
+            grams = {
+                side: torch.cat(
+                    [rank_gram(up, self._sums[name][side]) for name, up in zip(names, ups_JOR, strict=True)]
+                )
+                for side in self._sums[names[0]]
+            }
+            solved_LJR = solve_masks(grams, spans, ridge=ridge, toward=toward).unflatten(0, (len(names), -1))
+            for name, solved_JR in zip(names, solved_LJR, strict=True):
+                for side, span in spans.items():
+                    masks[side][name] = solved_JR[:, span].contiguous()
         return masks
+
+
+def _spans(ranks: Mapping[str, int]) -> dict[str, slice]:
+    """Return where each side's ranks stand among the joined ones."""
+    ends = list(accumulate(ranks.values()))
+    return {side: slice(end - rank, end) for (side, rank), end in zip(ranks.items(), ends, strict=True)}

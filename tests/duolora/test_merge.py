@@ -10,10 +10,13 @@ from duolora.adapters import RankSpaceAdapter, RankSpaceLinear
 from duolora.config import LayerPrior, MergeConfig
 from duolora.errors import Cancelled, InvalidLora, TrainingDiverged
 from duolora.lora.weights import LoraWeights
+from duolora.losses import squared_error
 from duolora.merge import MergeResult, MergeSide, encode_side, merge_cases, merge_loras
+from duolora.method.constyle import CycleNoise, PredictNoise, cycle_loss
 from duolora.method.merge_case import SIDES, MergeCase
-from duolora.method.merge_objective import Cycles, MergeObjective, teacher_bank
+from duolora.method.merge_objective import Cycles, MergeObjective
 from duolora.method.priors import Role
+from duolora.method.teacher_bank import teacher_bank
 from tests.duolora.dense import assert_same_change
 from tests.duolora.pico import random_lora, random_lora_on
 from tests.duolora.watch import Watcher
@@ -57,13 +60,28 @@ def mask_numbers(sides: dict[str, MergeSide]) -> int:
 
 
 def objective(
-    base: DiffusionBase, sides: dict[str, MergeSide], adapter: RankSpaceAdapter, settings: MergeConfig
+    base: DiffusionBase,
+    sides: dict[str, MergeSide],
+    adapter: RankSpaceAdapter,
+    settings: MergeConfig,
+    *,
+    tenants: int = 1,
+    apart: bool = False,
 ) -> MergeObjective:
-    """The objective of a merge whose adapter is attached and learning."""
-    cases = [merge_case(base, sides)]
-    bank = teacher_bank(base, adapter, cases, settings.bank_size, [torch.Generator().manual_seed(0)])
+    """The objective of a merge whose adapter is attached and learning; tenants differ in their seeds."""
+    cases = [merge_case(base, sides, seed) for seed in range(tenants)]
+    generators = [torch.Generator().manual_seed(case.seed) for case in cases]
+    bank = teacher_bank(base, adapter, cases, settings.bank_size, generators)
     cycles = Cycles(base, adapter, cases)
-    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, layer_roles={}, side_roles={})
+    return MergeObjective(base, adapter, settings, bank=bank, cycles=cycles, layer_roles={}, side_roles={}, apart=apart)
+
+
+def all_on(loras: dict[str, LoraWeights], tenants: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Masks that keep everything."""
+    return {
+        side: {name: torch.ones(tenants, layer.rank) for name, layer in weights.layers.items()}
+        for side, weights in loras.items()
+    }
 
 
 def merge_case(base: DiffusionBase, sides: dict[str, MergeSide], seed: int = 0) -> MergeCase:
@@ -109,12 +127,7 @@ def test_distillation_loss_falls(base: DiffusionBase, sides: dict[str, MergeSide
     loras = {side: sides[side].weights.folded() for side in SIDES}
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
         goal = objective(base, sides, adapter, settings)
-        masks = adapter.learn_masks(
-            {
-                side: {name: torch.ones(layer.rank) for name, layer in weights.layers.items()}
-                for side, weights in loras.items()
-            }
-        )
+        masks = adapter.learn_masks(all_on(loras))
         optimizer = torch.optim.Adam(masks, lr=settings.learning_rate)
 
         def fixed_loss() -> float:
@@ -162,7 +175,9 @@ def test_teacher_of_a_side_is_that_sides_own_lora(base: DiffusionBase, sides: di
             for index, side in enumerate(SIDES):
                 rows = torch.arange(bank.per_side)[None] + index * bank.per_side
                 adapter.assign_all(adapter.merged, bank.per_side)
-                error = (base.predict_noise(*bank.samples(rows)) - bank.teachers(rows)).abs().max().item()
+                own = bank.samples(rows)
+                merged = base.predict_noise(own.noisy(base.schedule), own.timesteps_B, own.prompts)
+                error = (merged - own.teachers_BCHW).abs().max().item()
                 assert (error < 1e-4) is (side == kept), f"{kept} kept, {side} samples: {error:.1e}"
 
 
@@ -170,30 +185,21 @@ def test_cycle_moves_the_masks(base: DiffusionBase, sides: dict[str, MergeSide])
     loras = {side: sides[side].weights.folded() for side in SIDES}
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
         goal = objective(base, sides, adapter, config())
-        masks = adapter.learn_masks(
-            {
-                side: {name: torch.ones(layer.rank) for name, layer in weights.layers.items()}
-                for side, weights in loras.items()
-            }
-        )
-        goal._cycles.loss(goal._cycles.draw([torch.Generator().manual_seed(0)])).sum().backward()
+        masks = adapter.learn_masks(all_on(loras))
+        goal.evaluate(goal.draw(0, [torch.Generator().manual_seed(0)]))["constyle"].sum().backward()
 
         assert all(mask.grad is not None and mask.grad.abs().max() > 0 for mask in masks)
 
 
-def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_each_sides_own(
-    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("apart", [False, True])
+def test_student_and_add_leg_have_the_merged_role_and_the_remove_leg_each_sides_own(
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch, apart: bool
 ) -> None:
     loras = {side: sides[side].weights.folded() for side in SIDES}
     passes: list[tuple[list[int], torch.Tensor]] = []
     with RankSpaceAdapter(loras).inject(base.unet) as adapter:
-        goal = objective(base, sides, adapter, config())
-        adapter.learn_masks(
-            {
-                side: {name: torch.ones(layer.rank) for name, layer in weights.layers.items()}
-                for side, weights in loras.items()
-            }
-        )
+        goal = objective(base, sides, adapter, config(), apart=apart)
+        adapter.learn_masks(all_on(loras))
         predict = base.predict_noise
 
         def watched(noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Any) -> torch.Tensor:
@@ -201,13 +207,62 @@ def test_cycle_adds_with_the_merged_role_and_the_joint_prompt_and_removes_with_e
             return predict(noisy, timesteps, prompts)
 
         monkeypatch.setattr(base, "predict_noise", watched)
-        goal._cycles.loss(goal._cycles.draw([torch.Generator().manual_seed(0)]))
+        goal.evaluate(goal.draw(0, [torch.Generator().manual_seed(0)]))
 
     joint = base.encode_prompts([JOINT, JOINT]).pooled_BP
     own = base.encode_prompts([sides[side].captions[0] for side in SIDES]).pooled_BP
-    assert [rows for rows, _ in passes] == [[2, 2], [0, 1], [0, 1]]
-    for (_, pooled), expected in zip(passes, (joint, own, own), strict=True):
-        torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    expected = [([2, 2], own), ([2, 2], joint), ([0, 1], own)]
+    if not apart:
+        expected = [([2, 2, 2, 2], torch.cat([own, joint])), ([0, 1], own)]
+    assert [rows for rows, _ in passes] == [rows for rows, _ in expected]
+    for (_, found), (_, pooled) in zip(passes, expected, strict=True):
+        torch.testing.assert_close(found, pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_terms_are_those_of_their_definitions_for_every_tenant(
+    base: DiffusionBase, sides: dict[str, MergeSide], apart: bool
+) -> None:
+    """One sample after another, the direct path of the cycles asked anew instead of taken from the teachers."""
+    loras = {side: sides[side].weights.folded() for side in SIDES}
+    with RankSpaceAdapter(loras, loras).inject(base.unet) as adapter, torch.no_grad():
+        goal = objective(base, sides, adapter, config(batch_size=2), tenants=2, apart=apart)
+        adapter.learn_masks(all_on(loras, tenants=2))
+        drawn = goal.draw(0, [torch.Generator().manual_seed(seed) for seed in (5, 6)])
+        terms = goal.evaluate(drawn)
+
+    asked, cycle = drawn.own, drawn.cycle
+    assert cycle is not None
+    one = RankSpaceAdapter(loras)
+    with one.inject(base.unet) as adapter, torch.no_grad():
+        adapter.learn_masks(all_on(loras))
+
+        def predict(role: int, prompts: Any) -> PredictNoise:
+            def ask(noisy_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+                adapter.assign_all(role, 1)
+                return base.predict_noise(noisy_BCHW, timesteps_B, prompts)
+
+            return ask
+
+        students = [
+            squared_error(
+                predict(2, asked.prompts[at])(asked.noisy(base.schedule)[at], asked.timesteps_B[at]),
+                asked.teachers_BCHW[at],
+            )
+            for at in (torch.tensor([row]) for row in range(8))
+        ]
+        cycles = [
+            cycle_loss(
+                cycle.own.latents_BCHW[at],
+                CycleNoise(cycle.own.timesteps_B[at], cycle.add_noise_BCHW[at], cycle.own.noise_BCHW[at]),
+                add=predict(2, base.encode_prompts([JOINT])),
+                remove=predict(int(at) % 2, cycle.own.prompts[at]),
+                schedule=base.schedule,
+            )
+            for at in (torch.tensor([row]) for row in range(4))
+        ]
+    torch.testing.assert_close(terms["distillation"], torch.cat(students).view(2, 4).mean(1), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(terms["constyle"], torch.cat(cycles).view(2, 2).mean(1), rtol=1e-3, atol=1e-6)
 
 
 def test_terms_add_up_to_the_total_with_their_weights(base: DiffusionBase, sides: dict[str, MergeSide]) -> None:
@@ -408,3 +463,24 @@ def test_lora_of_another_base_is_refused_by_name(base: DiffusionBase, sides: dic
 def test_roles_of_the_prior_are_the_names_of_the_sides() -> None:
     assert tuple(SIDES) == (Role.CONTENT, Role.STYLE)
     assert LayerPrior("resolution") is LayerPrior.RESOLUTION
+
+
+def test_masks_may_learn_at_another_resolution_than_the_jobs(
+    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    predict = base.predict_noise
+
+    def watched(noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Any) -> torch.Tensor:
+        seen.add(noisy.shape[-1])
+        return predict(noisy, timesteps, prompts)
+
+    monkeypatch.setattr(base, "predict_noise", watched)
+    own = merge(base, sides).report
+    assert seen == {base.latent_size(64)}
+    seen.clear()
+    other = merge(base, sides, resolution_px=128).report
+
+    assert seen == {base.latent_size(128)}
+    assert own["losses"] != other["losses"]
+    assert {entry["role"] for entry in own["layers"].values()} == {entry["role"] for entry in other["layers"].values()}

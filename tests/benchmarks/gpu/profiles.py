@@ -84,7 +84,7 @@ def _train(bench: Workbench) -> dict[str, Any]:
     tasks = [bench.task(side, steps=bench.scale.profile_steps) for side in SIDES]
     step_s = 0.0
     for together in [tasks] if bench.base().memory.pairs else [[task] for task in tasks]:
-        stamps = Stamps(bench.device, "training", 1, min(2, bench.scale.stamp_skip))
+        stamps = Stamps(bench.device, "training", 1, min(3, bench.scale.stamp_skip))
         train_loras(bench.base(), together, stamps)
         step_s += stamps.step_s()
     return {"train_s_per_step": step_s}
@@ -94,7 +94,7 @@ def _merge(bench: Workbench) -> dict[str, Any]:
     """Merge two LoRAs with steps and cycles, as the paper does."""
     loras = {side: random_lora(bench.base(), bench.scale.rank, seed) for seed, side in enumerate(SIDES)}
     config = MERGE_RECIPES["paper"].model_copy(update={"steps": bench.scale.profile_steps, "bank_size": 2})
-    stamps = Stamps(bench.device, "merging", 1, min(2, bench.scale.stamp_skip))
+    stamps = Stamps(bench.device, "merging", 1, min(3, bench.scale.stamp_skip))
     merge_loras(
         bench.base(),
         merge_sides(bench, loras),

@@ -65,7 +65,7 @@ class Scale:
     tenants: tuple[int, ...] = (1, 2, 4, 8)
     tenant_steps: int = 20
     profiles_gib: tuple[int, ...] = (80, 24, 16, 12, 8)
-    profile_steps: int = 4
+    profile_steps: int = 8
 
 
 FULL = Scale()

@@ -8,6 +8,7 @@ import torch
 from duolora.adapters import RankSpaceAdapter
 from duolora.config import MaskStart, MergeConfig
 from duolora.lora.canonical import canonicalise
+from duolora.method.closed_form import rank_gram, solve_masks
 from duolora.method.measured_priors import measured_priors
 from duolora.method.merge_start import MomentRecorder, starting_masks
 from duolora.method.priors import Role
@@ -111,3 +112,33 @@ def test_recorder_leaves_no_hook_behind(base: DiffusionBase) -> None:
         with MomentRecorder(adapter):
             assert all(layer._forward_pre_hooks for layer in adapter.layers.values())
         assert not any(layer._forward_pre_hooks for layer in adapter.layers.values())
+
+
+def test_layers_of_any_ranks_are_solved_as_each_would_be_alone(base: DiffusionBase) -> None:
+    """Layers of equal ranks share one call; ranks differ from layer to layer here, and the style misses one layer."""
+    paths = base.target_layers("attention")
+    given = {
+        "content": random_lora(base, seed=1, ranks=(2, 4), scale=0.1, paths=paths),
+        "style": random_lora(base, seed=2, ranks=(3, 2, 2), scale=0.1, paths=paths[:-1]),
+    }
+    source = torch.Generator().manual_seed(0)
+    with RankSpaceAdapter(given).inject(base.unet) as adapter, torch.no_grad():
+        recorder = MomentRecorder(adapter)
+        factors: dict[str, torch.Tensor] = {}
+        with recorder:
+            for role in range(2):
+                for name, layer in adapter.layers.items():
+                    adapter.assign_all(role, 2)
+                    layer(torch.randn(2, 5, layer.base.in_features, generator=source))
+                    factors[name] = torch.cat(list(layer.ups.values()), dim=2)
+        solved = recorder.solve(0.1)
+        for name, layer in adapter.layers.items():
+            grams = {side: rank_gram(factors[name], sums) for side, sums in recorder._sums[name].items()}
+            content = layer.ranks["content"]
+            spans = {"content": slice(0, content)}
+            if "style" in layer.ranks:
+                spans["style"] = slice(content, content + layer.ranks["style"])
+            alone_JR = solve_masks(grams, spans, ridge=0.1, toward=1.0)
+            for side, span in spans.items():
+                torch.testing.assert_close(solved[side][name], alone_JR[:, span], rtol=1e-5, atol=1e-6)
+    assert f"unet.{paths[-1]}" not in solved["style"]

@@ -21,7 +21,7 @@ def prediction(unet: torch.nn.Module, **more: torch.Tensor) -> tuple[torch.Tenso
         "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2, device=device),
     }
     predicted = unet(
-        noisy, torch.tensor([10, 800]), encoder_hidden_states=words, added_cond_kwargs=added, **more
+        noisy, torch.tensor([10, 800], device=device), encoder_hidden_states=words, added_cond_kwargs=added, **more
     ).sample
     (gradient,) = torch.autograd.grad(predicted.square().sum(), noisy)
     return predicted.detach(), gradient
