@@ -16,12 +16,16 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
+from api.vault import carried
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from api.vault import Vault
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -109,9 +113,14 @@ def _check_after(engine: Engine, idle_s: float) -> None:
             raise DisconnectionError("the connection is gone") from error  # the pool makes another one
 
 
-def session_factory(engine: Engine) -> sessionmaker[Session]:
-    """Make the factory of sessions; objects stay readable after the commit."""
-    return sessionmaker(engine, expire_on_commit=False)
+def session_factory(engine: Engine, vault: Vault | None = None) -> sessionmaker[Session]:
+    """Make the factory of sessions; objects stay readable after the commit.
+
+    Args:
+        engine: of the database.
+        vault: opens and seals what is stored sealed; none for a process that has no use for that.
+    """
+    return sessionmaker(engine, expire_on_commit=False, info=carried(vault))
 
 
 def reading(factory: sessionmaker[Session]) -> Engine:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.concurrency import run_in_threadpool
 
+from api import idempotency
 from api.accounts.key_service import KeyService
 from api.accounts.rates import RateLimiter
 from api.accounts.scopes import Scope
 from api.accounts.service import Caller, KeyRing
+from api.documents import described
 from api.errors import Unauthenticated
 from api.jobs.erasure import Eraser
 from api.jobs.hub import EventHub
@@ -102,6 +104,30 @@ async def _authenticated(
             raise standing.refusal()
     return caller
 
+
+async def _idempotency_key(
+    request: Request,
+    _: Annotated[
+        str | None,
+        Header(
+            alias=idempotency.HEADER,
+            description="Of the caller's choice, new for each request: sent again with the same key, the request is "
+            "answered as the first time and nothing is done twice.",
+        ),
+    ] = None,
+) -> str | None:
+    """Read the key of a request; FastAPI would take the last of several."""
+    return idempotency.read_key(request.headers.getlist(idempotency.HEADER))
+
+
+IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
+REPLAYED = described(
+    {
+        "Idempotency-Expires": "Until when the key is known.",
+        "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
+    }
+)
+"""Fields of the answer to a request that may have one."""
 
 ReadsJobs = Annotated[Caller, Security(_caller, scopes=[Scope.JOBS_READ])]
 WritesJobs = Annotated[Caller, Security(_caller, scopes=[Scope.JOBS_WRITE])]

@@ -1,7 +1,8 @@
-"""Paths that take a small JSON document."""
+"""Paths that take a small JSON document, answers that are one, and how their header fields are described."""
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -10,7 +11,7 @@ from fastapi.routing import APIRoute
 from api.errors import TooLarge, UnsupportedMedia
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 """FastAPI reads a JSON body before it knows who sends it, so here it is a small one."""
@@ -48,6 +49,16 @@ async def read_within(request: Request, most: int) -> bytes:
         if len(body) > most:
             raise TooLarge(f"At most {most} bytes are read here.")
     return body
+
+
+def answered(body: str, *, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with a document that was validated when it was made: it is not validated again."""
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def described(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI description of an answer's header fields."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in fields.items()}
 
 
 def media_type(request: Request) -> str:

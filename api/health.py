@@ -60,7 +60,7 @@ def readyz(response: Response, services: ServicesDep) -> Readiness:
 
     def revision() -> None:
         with services.engine.connect() as connection:
-            if (found := migrations.current(connection)) != migrations.head():
+            if not migrations.serves(found := migrations.current(connection)):
                 raise _Behind(f"the database is at revision {found}, the code at {migrations.head()}")
 
     def connect() -> None:
@@ -78,7 +78,7 @@ def readyz(response: Response, services: ServicesDep) -> Readiness:
 
 
 class _Behind(Exception):
-    """The database's revision is not the code's."""
+    """The database lacks what the code needs."""
 
 
 def ping_redis(url: str) -> None:

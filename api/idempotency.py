@@ -14,7 +14,9 @@ import re
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -25,11 +27,13 @@ from api.db import transaction
 from api.errors import Conflict, InvalidParameters, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session, sessionmaker
+
+    from api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ _QUOTED = re.compile(r'"((?:[\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"')
 """A string of structured fields (RFC 9651), but without blanks."""
 _BARE = re.compile(r"[\x21\x23-\x7e][\x21-\x7e]*")
 MAX_LENGTH = 255
+_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,35 @@ class Fresh:
 class Replay:
     """It was done: answer as then."""
 
-    job_id: uuid.UUID
+    made_id: uuid.UUID
+    """Of the job or the LoRA that came of it."""
     status: int
     body: str
     location: str
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a request is answered with, and again when it is sent again."""
+
+    id: uuid.UUID
+    """Of what came of it."""
+    status: int
+    body: str
+    """As JSON."""
+    headers: Mapping[str, str]
+
+
+def again(done: Replay) -> Answer:
+    """Return the answer to a request that was answered before."""
+    headers = {"Location": done.location, **expiry(done), "Idempotency-Replayed": "true"}
+    return Answer(id=done.made_id, status=done.status, body=done.body, headers=headers)
+
+
+def expiry(entry: Fresh | Replay | None) -> dict[str, str]:
+    """Return the field that says until when the key of a request is known, if it has one."""
+    return {} if entry is None else {"Idempotency-Expires": format_datetime(entry.expires_at, usegmt=True)}
 
 
 def read_key(values: Sequence[str]) -> str | None:
@@ -93,6 +122,16 @@ def fingerprint(route: str, params: dict[str, Any], parts: Iterable[tuple[str, i
     return hashlib.sha256(document.encode()).hexdigest()
 
 
+def sha256_of(file: BinaryIO) -> str:
+    """Return the digest by which a file that came is known again. It is at its beginning afterwards."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    file.seek(0)
+    return digest.hexdigest()
+
+
 class Ledger:
     """The keys of all accounts.
 
@@ -106,6 +145,12 @@ class Ledger:
         self._sessions = sessions
         self._keeps = keeps
         self._locks = locks
+
+    @classmethod
+    def of(cls, settings: ApiSettings, sessions: sessionmaker[Session]) -> Self:
+        """Return the ledger of an installation."""
+        keeps, locks = settings.idempotency_ttl_s, settings.idempotency_lock_s
+        return cls(sessions, keeps=timedelta(seconds=keeps), locks=timedelta(seconds=locks))
 
     def begin(self, account_id: uuid.UUID, key: str, mark: str) -> Fresh | Replay:
         """Take a key for a request of this fingerprint, or return how that request ended.
@@ -181,15 +226,16 @@ class Ledger:
                 raise InvalidParameters(
                     f"This {HEADER} was used for another request; send a new one.", code="idempotency_mismatch"
                 )
-            if entry.status is not None and entry.response is not None and entry.job_id is not None:
+            made_id = entry.job_id or entry.lora_id
+            if entry.status is not None and entry.response is not None and made_id is not None:
                 body, location = entry.response["body"], entry.response["location"]
-                return Replay(entry.job_id, entry.status, body, location, entry.expires_at)
+                return Replay(made_id, entry.status, body, location, entry.expires_at)
             if row.is_locked:
                 raise in_flight()
         taken = session.execute(
             update(IdempotencyKey)
             .where(_is(account_id, key))
-            .values(**self._locked(mark), job_id=None, status=None, response=None, created_at=func.now())
+            .values(**self._locked(mark), job_id=None, lora_id=None, status=None, response=None, created_at=func.now())
             .returning(IdempotencyKey.token, IdempotencyKey.expires_at)
             .execution_options(synchronize_session=False)
         ).one()
@@ -204,8 +250,17 @@ class Ledger:
         }
 
 
-def complete(session: Session, entry: Fresh, *, job_id: uuid.UUID, status: int, body: str, location: str) -> None:
-    """Write the outcome, in the transaction of the work itself.
+def complete(
+    session: Session,
+    entry: Fresh,
+    *,
+    status: int,
+    body: str,
+    location: str,
+    job_id: uuid.UUID | None = None,
+    lora_id: uuid.UUID | None = None,
+) -> None:
+    """Write the outcome, in the transaction of the work itself; it goes with the job or the LoRA that came of it.
 
     Raises:
         Conflict: another request took the key over meanwhile; this transaction must leave nothing.
@@ -213,12 +268,19 @@ def complete(session: Session, entry: Fresh, *, job_id: uuid.UUID, status: int, 
     written = session.execute(
         update(IdempotencyKey)
         .where(_mine(entry))
-        .values(job_id=job_id, status=status, response={"body": body, "location": location})
+        .values(job_id=job_id, lora_id=lora_id, status=status, response={"body": body, "location": location})
         .returning(IdempotencyKey.key)
         .execution_options(synchronize_session=False)
     ).first()
     if written is None:
         raise in_flight()
+
+
+def forget_lora(session: Session, lora_id: uuid.UUID) -> None:
+    """Drop the outcome of the request that a LoRA came of: the LoRA is gone for its owner."""
+    session.execute(
+        delete(IdempotencyKey).where(IdempotencyKey.lora_id == lora_id).execution_options(synchronize_session=False)
+    )
 
 
 def in_flight() -> Conflict:

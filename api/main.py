@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tempfile.gettempdir()  # is looked for by writing: when it is full, it could not be found any more
         images.get_ready()
         await run_in_threadpool(prove_store, services.store)
         hub = asyncio.create_task(services.hub.run())
@@ -107,7 +109,7 @@ def _services(settings: ApiSettings) -> Services:
         application_name="duolora-api",
         trusted_for_s=TRUSTED_FOR_S,
     )
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, settings.seals.vault())
     store = ObjectStore(settings.store)
     darkroom, places = Darkroom(settings.images), lora_places(settings.lora_parallel)
     ring = KeyRing(sessions, keep_s=settings.key_cache_s)

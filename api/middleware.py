@@ -46,7 +46,11 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope)
-        request_id = bind_request(request_id=sent.get("x-request-id"), traceparent=sent.get("traceparent"))
+        request_id = bind_request(
+            request_id=sent.get("x-request-id"),
+            traceparent=sent.get("traceparent"),
+            tracestate=sent.getlist("tracestate"),
+        )
         began, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:

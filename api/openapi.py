@@ -41,13 +41,16 @@ def install(app: FastAPI) -> None:
 
 def document() -> dict[str, Any]:
     """Return the document of this code; no server is asked for it."""
+    from pydantic import SecretStr  # noqa: PLC0415
+
     from api.main import create_app  # noqa: PLC0415 - the application is made of this module, among others
-    from api.settings import ApiSettings, DatabaseSettings, RedisSettings, StoreSettings  # noqa: PLC0415
+    from api.settings import ApiSettings, DatabaseSettings, RedisSettings, SealSettings, StoreSettings  # noqa: PLC0415
 
     nowhere = ApiSettings(
         database=DatabaseSettings(url="postgresql+psycopg://nobody@localhost/none"),
         redis=RedisSettings(url="redis://localhost"),
         store=StoreSettings(endpoint="http://localhost", access_key_id="none", secret_access_key="nothing-at-all"),  # noqa: S106
+        seals=SealSettings(keys=SecretStr("nothing at all is sealed with this")),
     )
     return create_app(nowhere).openapi()
 

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.errors import FieldError, InvalidParameters, ServiceError, Unauthenticated, Unavailable, problem
+from api.spooling import is_full, no_room
 from api.storage import StoreError
 from api.telemetry import current_request_id
 
@@ -97,6 +98,13 @@ def install(app: FastAPI) -> None:
         return service_problem(
             Unavailable("The object store does not answer.", code="store_unavailable"), request.url.path
         )
+
+    @app.exception_handler(OSError)
+    def no_room_left(request: Request, error: OSError) -> ProblemResponse:
+        if not is_full(error):
+            raise error
+        logger.error("the temporary folder is full: %s", error)
+        return service_problem(no_room(), request.url.path)
 
     @app.exception_handler(DataError)
     def unstorable(request: Request, error: DataError) -> ProblemResponse:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from api.vault import Vault
 from api.weak_secrets import check_secret, check_url
 
 if TYPE_CHECKING:
@@ -69,6 +70,31 @@ class StoreSettings(BaseSettings):
     def _is_ours(cls, secret: SecretStr) -> SecretStr:
         check_secret(secret.get_secret_value())
         return secret
+
+
+class SealSettings(BaseSettings):
+    """By what secrets are sealed in the database: SECRET_KEYS. See `api.vault`."""
+
+    model_config = SettingsConfigDict(env_prefix="SECRET_", frozen=True, hide_input_in_errors=True)
+
+    keys: SecretStr
+    """Comma-separated, the newest first; each 32 random characters or more. A replaced one stays behind the new one
+    until the dispatcher has sealed everything anew."""
+
+    @field_validator("keys")
+    @classmethod
+    def _are_keys(cls, keys: SecretStr) -> SecretStr:
+        check_secret(keys.get_secret_value())
+        Vault(_split(keys))
+        return keys
+
+    def vault(self) -> Vault:
+        """Return the vault with these keys."""
+        return Vault(_split(self.keys))
+
+
+def _split(keys: SecretStr) -> list[str]:
+    return [key for part in keys.get_secret_value().split(",") if (key := part.strip())]
 
 
 class WebhookSettings(BaseSettings):
@@ -221,6 +247,7 @@ class ApiSettings(ProcessSettings):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
+    seals: SealSettings = Field(default_factory=SealSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     images: ImageLimits = Field(default_factory=ImageLimits)
     uploads: UploadSettings = Field(default_factory=UploadSettings)

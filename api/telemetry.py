@@ -12,14 +12,19 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from api.tracestate import read_tracestate
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _NOTHING: Mapping[str, Any] = {}
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=_NOTHING)
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 """Attributes of a record that are no `extra` of ours; the last is uvicorn's, its message once more."""
+
+_UNTOLD = frozenset({"tracestate"})
+"""Bound only to be handed on: up to half a kilobyte that means something to vendors alone."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PARTS = 4
@@ -37,13 +42,25 @@ def current_traceparent() -> str | None:
     return _bound.get().get("traceparent")
 
 
-def bind_request(*, request_id: str | None, traceparent: str | None) -> str:
-    """Keep what the caller sent if it is well-formed, else make new ones; returns the request id."""
+def current_tracestate() -> str | None:
+    """Return what vendors say beside the trace context of the request being served."""
+    return _bound.get().get("tracestate")
+
+
+def bind_request(*, request_id: str | None, traceparent: str | None, tracestate: Sequence[str] = ()) -> str:
+    """Keep what the caller sent if it is well-formed, else make new ones; returns the request id.
+
+    Args:
+        request_id: the field, as it came.
+        traceparent: the field, as it came.
+        tracestate: the fields of that name, as they came; dropped with a `traceparent` that is not well-formed.
+    """
     usable = request_id is not None and _REQUEST_ID_FORM.fullmatch(request_id)
     identifier = request_id if usable and request_id else secrets.token_hex(16)
     usable = traceparent is not None and _TRACEPARENT_FORM.fullmatch(traceparent)
     trace = traceparent if usable else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
-    _bound.set({"request_id": identifier, "traceparent": trace})
+    state = read_tracestate(tracestate) if usable else None
+    _bound.set({"request_id": identifier, "traceparent": trace, "tracestate": state})
     return identifier
 
 
@@ -79,7 +96,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        written = {key: value for key, value in document.items() if value is not None}
+        written = {key: value for key, value in document.items() if value is not None and key not in _UNTOLD}
         return json.dumps(written, default=str, ensure_ascii=False)
 
 

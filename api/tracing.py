@@ -10,7 +10,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from api.telemetry import bound, current_traceparent
+from api.telemetry import bound, current_traceparent, current_tracestate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,12 +64,13 @@ def span(name: str, kind: Kind, **attributes: str | int | None) -> Iterator[Told
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
     carrier = TraceContextTextMapPropagator()
-    parent = carrier.extract({"traceparent": current_traceparent() or ""})
+    came = {"traceparent": current_traceparent() or "", "tracestate": current_tracestate() or ""}
+    parent = carrier.extract(came)
     tracer = _providers[-1].get_tracer("duolora")
     with tracer.start_as_current_span(name, context=parent, kind=SpanKind[kind.upper()]) as made:
         handed_on: dict[str, str] = {}
         carrier.inject(handed_on)
-        with bound(traceparent=handed_on["traceparent"]):
+        with bound(traceparent=handed_on["traceparent"], tracestate=handed_on.get("tracestate")):
             try:
                 yield told
             finally:

@@ -7,9 +7,16 @@ from api.settings import DatabaseSettings
 
 
 def main() -> None:
-    """Migrate; whoever comes second waits for the first and finds nothing left to do."""
-    migrations.upgrade(DatabaseSettings().url.get_secret_value())
-    print(f"the database is at revision {migrations.head()}")
+    """Migrate; whoever comes second waits for the first and finds nothing left to do.
+
+    Where a newer version was here there is nothing to do either: this one works on what that has added.
+    """
+    try:
+        migrations.upgrade(DatabaseSettings().url.get_secret_value())
+    except migrations.NewerDatabase as newer:
+        print(f"nothing to do: {newer}")
+    else:
+        print(f"the database is at revision {migrations.head()}")
 
 
 if __name__ == "__main__":

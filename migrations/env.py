@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_type=True,
+        transaction_per_migration=True,  # locks of one are let go before the next, and some need none at all
+    )
     with context.begin_transaction():
         context.run_migrations()
 

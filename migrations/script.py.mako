@@ -1,6 +1,8 @@
 """${message}
 
-Old code still runs while this is applied: a change that breaks it takes two deployments.
+Old code still runs while a `pre` is applied, so it adds only: columns that may be null or have a default, constraints as
+NOT VALID and validated in a revision of their own, indexes on tables that there are by `migrations.indexes`. What takes
+away is a `post` of a later version. One revision changes one table in use: it holds no lock while it waits for another.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from tests.support.servers import TestDatabases, running_object_store, running_postgres, running_valkey
+from tests.support.vault import SECRET_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,8 @@ LOUD = {
     "tests/console/": "THE WEB CONSOLE WAS NOT TESTED",
     "tests/compose/": "DOCKER COMPOSE WAS NOT TESTED",
     "::test_kubectl_renders_the_same": "KUBECTL DID NOT RENDER THE KUBERNETES MANIFESTS",
+    "tests/hosts/": "SEVERAL HOSTS WERE NOT TESTED",
+    "::test_the_version_before": "THE VERSION BEFORE WAS NOT TESTED ON THIS SCHEMA",
     "::test_the_javascript_snippet": "THE JAVASCRIPT SNIPPET WAS NOT TESTED",
 }
 """What is said when tests were left out, by a part of their names."""
@@ -116,4 +119,4 @@ def store(store_settings: StoreSettings) -> ObjectStore:
 @pytest.fixture
 def service_environment(database_url: str, redis_url: str, store_environment: dict[str, str]) -> dict[str, str]:
     """Everything a process of the service needs in its environment."""
-    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, **store_environment}
+    return {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "SECRET_KEYS": SECRET_KEYS, **store_environment}

@@ -18,7 +18,7 @@ from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
 from api.storage import StoreError, artifact_key
-from api.telemetry import current_traceparent
+from api.telemetry import current_traceparent, current_tracestate
 from worker.mailbox import Interrupt, Interruption
 from worker.supervisor import StageInterrupted
 from worker.wire import Checkpointed, LogLine, Member, ProgressReport, Run, Shown
@@ -157,6 +157,8 @@ class Attempt:
             "engine_s": round(ran - fetched, 3),
             "publish_s": round(perf_counter() - ran, 3),
         }
+        if done.peak_bytes is not None:
+            timings["peak_bytes"] = done.peak_bytes
         return [
             Finished(
                 stage=each,
@@ -279,6 +281,7 @@ class Attempt:
             finish_early=self.stage.stop_requested,
             memory_profile=self.stage.memory_profile.value,
             traceparent=current_traceparent() or self.stage.traceparent,
+            tracestate=current_tracestate() or self.stage.tracestate,
             request_id=self.stage.request_id,
         )
 

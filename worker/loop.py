@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from api.jobs.models import WorkerState
+from api.storage import StoreError
 from worker.backoff import Backoff
 from worker.mailbox import EngineGone, Hint
 from worker.supervisor import EngineDied, EngineNotReady, StageInterrupted
@@ -96,7 +97,7 @@ class WorkLoop:
                     self._drain()
                 except StageInterrupted:
                     continue
-                except (DBAPIError, EngineDied, EngineNotReady) as error:
+                except (DBAPIError, StoreError, EngineDied, EngineNotReady) as error:
                     log.warning("cannot work now", extra={"error": f"{type(error).__name__}: {error}"})
                     self._presence.become(WorkerState.BUSY)
                     self._idle(backoff.next_s(), hints=False)

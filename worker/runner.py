@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from api.db import transaction
 from api.errors import LeaseLost
 from api.jobs import repository
+from api.storage import StoreError
 from api.tracing import span
 from duolora.errors import Fault
 from worker import logs
@@ -78,14 +79,22 @@ class StageRunner:
         self._patience = Patience(settings.worker_patience_s, sessions=sessions, mailbox=mailbox)
         self._held: ClaimedStage | None = None
         self._claimed_at = 0.0
+        self._doubts_store = False
 
     def run_next(self) -> bool:
         """Claim the best runnable stage and see it through; False when there is none.
 
+        Where the store failed the last attempt it must answer before the next: a host that has lost its way there is
+        always free, and would use up the attempts of one stage after another.
+
         Raises:
             DBAPIError: the database does not answer; nothing was claimed.
+            StoreError: the object store still does not answer; likewise.
         """
         settings = self._settings
+        if self._doubts_store:
+            self._store.ping()
+            self._doubts_store = False
         with self._presence.claiming(), transaction(self._sessions) as session:
             stage = repository.claim_stage(
                 session,
@@ -101,7 +110,11 @@ class StageRunner:
                 self._presence.claimed(session)
         if stage is None:
             return False
-        origin = {"traceparent": stage.traceparent, "request_id": stage.request_id}
+        origin = {
+            "traceparent": stage.traceparent,
+            "tracestate": stage.tracestate,
+            "request_id": stage.request_id,
+        }
         with logs.bound(job=str(stage.job_id), stage=stage.name, attempt=stage.attempt, **origin):
             log.info("stage claimed", extra={"mates": [f"{mate.job_id}/{mate.name}" for mate in stage.mates]})
             self._held, self._claimed_at = stage, monotonic()
@@ -185,6 +198,7 @@ class StageRunner:
         """Record how an attempt failed."""
         if self._mailbox.shutting_down and _was_ended(error):  # whoever stops us may stop the engine as well
             error = StageInterrupted(Interrupt.SHUTDOWN)
+        self._doubts_store = isinstance(error, StoreError)
         outcome = classify(error, failures=attempt.stage.failures)
         expected = isinstance(outcome, Cancel | Release | Abandon)
         word = type(outcome).__name__.lower()

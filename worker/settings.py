@@ -23,6 +23,7 @@ from api.settings import (
     MetricsSettings,
     ProcessSettings,
     RedisSettings,
+    SealSettings,
     StoreSettings,
     TracingSettings,
     WebhookSettings,
@@ -168,6 +169,7 @@ class DispatcherSettings(ProcessSettings):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
+    seals: SealSettings = Field(default_factory=SealSettings)
     webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)

@@ -61,6 +61,7 @@ class Run(_Message):
     """As if `finish` came with it: go on from the checkpoint to the next step, and end there."""
     memory_profile: Literal["full", "small"] = "full"
     traceparent: str | None = None
+    tracestate: str | None = None
     request_id: str | None = None
     """Of the request that made the first job: for log lines, like the one before."""
 
@@ -197,6 +198,8 @@ class Done(_Message):
     finished_early: bool = False
     """It ended at the request of `finish` and has taken fewer steps than it was configured for."""
     held_bytes: int | None = None
+    peak_bytes: int | None = None
+    """The most memory that it took: of the GPU, or of the whole process where there is none."""
 
 
 class Failed(_Message):

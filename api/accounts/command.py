@@ -45,7 +45,7 @@ def create(arguments: argparse.Namespace) -> int:
         print(f"duolora: there is no scope {unknown.pop()!r}; known: {', '.join(Scope)}", file=sys.stderr)
         return 2
     scopes = [Scope(name) for name in arguments.scope or [Scope.ADMIN]]
-    with _sessions() as sessions:
+    with _sessions(sealing=True) as sessions:
         issued = issue_key(
             sessions,
             account=arguments.account or DEFAULT_ACCOUNT,
@@ -111,8 +111,11 @@ def _quota(text: str) -> int:
 
 
 @contextmanager
-def _sessions() -> Iterator[sessionmaker[Session]]:
+def _sessions(*, sealing: bool = False) -> Iterator[sessionmaker[Session]]:
     """Open the database of DATABASE_URL for one command.
+
+    Args:
+        sealing: whether it has to do with secrets, which needs SECRET_KEYS.
 
     Raises:
         SystemExit: it cannot be used; one line says why, and the status is 1.
@@ -121,19 +124,25 @@ def _sessions() -> Iterator[sessionmaker[Session]]:
     from sqlalchemy.exc import ArgumentError, DBAPIError  # noqa: PLC0415
 
     from api.db import make_engine, session_factory  # noqa: PLC0415
-    from api.settings import DatabaseSettings  # noqa: PLC0415
+    from api.settings import DatabaseSettings, SealSettings  # noqa: PLC0415
+    from api.vault import CannotOpen  # noqa: PLC0415
 
+    prefix = "DATABASE"
     try:
         settings = DatabaseSettings()
+        prefix = "SECRET"
+        vault = SealSettings().vault() if sealing else None
     except ValidationError as error:
         first = error.errors()[0]
-        raise SystemExit(f"duolora: DATABASE_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+        raise SystemExit(f"duolora: {prefix}_{str(first['loc'][0]).upper()}: {first['msg']}") from error
     try:
         engine = make_engine(settings.url.get_secret_value(), application_name="duolora-keys")
     except ArgumentError as error:
         raise SystemExit("duolora: DATABASE_URL: not of the form postgresql+psycopg://user@host/name") from error
     try:
-        yield session_factory(engine)
+        yield session_factory(engine, vault)
+    except CannotOpen as error:
+        raise SystemExit(f"duolora: {error}") from error
     except DBAPIError as error:
         reason = str(error.orig).strip().partition("\n")[0]
         raise SystemExit(f"duolora: the database of DATABASE_URL cannot be used: {reason}") from error

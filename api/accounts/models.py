@@ -24,7 +24,7 @@ class Account(Base):
     max_priority: Mapped[int] = mapped_column(default=0, server_default="0")
     """Highest priority its jobs may ask for: nobody jumps the queue uninvited."""
     webhook_secret: Mapped[str]
-    """`whsec_...`: signs every webhook of the account whose endpoint has no secret of its own."""
+    """`whsec_...`, sealed: signs every webhook of the account whose endpoint has no secret of its own."""
     max_running_jobs: Mapped[int | None]
     """So many of its jobs run at once; others wait. Null for any number, here and below."""
     max_queued_jobs: Mapped[int | None]
@@ -76,6 +76,8 @@ class IdempotencyKey(Base):
     locked_until: Mapped[datetime]
     """Without an outcome by then, another request may take it over."""
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    lora_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("loras.id", ondelete="CASCADE"), index=True)
+    """What came of it, one of the two."""
     status: Mapped[int | None]
     """HTTP status that was answered; null while the request is in flight."""
     response: Mapped[Document | None]

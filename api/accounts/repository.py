@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from api.accounts.models import Account, ApiKey
 from api.identifiers import uuid7
+from api.vault import vault_of
 
 if TYPE_CHECKING:
     import uuid
@@ -51,7 +52,7 @@ def ensure_account(session: Session, *, name: str, webhook_secret: str) -> Accou
     """Return the account of a name, made with this secret if there is none yet."""
     session.execute(
         insert(Account)
-        .values(id=uuid7(), name=name, webhook_secret=webhook_secret, max_priority=0)
+        .values(id=uuid7(), name=name, webhook_secret=vault_of(session).seal(webhook_secret), max_priority=0)
         .on_conflict_do_nothing(index_elements=[Account.name])
     )
     return session.scalars(select(Account).where(Account.name == name)).one()

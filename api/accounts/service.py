@@ -13,6 +13,7 @@ from api.accounts import keys, repository
 from api.accounts.scopes import Scope, missing, tidy
 from api.db import transaction
 from api.errors import Forbidden, Unauthenticated
+from api.vault import vault_of
 from api.webhooks.signing import make_secret
 
 if TYPE_CHECKING:
@@ -164,4 +165,5 @@ def issue_key(
             setattr(owner, column, most)
         expires_at = None if lifetime is None else datetime.now(UTC) + lifetime
         repository.add_key(session, parts, account_id=owner.id, label=label, scopes=tidy(scopes), expires_at=expires_at)
-        return IssuedKey(id=parts.id, text=parts.text, account=owner.name, webhook_secret=owner.webhook_secret)
+        secret = vault_of(session).open(owner.webhook_secret)
+        return IssuedKey(id=parts.id, text=parts.text, account=owner.name, webhook_secret=secret)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api.client.core import Operation, Stream, several
+from api.client.core import Operation, Stream, once, several
 from api.client.errors import MissingFormat
 from api.client.fetching import Fetching
 from api.client.files import Tally, counted
@@ -60,9 +60,10 @@ class Loras(Fetching):
         role: str | None = None,
         base_model: str | None = None,
         trigger: str | None = None,
+        idempotency_key: str | None = None,
         on_upload: Callable[[int, int], object] | None = None,
     ) -> Lora:
-        """Send a LoRA that was trained elsewhere, a safetensors file. Called twice, there are two.
+        """Send a LoRA that was trained elsewhere, a safetensors file. Called twice without a key, there are two.
 
         Args:
             file: Where it is.
@@ -71,6 +72,7 @@ class Loras(Fetching):
             role: What it holds: content, style, merged or other.
             base_model: What it was trained on, as jobs name it.
             trigger: Words that call it.
+            idempotency_key: Of the caller's choice: the same call with it again returns the first LoRA.
             on_upload: Called with the bytes sent so far, and with those of the file.
 
         Raises:
@@ -82,7 +84,9 @@ class Loras(Fetching):
         path = Path(file)
         with path.open("rb") as source:
             files = counted([("file", path.name, source)], on_upload)
-            made = await self._document("POST", "/loras", files=files, data={**said, "tags": list(tags)})
+            form = {**said, "tags": list(tags)}
+            headers = once(idempotency_key)
+            made = await self._document("POST", "/loras", files=files, data=form, headers=headers, repeatable=True)
         return Lora.model_validate(made)
 
     @Operation

@@ -182,7 +182,7 @@ class JobCheck(_Record):
     stages: tuple[dict[str, Any], ...]
     predicted_seconds: float | None = None
     predicted_peak_bytes: int | None = None
-    """Of device memory; no service predicts it yet."""
+    """Of GPU memory, or of the engine process where there is no GPU; None while nothing alike ran."""
     quota: tuple[dict[str, Any], ...]
     images: tuple[dict[str, Any], ...]
     """Each with `ok`, and `problem` or `hints`."""

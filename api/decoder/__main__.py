@@ -7,6 +7,7 @@ started without the API's secrets, and ends when the API's end of the socket clo
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from PIL import Image, ImageCms, MpoImagePlugin, TiffImagePlugin
 
+from api.decoder import seccomp
 from api.decoder.confinement import confine, hide_memory
+from api.decoder.lora import read_lora
 from api.decoder.picture import FORMATS, read_pixels
-from api.decoder.wire import MOST_BYTES, STARTED, Bounds, ImageRefused, Size, encode_answer
+from api.decoder.wire import MOST_BYTES, NO_ROOM, STARTED, Bounds, FileRefused, ImageRefused, Size, Told, encode_answer
+from duolora.errors import InvalidLora
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +45,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the API, which then closes the socket
     control = socket.socket(fileno=int(sys.argv[1]))
     warm_up()
+    seccomp.get_ready()
     gc.freeze()
     deadlines: dict[int, float] = {}
     while True:
@@ -102,17 +107,25 @@ def _decode(bounds: Bounds, source: int, target: int, reply: int) -> NoReturn:
         os._exit(status)
 
 
-def _answer(bounds: Bounds, source: int, target: int) -> Size | ImageRefused:
+def _answer(bounds: Bounds, source: int, target: int) -> Size | Told | FileRefused:
     try:
         with os.fdopen(source, "rb") as file:
+            if bounds.header_bytes:
+                return read_lora(file, bounds.header_bytes)
             pixels = read_pixels(file, bounds)
         for top in range(0, pixels.height, ROWS_AT_ONCE):
             strip = pixels.crop((0, top, pixels.width, min(top + ROWS_AT_ONCE, pixels.height)))
             _write(target, strip.tobytes())
-    except ImageRefused as refusal:
+    except FileRefused as refusal:
         return refusal
+    except InvalidLora as error:
+        return FileRefused(error.code, str(error))
     except MemoryError:
         return TOO_MUCH
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        return FileRefused(NO_ROOM, str(error))
     return Size(pixels.width, pixels.height)
 
 

@@ -15,8 +15,21 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from api.decoder.confinement import hide_memory
-from api.decoder.wire import BYTES_PER_PIXEL, END, MOST_BYTES, STARTED, ImageRefused, Size, decode_answer
+from api.decoder.seccomp import obstacle
+from api.decoder.wire import (
+    BYTES_PER_PIXEL,
+    END,
+    MOST_BYTES,
+    NO_ROOM,
+    STARTED,
+    FileRefused,
+    ImageRefused,
+    Size,
+    Told,
+    decode_answer,
+)
 from api.errors import Unavailable
+from api.spooling import no_room
 
 if TYPE_CHECKING:
     from api.decoder.wire import Bounds
@@ -30,6 +43,9 @@ TRIES = 3
 """That the process has died may be found out by a picture that nobody took, and by a second that cannot be sent."""
 
 UNREADABLE = "Reading the picture failed or took too much time or memory; save it as a plain PNG or JPEG and resend."
+
+
+UNREADABLE_LORA = "Reading its header failed or took too much time or memory; send the file that the trainer wrote."
 
 
 class Decoder:
@@ -65,14 +81,47 @@ class Decoder:
 
         Raises:
             ImageRefused: it cannot be used, or it killed its decoder.
+            Unavailable: no decoder can be started, or there is no room for the pixels.
+        """
+        answer = self._answer(source, target, bounds)
+        if isinstance(answer, FileRefused):
+            raise ImageRefused(answer.code, answer.detail)
+        if not isinstance(answer, Size) or not _is_borne_out(answer, target, bounds):
+            raise ImageRefused("unreadable", UNREADABLE)
+        return answer
+
+    def read_lora(self, source: BinaryIO, bounds: Bounds) -> Told:
+        """Return what the header of a LoRA tells.
+
+        Args:
+            source: the file.
+            bounds: with `header_bytes`.
+
+        Raises:
+            FileRefused: it is no LoRA, or it killed its decoder.
             Unavailable: no decoder can be started.
+        """
+        with source as file:
+            answer = self._answer(file, file.fileno(), bounds)
+        if isinstance(answer, Told):
+            return answer
+        raise answer if isinstance(answer, FileRefused) else FileRefused("invalid_lora", UNREADABLE_LORA)
+
+    def _answer(self, source: BinaryIO, target: int, bounds: Bounds) -> Size | Told | FileRefused | None:
+        """Return what a decoder said of a file, None if that is no sentence.
+
+        Raises:
+            Unavailable: no decoder can be started, or there is no room for what it makes.
         """
         with _as_file(source) as file:
             for _ in range(TRIES):
                 message = self._ask(file.fileno(), target, bounds)
                 if message:
-                    return _judge(message.removeprefix(STARTED), target, bounds)
-        raise Unavailable("No picture can be decoded at the moment; send it again.", code="busy")
+                    answer = decode_answer(message.removeprefix(STARTED))
+                    if isinstance(answer, FileRefused) and answer.code == NO_ROOM:
+                        raise no_room()
+                    return answer
+        raise Unavailable("No file can be looked at at the moment; send it again.", code="busy")
 
     def _ask(self, source: int, target: int, bounds: Bounds) -> bytes:
         """Return what the decoder said until it ended; nothing if none began."""
@@ -111,6 +160,8 @@ class Decoder:
         """Return the way to a running process."""
         if self._control is not None:
             return self._control
+        if (reason := obstacle()) is not None:
+            log.warning("a decoder that was taken over could signal this process: %s", reason)
         hide_memory()  # a decoder is of the same user, unless that is root
         ours, theirs = socket.socketpair()
         with theirs:
@@ -149,17 +200,12 @@ def _read_all(ours: socket.socket) -> bytes:
     return said
 
 
-def _judge(said: bytes, target: int, bounds: Bounds) -> Size:
-    """Believe a decoder only what its output bears out.
+def _is_borne_out(answer: Size, target: int, bounds: Bounds) -> bool:
+    """Believe a decoder only what its output bears out."""
+    if answer.width * answer.height > bounds.max_pixels:
+        return False
+    return os.fstat(target).st_size == answer.width * answer.height * BYTES_PER_PIXEL
 
-    Raises:
-        ImageRefused: it says so, it did not get that far, or it says and does different things.
-    """
-    answer = decode_answer(said)
-    if isinstance(answer, ImageRefused):
-        raise answer
-    if answer is None or answer.width * answer.height > bounds.max_pixels:
-        raise ImageRefused("unreadable", UNREADABLE)
-    if os.fstat(target).st_size != answer.width * answer.height * BYTES_PER_PIXEL:
-        raise ImageRefused("unreadable", UNREADABLE)
-    return answer
+
+DECODER = Decoder()
+"""One for the process: it holds no file and no setting."""

@@ -9,6 +9,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from api.decoder.seccomp import keep_to_itself
 from api.decoder.wire import BYTES_PER_PIXEL
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def confine(bounds: Bounds) -> None:
     """Limit this process for the rest of its life.
 
     It may compute for so long, take so much memory and write so much. It can open nothing any more: no file and no
-    socket, so there is no network; what is open stays so. It starts no other process, gains no privilege, and dies with
-    its parent.
+    socket, so there is no network; what is open stays so. It starts no other process, signals none, gains no privilege,
+    and dies with its parent.
     """
     _give_up_root()
     hide_memory()
@@ -41,6 +42,7 @@ def confine(bounds: Bounds) -> None:
         (resource.RLIMIT_NOFILE, 0),
     ):
         _lower(limit, most)
+    keep_to_itself()
 
 
 def hide_memory() -> None:

@@ -21,6 +21,7 @@ from api.jobs import wishes
 from api.jobs.models import Side
 from api.jobs.sources import ReceivedFile
 from api.jobs.submission import Contents
+from api.spooling import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,6 +172,8 @@ def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, stack: ExitStack
             while chunk := source.read(_CHUNK_BYTES):
                 target.write(chunk)
     except _UNREADABLE as error:
+        if is_full(error):
+            raise
         raise _damaged(entry) from error
     size = target.tell()
     target.seek(0)

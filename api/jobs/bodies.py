@@ -36,6 +36,7 @@ class Envelope:
 
     origin: str
     traceparent: str | None
+    tracestate: str | None = None
     request_id: str | None
     idempotency_key: str | None
 
@@ -77,6 +78,7 @@ def to_submission(body: Body, envelope: Envelope, settings: ApiSettings) -> Iter
             fields=contents.fields,
             origin=envelope.origin,
             traceparent=envelope.traceparent,
+            tracestate=envelope.tracestate,
             request_id=envelope.request_id,
             idempotency_key=envelope.idempotency_key,
         )

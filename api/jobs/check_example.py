@@ -26,7 +26,7 @@ CHECK: dict[str, Any] = {
         _stage("package", ["merge"], None, 4.8),
     ],
     "predicted_seconds": 92.0,
-    "predicted_peak_bytes": None,
+    "predicted_peak_bytes": 1_204_715_520,
     "quota": [
         {"policy": "queued-jobs", "used": 1, "limit": 10, "after": 2},
         {"policy": "stored-bytes", "used": 9283591, "limit": None, "after": 10729984},

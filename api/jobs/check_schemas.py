@@ -40,6 +40,10 @@ class CheckedStage(Wire):
     predicted_seconds: float | None = Field(
         description="By how long such stages took here lately, for this base model. Null while none did."
     )
+    predicted_peak_bytes: int | None = Field(
+        None,
+        description="The most that stages of this base model and these sizes took here. Null while none did.",
+    )
 
 
 class CheckedQuota(Wire):
@@ -60,7 +64,10 @@ class JobCheck(Wire):
     predicted_seconds: float | None = Field(
         description="Of all stages one after another, without the wait in the queue. Null while one is unknown."
     )
-    predicted_peak_bytes: int | None = Field(description="Of device memory. Not predicted yet: always null.")
+    predicted_peak_bytes: int | None = Field(
+        description="Of the stage that takes most: of GPU memory, or of the engine process where there is no GPU. "
+        "Null while one is unknown."
+    )
     quota: list[CheckedQuota]
     images: list[CheckedImage]
     hints: list[Hint] = Field(description="Of the pictures of a side, or of both, together.")

@@ -11,13 +11,14 @@ from api.accounts import quotas
 from api.db import transaction
 from api.errors import FieldError
 from api.jobs.check_schemas import CheckedImage, CheckedQuota, CheckedStage, Hint, JobCheck
+from api.jobs.memory_prediction import predict_peaks
 from api.jobs.models import Side
 from api.jobs.prediction import predict, steps_of
 from api.jobs.resemblance import dhash, resemble
 from api.schemas import ProblemField
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.orm import Session, sessionmaker
 
@@ -76,7 +77,8 @@ class Checker:
         stored = sum(one.outcome.bytes for one in seen if not isinstance(one.outcome, FieldError))
         with transaction(self._sessions) as session:
             used = quotas.usage(session, caller.account_id)
-            seconds = predict(session, [stage.name for stage in stages], config)
+            names = [stage.name for stage in stages]
+            seconds, peaks = predict(session, names, config), predict_peaks(session, names, config)
         quota = _quota(used, stored + copied_bytes)
         known = [value for value in seconds.values() if value is not None]
         return JobCheck(
@@ -89,11 +91,12 @@ class Checker:
                     depends_on=list(stage.depends_on),
                     steps=steps_of(stage.name, config),
                     predicted_seconds=seconds[stage.name],
+                    predicted_peak_bytes=peaks[stage.name],
                 )
                 for stage in stages
             ],
             predicted_seconds=round(sum(known), 1) if known and len(known) == len(seconds) else None,
-            predicted_peak_bytes=None,
+            predicted_peak_bytes=_most(peaks.values()),
             quota=quota,
             images=[_image(one) for one in seen],
             hints=[*_hint_at_numbers(submission), *_hint_at_sides(seen)],
@@ -106,6 +109,12 @@ class Checker:
                 _Seen(side=side, ordinal=ordinal, outcome=outcome, dhash=_hash(outcome))
                 for side, ordinal, outcome in found
             ]
+
+
+def _most(peaks: Collection[int | None]) -> int | None:
+    """Return what the largest stage takes, None while one is unknown."""
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known and len(known) == len(peaks) else None
 
 
 def _hash(outcome: Picture | FieldError) -> str | None:

@@ -99,6 +99,7 @@ class ClaimedStage:
     mates: tuple[ClaimedStage, ...] = ()
     """Claimed along with it to share every pass of the U-Net: the job's other LoRA, LoRAs of other jobs."""
     traceparent: str | None
+    tracestate: str | None = None
     request_id: str | None = None
 
     @property
@@ -168,6 +169,7 @@ def describe(job: Job, stage: Stage) -> ClaimedStage:
         stop_requested=job.stop_requested_at is not None,
         mock_outcome=job.mock_outcome,
         traceparent=job.traceparent,
+        tracestate=job.tracestate,
         request_id=job.request_id,
     )
 

@@ -56,5 +56,6 @@ def record_events(
         ],
         occurred_at=now,
         traceparent=job.traceparent,
+        tracestate=job.tracestate,
         request_id=job.request_id,
     )

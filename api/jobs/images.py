@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
-from api.decoder.client import UNREADABLE, Decoder
+from api.decoder.client import DECODER, UNREADABLE
 from api.decoder.wire import BYTES_PER_PIXEL, Bounds, ImageRefused
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ PNG_COMPRESS_LEVEL = 3
 """A third of the time of zlib's default for a few per cent more bytes."""
 _ROWS_AT_ONCE = 256
 
-_decoder = Decoder()
-"""One for the process: it holds no picture and no setting."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanImage:
@@ -48,7 +45,7 @@ class CleanImage:
 
 def get_ready() -> None:
     """Start what decodes, so that the first picture need not wait for it."""
-    _decoder.start()
+    DECODER.start()
 
 
 def clean(source: BinaryIO, size: int, path: Path, limits: ImageLimits) -> CleanImage:
@@ -69,7 +66,7 @@ def clean(source: BinaryIO, size: int, path: Path, limits: ImageLimits) -> Clean
     if size > limits.max_bytes:
         raise ImageRefused("too_large", f"The file has {size} bytes; at most {limits.max_bytes} are accepted.")
     with tempfile.TemporaryFile(dir=path.parent) as pixels:
-        extent = _decoder.decode(source, pixels.fileno(), _bounds(limits))
+        extent = DECODER.decode(source, pixels.fileno(), _bounds(limits))
         _encode(pixels.fileno(), extent, path)
     data = path.read_bytes()
     return CleanImage(

@@ -111,6 +111,7 @@ class Job(Base):
     self_url: Mapped[str]
     """Where the caller reads the job; put into webhooks."""
     traceparent: Mapped[str | None]
+    tracestate: Mapped[str | None]
     request_id: Mapped[str | None]
     """Of the request that made it; null in jobs older than this column."""
     idempotency_key: Mapped[str | None]

@@ -6,8 +6,7 @@ Objects go first, rows after them in one transaction, which is never open while 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from email.utils import format_datetime
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from api import idempotency
 from api.accounts import quotas
 from api.db import transaction
 from api.errors import FieldError, InvalidParameters
+from api.idempotency import Answer
 from api.jobs import listing, repository, requests
 from api.jobs.inputs import Inputs, SourceGone
 from api.jobs.locking import instant
@@ -42,19 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1
+RETRY_AFTER = {"Retry-After": "1"}
 """When to look at a new job for the first time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """The answer to a request for a new job; sent again as it was when the request is."""
-
-    id: uuid.UUID
-    body: str
-    """The job, as JSON."""
-    status: int = HTTPStatus.ACCEPTED
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +67,7 @@ class OrderBook:
         self._store = store
         self._reader = reader
 
-    def place(self, caller: Caller, order: Order, entry: Fresh | None) -> Accepted:
+    def place(self, caller: Caller, order: Order, entry: Fresh | None) -> Answer:
         """Store what a job works with and write the job; or leave nothing of either.
 
         Raises:
@@ -108,13 +97,13 @@ class OrderBook:
             self._discard(job_id, keys)
             raise
 
-    def accept_existing(self, caller: Caller, job_id: uuid.UUID, entry: Fresh | None) -> Accepted:
+    def accept_existing(self, caller: Caller, job_id: uuid.UUID, entry: Fresh | None) -> Answer:
         """Answer a request with a job that is there already."""
         outlook = self._reader.outlook()
         with transaction(self._sessions) as session:
             return self._accept(session, caller, job_id, entry, outlook)
 
-    def _write(self, session: Session, caller: Caller, order: Order, entry: Fresh | None, outlook: Outlook) -> Accepted:
+    def _write(self, session: Session, caller: Caller, order: Order, entry: Fresh | None, outlook: Outlook) -> Answer:
         """Write a job and the outcome of the request for it."""
         job, retry = order.job, order.retry
         if retry is not None:
@@ -149,14 +138,13 @@ class OrderBook:
         outlook: Outlook,
         *,
         headers: Mapping[str, str] | None = None,
-    ) -> Accepted:
+    ) -> Answer:
         body = self._reader.describe(session, caller, job_id, outlook).job.model_dump_json()
-        accepted = Accepted(id=job_id, body=body, headers=_headers(job_id, entry) | dict(headers or {}))
+        location, status = listing.path(job_id), HTTPStatus.ACCEPTED
         if entry is not None:
-            idempotency.complete(
-                session, entry, job_id=job_id, status=accepted.status, body=body, location=listing.path(job_id)
-            )
-        return accepted
+            idempotency.complete(session, entry, job_id=job_id, status=status, body=body, location=location)
+        told = {"Location": location, **RETRY_AFTER, **idempotency.expiry(entry), **(headers or {})}
+        return Answer(id=job_id, status=status, body=body, headers=told)
 
     def _discard(self, job_id: uuid.UUID, keys: list[str]) -> None:
         """Delete the objects of a job that was not written.
@@ -180,14 +168,7 @@ class _TriedAlready(Exception):
         self.job_id = job_id
 
 
-def again(done: Replay) -> Accepted:
-    """Return the answer to a request that was answered before."""
-    headers = _headers(done.job_id, done) | {"Location": done.location, "Idempotency-Replayed": "true"}
-    return Accepted(id=done.job_id, status=done.status, body=done.body, headers=headers)
-
-
-def _headers(job_id: uuid.UUID, entry: Fresh | Replay | None) -> dict[str, str]:
-    headers = {"Location": listing.path(job_id), "Retry-After": str(RETRY_AFTER_S)}
-    if entry is not None:
-        headers["Idempotency-Expires"] = format_datetime(entry.expires_at, usegmt=True)
-    return headers
+def again(done: Replay) -> Answer:
+    """Return the answer to a request that was answered with a job before."""
+    answer = idempotency.again(done)
+    return replace(answer, headers={**answer.headers, **RETRY_AFTER})

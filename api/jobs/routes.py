@@ -10,31 +10,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api import idempotency
-from api.deps import ReadsJobs, Services, ServicesDep, WritesJobs
+from api.deps import REPLAYED, IdempotencyKey, ReadsJobs, Services, ServicesDep, WritesJobs
+from api.documents import answered, described
 from api.errors import NotFound
+from api.idempotency import Answer
 from api.jobs import catalogue
 from api.jobs.bodies import Body, Envelope, openapi_body, received_body, to_submission
 from api.jobs.check_schemas import JobCheck
 from api.jobs.plan import JobKind
 from api.jobs.schemas import AttemptPage, DeletionRead, JobPage, JobRead, LogPage, RecipePage
-from api.jobs.service import Accepted
 from api.jobs.states import TERMINAL_JOBS, JobState
 from api.jobs.stream import MAX_ID, MEDIA_TYPE, EventStream, read_start
 from api.jobs.waiting import MAX_WAIT_S, is_known, read_wait, watch
 from api.problems import problem_responses
-from api.telemetry import current_request_id, current_traceparent
+from api.telemetry import current_request_id, current_traceparent, current_tracestate
 
 router = APIRouter(tags=["jobs"])
-
-Key = Annotated[
-    str | None,
-    Header(
-        alias=idempotency.HEADER,
-        description="Of the caller's choice, new for each request: sent again with the same key, the request is "
-        "answered as the first time and nothing is done twice.",
-    ),
-]
 
 
 def _header(name: str, description: str, example: str) -> dict[str, Any]:
@@ -60,20 +51,14 @@ IF_NONE_MATCH = _header(
 )
 
 
-def _fields(fields: Mapping[str, str]) -> dict[str, Any]:
-    """Describe fields of an answer."""
-    return {name: {"description": text, "schema": {"type": "string"}} for name, text in fields.items()}
-
-
 APPLIED = {"Preference-Applied": "`wait=n`, if the request asked for it by `Prefer`."}
 NEW_JOB: dict[str, Any] = {
     "description": "The job.",
-    "headers": _fields(
+    "headers": REPLAYED
+    | described(
         {
             "Location": "The job's path.",
             "Retry-After": "Seconds after which to look at it.",
-            "Idempotency-Expires": "Until when the key is known.",
-            "Idempotency-Replayed": "`true` if the answer is that of an earlier request with the key.",
             "RateLimit-Policy": "How many requests a key may make, and the account's quotas of waiting jobs and stored "
             "bytes, if it has any.",
             "RateLimit": "What is left of them.",
@@ -94,11 +79,11 @@ ETAG = {
     status_code=HTTPStatus.ACCEPTED,
     response_model=JobRead,
     responses={
-        202: NEW_JOB | {"headers": NEW_JOB["headers"] | _fields(APPLIED)},
+        202: NEW_JOB | {"headers": NEW_JOB["headers"] | described(APPLIED)},
         200: {
             "model": JobRead | JobCheck,
             "description": "The job has ended while its submitter waited; or, with `validate_only`, what it would be.",
-            "headers": NEW_JOB["headers"] | _fields(APPLIED),
+            "headers": NEW_JOB["headers"] | described(APPLIED),
         },
         **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
     },
@@ -108,7 +93,7 @@ async def submit_job(
     request: Request,
     services: ServicesDep,
     caller: WritesJobs,
-    key: Key = None,
+    key: IdempotencyKey,
     validate_only: Annotated[  # noqa: FBT002 - FastAPI calls it by name
         bool, Query(description="Only look: nothing is stored, and the answer says what the job would be.")
     ] = False,
@@ -120,12 +105,13 @@ async def submit_job(
     With `Prefer: wait=n` the answer comes when the job has ended, or after n seconds with the job as it is then.
     """
 
-    def submit(body: Body) -> Accepted | JobCheck:
+    def submit(body: Body) -> Answer | JobCheck:
         envelope = Envelope(
             origin=_origin(request, services),
             traceparent=current_traceparent(),
+            tracestate=current_tracestate(),
             request_id=current_request_id(),
-            idempotency_key=_key(request),
+            idempotency_key=key,
         )
         with to_submission(body, envelope, services.settings) as submission:
             if validate_only:
@@ -135,10 +121,10 @@ async def submit_job(
     async with received_body(request) as body:  # of a caller who has shown a key
         accepted = await run_in_threadpool(submit, body)
     if isinstance(accepted, JobCheck):
-        return _json(accepted.model_dump_json())
+        return answered(accepted.model_dump_json())
     wait = read_wait(request.headers.getlist("prefer"))
     if not wait.seconds:
-        return _json(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})
+        return answered(accepted.body, status=accepted.status, headers={**accepted.headers, **wait.headers()})
     await watch(
         lambda: services.reader.glance(caller, accepted.id),
         hub=services.hub,
@@ -173,8 +159,8 @@ def list_jobs(
     summary="Read a job",
     response_model=JobRead,
     responses={
-        200: {"description": "The job.", "headers": _fields(ETAG | APPLIED)},
-        304: {"description": "It is as `If-None-Match` knows it.", "headers": _fields(ETAG | APPLIED)},
+        200: {"description": "The job.", "headers": described(ETAG | APPLIED)},
+        304: {"description": "It is as `If-None-Match` knows it.", "headers": described(ETAG | APPLIED)},
         **problem_responses(401, 404, 410, 422, 500, 503),
     },
     openapi_extra={"parameters": [PREFER, IF_NONE_MATCH]},
@@ -207,7 +193,7 @@ async def read_job(
         if is_known(seen.etag, known):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={**headers, "ETag": seen.etag})
     reading = await run_in_threadpool(services.reader.read, caller, job)
-    return _json(reading.job.model_dump_json(), headers={**headers, "ETag": reading.etag})
+    return answered(reading.job.model_dump_json(), headers={**headers, "ETag": reading.etag})
 
 
 @router.delete(
@@ -229,7 +215,7 @@ def delete_job(services: ServicesDep, caller: WritesJobs, job_id: str) -> Respon
     """
     receipt = services.eraser.delete(caller, _job_id(job_id))
     status = HTTPStatus.ACCEPTED if receipt.deleted_at is None else HTTPStatus.OK
-    return _json(receipt.model_dump_json(), status=status)
+    return answered(receipt.model_dump_json(), status=status)
 
 
 @router.post(
@@ -275,7 +261,9 @@ def stop_job(services: ServicesDep, caller: WritesJobs, job_id: str) -> Response
     response_model=JobRead,
     responses={202: NEW_JOB, **problem_responses(400, 401, 404, 409, 410, 422, 429, 500, 503)},
 )
-def retry_job(request: Request, services: ServicesDep, caller: WritesJobs, job_id: str, key: Key = None) -> Response:
+def retry_job(
+    request: Request, services: ServicesDep, caller: WritesJobs, job_id: str, key: IdempotencyKey
+) -> Response:
     """Make a new job of a failed, canceled or expired one; it goes on from the checkpoints of the old one.
 
     While such a job has not ended, it is the answer to further requests.
@@ -286,8 +274,9 @@ def retry_job(request: Request, services: ServicesDep, caller: WritesJobs, job_i
             _job_id(job_id),
             origin=_origin(request, services),
             traceparent=current_traceparent(),
+            tracestate=current_tracestate(),
             request_id=current_request_id(),
-            key=_key(request),
+            key=key,
         )
     )
 
@@ -365,22 +354,13 @@ def _origin(request: Request, services: Services) -> str:
     return services.settings.public_url or str(request.base_url)
 
 
-def _key(request: Request) -> str | None:
-    return idempotency.read_key(request.headers.getlist(idempotency.HEADER))
-
-
-def _accepted(answer: Accepted) -> Response:
-    return _json(answer.body, status=answer.status, headers=answer.headers)
+def _accepted(answer: Answer) -> Response:
+    return answered(answer.body, status=answer.status, headers=answer.headers)
 
 
 def _ending(job: JobRead, headers: Mapping[str, str] | None = None) -> Response:
     status = HTTPStatus.OK if job.state in TERMINAL_JOBS else HTTPStatus.ACCEPTED
-    return _json(job.model_dump_json(), status=status, headers=headers)
-
-
-def _json(body: str, *, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer with a document that was validated when it was made: it is not validated again."""
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+    return answered(job.model_dump_json(), status=status, headers=headers)
 
 
 def _job_id(text: str) -> uuid.UUID:

@@ -210,7 +210,10 @@ class JobTimings(Wire):
         "too; one that runs counts up to now. Both trainings of a job in one run count once, and a run that several "
         "jobs share is divided by their number."
     )
-    stages: dict[str, dict[str, Any]] = Field(description="By stage: `seconds`, and the phases the worker measured.")
+    stages: dict[str, dict[str, Any]] = Field(
+        description="By stage: `seconds`, the phases the worker measured, and `peak_bytes`: the most memory it took, "
+        "of a GPU, or of the engine process where there is none."
+    )
 
 
 class ArtifactRead(Wire):

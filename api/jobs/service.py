@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from api.accounts import quotas
 from api.db import transaction
-from api.idempotency import Fresh, Ledger, Replay, fingerprint
+from api.idempotency import Answer, Fresh, Ledger, Replay, fingerprint
 from api.identifiers import uuid7
 from api.jobs import kinds, listing, repository, requests, wishes
 from api.jobs.checking import Checker
@@ -22,7 +22,7 @@ from api.jobs.gathering import Gatherer
 from api.jobs.ingredients import Ingredient, find_ingredients
 from api.jobs.inputs import to_inputs, with_loras
 from api.jobs.models import Job
-from api.jobs.orders import Accepted, Order, OrderBook, again
+from api.jobs.orders import Order, OrderBook, again
 from api.jobs.plan import plan
 from api.jobs.reading import JobReader
 from api.jobs.submission import Submission, check, check_scopes
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
     from duolora.job_configs import JobConfig
 
-__all__ = ["Accepted", "JobService", "Submission"]
+__all__ = ["JobService", "Submission"]
 
 
 class JobService:
@@ -61,13 +61,9 @@ class JobService:
         self._checker = Checker(sessions, self._gatherer)
         self.reader = JobReader(settings, sessions, store)
         self._orders = OrderBook(sessions, store, self.reader)
-        self._ledger = Ledger(
-            sessions,
-            keeps=timedelta(seconds=settings.idempotency_ttl_s),
-            locks=timedelta(seconds=settings.idempotency_lock_s),
-        )
+        self._ledger = Ledger.of(settings, sessions)
 
-    def submit(self, caller: Caller, submission: Submission) -> Accepted:
+    def submit(self, caller: Caller, submission: Submission) -> Answer:
         """Check everything, store the pictures, write the job; a refusal or a failure leaves nothing behind.
 
         Raises:
@@ -135,9 +131,10 @@ class JobService:
         *,
         origin: str,
         traceparent: str | None,
+        tracestate: str | None = None,
         request_id: str | None = None,
         key: str | None,
-    ) -> Accepted:
+    ) -> Answer:
         """Make a job that tries an ended one again, from its checkpoints; one that does so already is returned.
 
         Raises:
@@ -161,13 +158,14 @@ class JobService:
                 account_id=caller.account_id,
                 self_url=origin.rstrip("/") + listing.path(fresh_id),
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             inputs = found.inputs(caller.account_id, fresh_id)
             order = Order(job=job, inputs=inputs, stages=found.stages, deadline=found.deadline, retry=found)
             return self._orders.place(caller, order, entry)
 
-    def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Accepted:
+    def _submit(self, caller: Caller, submission: Submission, entry: Fresh | None) -> Answer:
         params = submission.params
         config, ingredients = self._configure(caller, submission)
         quotas.precheck(self._sessions, caller.account_id)
@@ -223,5 +221,6 @@ def _job(caller: Caller, job_id: uuid.UUID, config: JobConfig, submission: Submi
         webhook_url=params.webhook_url,
         self_url=submission.origin.rstrip("/") + listing.path(job_id),
         traceparent=submission.traceparent,
+        tracestate=submission.tracestate,
         request_id=submission.request_id,
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
+
+from api.idempotency import sha256_of
 
 if TYPE_CHECKING:
     import uuid
     from pathlib import Path
-
-_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,7 @@ class ReceivedFile:
 
     def mark(self) -> str:
         """Return what it is known by when the request is sent again: its SHA-256. It is at its beginning afterwards."""
-        digest = hashlib.sha256()
-        self.file.seek(0)
-        while chunk := self.file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-        self.file.seek(0)
-        return digest.hexdigest()
+        return sha256_of(self.file)
 
 
 @dataclass(frozen=True, slots=True)

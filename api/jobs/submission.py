@@ -41,6 +41,7 @@ class Submission(Contents):
     origin: str
     """Origin by which the caller reached us; the job's own URL is made of it."""
     traceparent: str | None
+    tracestate: str | None = None
     request_id: str | None = None
     idempotency_key: str | None = None
 

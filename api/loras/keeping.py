@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from api.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
 
 CONTENT_TYPE = "application/octet-stream"
 WRITING_TIME = timedelta(hours=1)
@@ -88,13 +90,14 @@ class Keeper:
         if was_kept:
             self._discard(lora_id, copies)
 
-    def store(self, lora: Lora, file: LoraFile, path: Path) -> None:
+    def store(self, lora: Lora, file: LoraFile, path: Path, tell: Callable[[Session, Lora], Told]) -> Told:
         """Write a LoRA that was sent in: a row that nobody sees, its bytes, then the row for everybody to see.
 
         Args:
             lora: the row, without state and files.
             file: what the row will say of the file.
             path: the file.
+            tell: what else to do in the transaction that shows it; its value is returned.
 
         Raises:
             QuotaExceeded: the account may not store so much more.
@@ -109,7 +112,7 @@ class Keeper:
         try:
             self._store.put_file(file.key, path, CONTENT_TYPE)
             with transaction(self._sessions) as session:
-                _publish(session, lora.id)
+                return tell(session, _published(session, lora.id))
         except Exception:
             self._give_up(lora.account_id, lora.id)
             raise
@@ -163,8 +166,8 @@ def _stand(session: Session, lora: Lora, copies: Sequence[LoraFile], deadline: d
         lora.settle_at = None
 
 
-def _publish(session: Session, lora_id: uuid.UUID) -> None:
-    """Show a LoRA whose bytes are there.
+def _published(session: Session, lora_id: uuid.UUID) -> Lora:
+    """Show a LoRA whose bytes are there, and return it.
 
     Raises:
         Unavailable: they took too long; they may be gone again.
@@ -173,6 +176,7 @@ def _publish(session: Session, lora_id: uuid.UUID) -> None:
     if lora is None or lora.settle_at is None or lora.settle_at <= repository.moment(session):
         raise _too_slow()
     lora.state, lora.settle_at = LoraState.READY, None
+    return lora
 
 
 def _too_slow() -> Unavailable:

@@ -10,13 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import ReadsLoras, ServicesDep, WritesLoras
-from api.documents import SmallDocuments
+from api.deps import REPLAYED, IdempotencyKey, ReadsLoras, ServicesDep, WritesLoras
+from api.documents import SmallDocuments, answered, described
 from api.forms import received_form
 from api.loras.form import MAX_FILES, REMEDY, openapi_body, read_form
 from api.loras.models import LoraFormat, LoraRole
 from api.loras.schemas import MAX_TAG_LENGTH, MAX_TAGS, LoraPage, LoraPatch, LoraRead
-from api.loras.service import lora_path
 from api.problems import problem_responses
 
 router = APIRouter(tags=["loras"])
@@ -30,15 +29,18 @@ TagFilter = Annotated[str, Query(max_length=MAX_TAG_LENGTH)]
     operation_id="upload_lora",
     summary="Upload a LoRA",
     status_code=HTTPStatus.CREATED,
-    responses=problem_responses(400, 401, 413, 415, 422, 429, 500, 503),
+    response_model=LoraRead,
+    responses={
+        201: {"description": "The LoRA.", "headers": described({"Location": "The LoRA's path."}) | REPLAYED},
+        **problem_responses(400, 401, 409, 413, 415, 422, 429, 500, 503),
+    },
     openapi_extra=openapi_body(),
 )
-async def upload_lora(request: Request, response: Response, services: ServicesDep, caller: WritesLoras) -> LoraRead:
+async def upload_lora(request: Request, services: ServicesDep, caller: WritesLoras, key: IdempotencyKey) -> Response:
     """Send a LoRA that was trained elsewhere. Its header is checked now, its numbers and its base when it is used."""
     async with received_form(request, max_files=MAX_FILES, remedy=REMEDY) as form:
-        made = await run_in_threadpool(lambda: services.loras.upload(caller, read_form(form)))
-    response.headers["Location"] = lora_path(made.id)
-    return made
+        made = await run_in_threadpool(lambda: services.loras.upload(caller, read_form(form), key))
+    return answered(made.body, status=made.status, headers=made.headers)
 
 
 @documents.get(

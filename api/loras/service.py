@@ -6,15 +6,18 @@ import hashlib
 import logging
 import tempfile
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from api import idempotency
 from api.accounts.scopes import Scope
 from api.cursors import Cursor, read_cursor
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
+from api.idempotency import Answer, Fresh, Ledger, Replay, expiry, fingerprint, sha256_of
 from api.identifiers import uuid7
 from api.jobs.listing import path as job_path
 from api.loras import disposal, repository
@@ -77,6 +80,7 @@ class LoraService:
         self._sessions = sessions
         self._store = store
         self._keeper = Keeper(sessions, store)
+        self._ledger = Ledger.of(settings, sessions)
         self._base_models = frozenset(settings.base_models)
         self._max_bytes = settings.lora_max_bytes
         self._link_lifetime = timedelta(seconds=settings.artifact_url_lifetime_s)
@@ -145,18 +149,26 @@ class LoraService:
             raise NotFound(f"LoRA {lora_id} has no file in the format {form}; it has {there}.")
         return self._link(file)
 
-    def upload(self, caller: Caller, came: ReceivedLora) -> LoraRead:
+    def upload(self, caller: Caller, came: ReceivedLora, key: str | None = None) -> Answer:
         """Take a LoRA that was sent in into the library, its file as it came.
 
         Raises:
             Forbidden: the key may not read the upload that is named.
-            InvalidParameters: the file is none of a LoRA, or something that was said of it is refused.
+            InvalidParameters: the file is none of a LoRA, or something that was said of it is refused; or the
+                idempotency key is another request's.
+            Conflict: the same request is in flight.
             QuotaExceeded: the account may not store so much more.
             StoreError: it cannot be stored; nothing is left.
             Unavailable: too many LoRAs are being read.
         """
         if came.upload_id is not None:
             caller.require([Scope.UPLOADS_READ])
+        with self._ledger.once(caller.account_id, key, lambda: _mark(came)) as entry:
+            if isinstance(entry, Replay):
+                return idempotency.again(entry)
+            return self._upload(caller, came, entry)
+
+    def _upload(self, caller: Caller, came: ReceivedLora, entry: Fresh | None) -> Answer:
         self._check(came)
         lora_id, stem = uuid7(), _stem(came.filename)
         with self._places.taken(), tempfile.TemporaryDirectory(prefix="duolora-lora-") as folder:
@@ -183,8 +195,14 @@ class LoraService:
                 mock=found.mock,
                 kept=True,
             )
-            self._keeper.store(lora, file, path)
-        return self.read(caller, lora_id)
+            return self._keeper.store(lora, file, path, lambda session, stored: self._tell(session, stored, entry))
+
+    def _tell(self, session: Session, lora: Lora, entry: Fresh | None) -> Answer:
+        """Return the answer to the request that a LoRA came of, and write it down if that has a key."""
+        body, location, status = self._read(lora).model_dump_json(), lora_path(lora.id), HTTPStatus.CREATED
+        if entry is not None:
+            idempotency.complete(session, entry, lora_id=lora.id, status=status, body=body, location=location)
+        return Answer(id=lora.id, status=status, body=body, headers={"Location": location, **expiry(entry)})
 
     def _fetch(self, caller: Caller, upload_id: uuid.UUID | None, path: Path) -> str:
         """Write down a file that was uploaded before and return its SHA-256."""
@@ -244,6 +262,7 @@ class LoraService:
             lora = repository.lock(session, account_id=caller.account_id, lora_id=lora_id)
             if lora is None:
                 raise missing(lora_id)
+            idempotency.forget_lora(session, lora.id)
             if not lora.kept and lora.settle_at is None:
                 session.delete(lora)  # nothing in the store is its own
                 return
@@ -307,6 +326,13 @@ def _told(lora: Lora) -> dict[str, Any]:
 
 def _file(file: LoraFile) -> dict[str, Any]:
     return {"format": file.format, "filename": file.filename, "sha256": file.sha256, "bytes": file.bytes}
+
+
+def _mark(came: ReceivedLora) -> str:
+    """Return what a request is known by when it is sent again: what it says, and its file by SHA-256 or by id."""
+    said = {"filename": came.filename, **came.words.model_dump(mode="json", exclude_unset=True)}
+    file = f"upload:{came.upload_id}" if came.file is None else sha256_of(came.file)
+    return fingerprint("POST /loras", said, [("file", 0, file)])
 
 
 def _stem(filename: str) -> str:

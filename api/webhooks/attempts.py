@@ -6,6 +6,7 @@ first; taking deliveries, and those that arrived, lock deliveries alone.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from api.accounts.models import Account
+from api.vault import CannotOpen, vault_of
 from api.webhooks import endpoints
 from api.webhooks.models import DeliveryState, EndpointState, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from api.webhooks.signing import delay_before, message_id
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
+
+logger = logging.getLogger(__name__)
 
 MAX_PER_ORIGIN = 2
 """Deliveries to one server that are attempted at once: a slow one keeps no more senders busy."""
@@ -51,6 +55,7 @@ class DueDelivery:
     attempt: int
     """Counted from 1."""
     traceparent: str | None
+    tracestate: str | None = None
     request_id: str | None = None
 
 
@@ -84,6 +89,9 @@ class AttemptTime:
     duration: timedelta
 
 
+UNSIGNED = "the service cannot open the secret that signs it; its operator is told"
+
+
 def origin_of(url: str) -> str:
     """Return which server a URL names: deliveries to one are attempted a few at a time."""
     found = re.match(ORIGIN, url)
@@ -115,14 +123,20 @@ def take_due(
         .with_for_update(of=WebhookDelivery, skip_locked=True, key_share=True),
         execution_options={"populate_existing": True},
     ).all()
-    taken = []
+    vault, taken = vault_of(session), []
     for delivery, account_secret, endpoint, now in rows:
         if endpoint is not None and endpoint.state is EndpointState.DISABLED:  # queued while it was being disabled
             delivery.state, delivery.last_error = DeliveryState.EXHAUSTED, endpoints.DISABLED_ERROR
             continue
-        delivery.attempts += 1
         delivery.next_attempt_at = now + hold
-        taken.append(_due(delivery, _secrets(endpoint, account_secret, now)))
+        try:
+            opened = tuple(map(vault.open, _secrets(endpoint, account_secret, now)))
+        except CannotOpen as error:  # no attempt of the receiver's: it waits for the operator
+            logger.error("a webhook cannot be signed: %s", error)  # noqa: TRY400 - the message says it all
+            delivery.last_error = UNSIGNED
+            continue
+        delivery.attempts += 1
+        taken.append(_due(delivery, opened))
     return taken
 
 
@@ -236,6 +250,7 @@ def _due(delivery: WebhookDelivery, secrets: tuple[str, ...]) -> DueDelivery:
         secrets=secrets,
         attempt=delivery.attempts,
         traceparent=delivery.traceparent,
+        tracestate=delivery.tracestate,
         request_id=delivery.request_id,
     )
 

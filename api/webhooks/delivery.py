@@ -90,6 +90,8 @@ def _headers(delivery: DueDelivery, body: bytes) -> dict[str | bytes, str | byte
     }
     if delivery.traceparent is not None:
         headers["traceparent"] = delivery.traceparent
+        if delivery.tracestate is not None:
+            headers["tracestate"] = delivery.tracestate
     if delivery.request_id is not None:
         headers["x-request-id"] = delivery.request_id
     return headers

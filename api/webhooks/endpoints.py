@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select, update
 
 from api.accounts.models import Account
+from api.vault import vault_of
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
 
 if TYPE_CHECKING:
@@ -99,4 +100,4 @@ def rotate(session: Session, endpoint: WebhookEndpoint, *, secret: str, keep: ti
     before = endpoint.secret or session.get_one(Account, endpoint.account_id).webhook_secret
     endpoint.previous_secret = before
     endpoint.previous_secret_expires_at = session.execute(select(func.now())).scalar_one() + keep
-    endpoint.secret = secret
+    endpoint.secret = vault_of(session).seal(secret)

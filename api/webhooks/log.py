@@ -87,6 +87,7 @@ def replay(session: Session, delivery: WebhookDelivery, endpoint: WebhookEndpoin
         retries=delivery.retries,
         replay_of=delivery.replay_of or delivery.id,
         traceparent=delivery.traceparent,
+        tracestate=delivery.tracestate,
         request_id=delivery.request_id,
     )
     session.add(again)

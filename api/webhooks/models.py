@@ -51,9 +51,9 @@ class WebhookEndpoint(Base):
     events: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default=text("'{}'::text[]"))
     """Types it wants to hear of; empty for the lifecycle, and for a job's endpoint its end."""
     secret: Mapped[str | None]
-    """`whsec_...`; null for the account's."""
+    """`whsec_...`, sealed; null for the account's."""
     previous_secret: Mapped[str | None]
-    """Signs as well until it expires, so that a receiver can change over."""
+    """Sealed. Signs as well until it expires, so that a receiver can change over."""
     previous_secret_expires_at: Mapped[datetime | None]
     description: Mapped[str] = mapped_column(default="", server_default="")
     state: Mapped[EndpointState] = mapped_column(default=EndpointState.ENABLED, server_default="enabled")
@@ -91,6 +91,7 @@ class WebhookDelivery(Base):
     replay_of: Mapped[uuid.UUID | None]
     """The delivery that this one sends again, with its `webhook-id`."""
     traceparent: Mapped[str | None]
+    tracestate: Mapped[str | None]
     request_id: Mapped[str | None]
     """Of the request that made the job, or asked for the ping."""
     state: Mapped[DeliveryState] = mapped_column(default=DeliveryState.PENDING)

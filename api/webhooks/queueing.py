@@ -15,6 +15,7 @@ from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select,
 from api.identifiers import uuid7
 from api.jobs.event_types import LIFECYCLE_EVENTS, TERMINAL_EVENTS, EventType
 from api.jobs.models import Event, Job
+from api.vault import vault_of
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def queue_deliveries(
     occurrences: Sequence[Occurrence],
     occurred_at: datetime,
     traceparent: str | None,
+    tracestate: str | None = None,
     request_id: str | None,
 ) -> None:
     """Write one delivery of each event for each enabled endpoint, of the account or of this job, that wants to hear it.
@@ -86,6 +88,7 @@ def queue_deliveries(
                 body=body,
                 retries=each.type in LIFECYCLE_EVENTS,
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             for row in hearers
@@ -130,29 +133,37 @@ def add_job_endpoint(
         events: types to tell of; none for the job's end. What was recorded before, `job.queued`, is told as well.
         secret: checked by `signing.check_secret`; None for the account's.
     """
+    sealed = None if secret is None else vault_of(session).seal(secret)
+    _add_job_endpoint(
+        session,
+        WebhookEndpoint(account_id=account_id, job_id=job_id, url=url, events=list(events), secret=sealed),
+    )
+
+
+def _add_job_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
     session.flush()
-    endpoint = WebhookEndpoint(account_id=account_id, job_id=job_id, url=url, events=list(events), secret=secret)
     session.add(endpoint)
     session.flush()
-    if not events:
+    if not endpoint.events:
         return
     past = session.execute(
         select(Event, Job)
         .join(Job, Job.id == Event.job_id)
-        .where(Event.job_id == job_id, Event.type.in_(events))
+        .where(Event.job_id == endpoint.job_id, Event.type.in_(endpoint.events))
         .order_by(Event.id)
     )
     session.add_all(
         WebhookDelivery(
-            account_id=account_id,
+            account_id=endpoint.account_id,
             endpoint_id=endpoint.id,
-            job_id=job_id,
+            job_id=endpoint.job_id,
             event_id=event.id,
             type=event.type,
-            url=url,
+            url=endpoint.url,
             body=make_body(event.type, event.created_at, event_data(job, event.data)),
             retries=event.type in LIFECYCLE_EVENTS,
             traceparent=job.traceparent,
+            tracestate=job.tracestate,
             request_id=job.request_id,
         )
         for event, job in past
@@ -167,13 +178,15 @@ def copy_job_endpoint(session: Session, *, job_id: uuid.UUID, to_job_id: uuid.UU
     session.flush()
     endpoint = session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.job_id == job_id)).first()
     if endpoint is not None:
-        add_job_endpoint(
+        _add_job_endpoint(
             session,
-            account_id=endpoint.account_id,
-            job_id=to_job_id,
-            url=endpoint.url,
-            events=endpoint.events,
-            secret=endpoint.secret,
+            WebhookEndpoint(
+                account_id=endpoint.account_id,
+                job_id=to_job_id,
+                url=endpoint.url,
+                events=list(endpoint.events),
+                secret=endpoint.secret,
+            ),
         )
 
 

@@ -12,7 +12,7 @@ from api.deps import ReadsWebhooks, ServicesDep, WritesWebhooks
 from api.documents import SmallDocuments
 from api.errors import NotFound
 from api.problems import problem_responses
-from api.telemetry import current_request_id, current_traceparent
+from api.telemetry import current_request_id, current_traceparent, current_tracestate
 from api.webhooks.models import DeliveryState
 from api.webhooks.schemas import (
     DeliveryDetail,
@@ -157,6 +157,7 @@ def ping_webhook(request: Request, services: ServicesDep, caller: WritesWebhooks
         _id(webhook_id),
         origin=origin,
         traceparent=current_traceparent(),
+        tracestate=current_tracestate(),
         request_id=current_request_id(),
     )
 

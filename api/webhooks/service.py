@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from api.cursors import Cursor, read_cursor
 from api.db import transaction
 from api.errors import Conflict, FieldError, InvalidParameters, NotFound
+from api.vault import vault_of
 from api.webhooks import endpoints, log
 from api.webhooks.guard import TargetRefused, check_at_submit
 from api.webhooks.models import DeliveryState, EndpointState, WebhookDelivery, WebhookEndpoint
@@ -70,7 +71,7 @@ class WebhookService:
                 url=wish.url,
                 events=_distinct(wish.events),
                 description=wish.description,
-                secret=secret,
+                secret=vault_of(session).seal(secret),
             )
             session.add(endpoint)
             session.flush()
@@ -163,6 +164,7 @@ class WebhookService:
         *,
         origin: str,
         traceparent: str | None,
+        tracestate: str | None = None,
         request_id: str | None = None,
     ) -> DeliveryRead:
         """Send an endpoint a webhook that says nothing, once; returns the delivery, whose log tells how it went.
@@ -186,6 +188,7 @@ class WebhookService:
                 body=make_body(PING, datetime.now(UTC), data),
                 retries=False,
                 traceparent=traceparent,
+                tracestate=tracestate,
                 request_id=request_id,
             )
             session.add(delivery)

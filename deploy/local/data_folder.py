@@ -100,6 +100,7 @@ class Secrets:
             ("valkey_password", 24),
             ("store_key_id", 10),
             ("store_secret", 32),
+            ("secret_keys", 24),
         ):
             self._values.setdefault(name, secrets.token_hex(size))
         self._write()
@@ -118,6 +119,11 @@ class Secrets:
     def store_keys(self) -> StoreKeys:
         """Of the embedded S3 server."""
         return StoreKeys(self._values["store_key_id"], self._values["store_secret"])
+
+    @property
+    def secret_keys(self) -> str:
+        """By which the services seal secrets in the database: SECRET_KEYS."""
+        return self._values["secret_keys"]
 
     @property
     def owner(self) -> OwnerKey | None:

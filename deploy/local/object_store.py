@@ -23,19 +23,20 @@ class StoreKeys:
 
 
 class ObjectStoreServer:
-    """One server on a loopback port; buckets are folders under `folder`."""
+    """One server, on loopback unless told otherwise; buckets are folders under `folder`."""
 
-    def __init__(self, folder: Path, *, keys: StoreKeys, log: Path) -> None:
+    def __init__(self, folder: Path, *, keys: StoreKeys, log: Path, host: str = LOOPBACK) -> None:
         self._folder = folder.absolute()
         self._keys = keys
         self._log = log
+        self._host = host
         self._port = 0
         self._child: Child | None = None
 
     def start(self) -> Child:
         """Start the server and wait until it listens; raises ServiceFailed when it does not."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._port = free_port()
+        self._port = free_port(self._host)
         child = spawn(
             "object-store",
             [
@@ -45,7 +46,7 @@ class ObjectStoreServer:
                 "--config",
                 "",
                 "--addr",
-                f"{LOOPBACK}:{self._port}",
+                f"{self._host}:{self._port}",
                 str(self._folder),
             ],
             log=self._log,
@@ -57,7 +58,7 @@ class ObjectStoreServer:
             },
             cwd=self._folder,
         )
-        child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
+        child.wait_ready(lambda: accepts(self._port, self._host), START_TIMEOUT_S)
         self._child = child
         return child
 
@@ -69,7 +70,7 @@ class ObjectStoreServer:
     @property
     def endpoint(self) -> str:
         """URL that S3 clients are given."""
-        return f"http://{LOOPBACK}:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def environment(self, bucket: str) -> dict[str, str]:
         """The settings of the service for this store."""

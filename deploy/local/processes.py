@@ -183,17 +183,17 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+def free_port(host: str = LOOPBACK) -> int:
+    """A TCP port of one of this machine's addresses that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def accepts(port: int) -> bool:
-    """Whether something listens on a loopback port."""
+def accepts(port: int, host: str = LOOPBACK) -> bool:
+    """Whether something listens on a port."""
     try:
-        with socket.create_connection((LOOPBACK, port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False

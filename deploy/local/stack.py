@@ -13,8 +13,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 import httpx
+from pydantic import SecretStr
 
 import migrations
+from api.settings import SealSettings
 from deploy.local.cards import cards, worker_environments
 from deploy.local.data_folder import FolderLock, Secrets, write_private
 from deploy.local.object_store import ObjectStoreServer
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from api.vault import Vault
     from deploy.local.data_folder import OwnerKey
 
 API_TIMEOUT_S = 60.0
@@ -34,6 +37,7 @@ WATCH_S = 0.2
 WORKER_GRACE_S = 30.0
 """The worker stores a checkpoint and gives its stage back before it ends: more than its own grace, `worker_grace_s`."""
 ENVIRONMENT_FILE = "environment"
+TOLD = ("DATABASE_URL", "REDIS_URL", "S3_", "SECRET_KEYS")
 DATABASE = "duolora"
 BUCKET = "duolora"
 
@@ -114,8 +118,8 @@ class Stack:
             shutil.rmtree(self.scratch, ignore_errors=True)  # a killed worker's
             kept = Secrets(self.data)
             self._start_servers(kept)
-            migrations.upgrade(self.env["DATABASE_URL"])
-            self._owner = owner_key(self.env["DATABASE_URL"], kept)
+            self._migrate()
+            self._owner = owner_key(self.env["DATABASE_URL"], kept, self._vault(kept))
             self._start_services()
             self._write_environment()
         except BaseException:
@@ -166,6 +170,17 @@ class Stack:
             self._children.append(store.start())
             self.env |= store.environment(BUCKET)
 
+    def _migrate(self) -> None:
+        try:
+            migrations.upgrade(self.env["DATABASE_URL"])
+        except (migrations.NewerDatabase, migrations.MigrationBlocked) as error:
+            raise LocalStackError(f"{self.data}: {error}") from error
+
+    def _vault(self, kept: Secrets) -> Vault:
+        """Return what seals secrets, by the caller's keys or by one of the folder's own, and tell the services."""
+        given = self.env.setdefault("SECRET_KEYS", kept.secret_keys)
+        return SealSettings(keys=SecretStr(given)).vault()
+
     def _start_services(self) -> None:
         if self._port == 0:
             self._port = free_port()
@@ -181,7 +196,7 @@ class Stack:
 
     def _write_environment(self) -> None:
         """Leave the settings of the running servers for other commands, readable by the owner only."""
-        told = {name: self.env[name] for name in self.env if name.startswith(("DATABASE_URL", "REDIS_URL", "S3_"))}
+        told = {name: self.env[name] for name in self.env if name.startswith(TOLD)}
         told |= {"DUOLORA_URL": self.api_url, "DUOLORA_API_KEY": self.owner.api_key}
         path = self.data / ENVIRONMENT_FILE
         write_private(path, "".join(f"{name}='{value}'\n" for name, value in told.items()))

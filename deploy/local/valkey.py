@@ -13,24 +13,25 @@ START_TIMEOUT_S = 10.0
 
 
 class Valkey:
-    """One server on a loopback port. It holds hints only, so it starts empty every time."""
+    """One server. It holds hints only, so it starts empty every time; on loopback unless told otherwise."""
 
-    def __init__(self, folder: Path, *, password: str, log: Path) -> None:
+    def __init__(self, folder: Path, *, password: str, log: Path, host: str = LOOPBACK) -> None:
         self._folder = folder.absolute()
         self._password = password
         self._log = log
+        self._host = host
         self._port = 0
         self._child: Child | None = None
 
     def start(self) -> Child:
         """Start the server and wait until it listens; raises ServiceFailed when it does not."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._port = free_port()
+        self._port = free_port(self._host)
         # By file and not by arguments: every user of the machine can read the arguments of a process.
         settings = self._folder / "valkey.conf"
         settings.touch(mode=0o600)
         settings.write_text(
-            f'bind {LOOPBACK}\nport {self._port}\nrequirepass "{self._password}"\ndir "{self._folder}"\n'
+            f'bind {self._host}\nport {self._port}\nrequirepass "{self._password}"\ndir "{self._folder}"\n'
             'save ""\nappendonly no\n'
         )
         child = spawn(
@@ -40,7 +41,7 @@ class Valkey:
             env={"PATH": os.environ.get("PATH", os.defpath)},
             cwd=self._folder,
         )
-        child.wait_ready(lambda: accepts(self._port), START_TIMEOUT_S)
+        child.wait_ready(lambda: accepts(self._port, self._host), START_TIMEOUT_S)
         self._child = child
         return child
 
@@ -52,7 +53,7 @@ class Valkey:
     @property
     def url(self) -> str:
         """Redis URL of database 0."""
-        return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
+        return f"redis://:{self._password}@{self._host}:{self._port}/0"
 
 
 def server_program() -> Path:

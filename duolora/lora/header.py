@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 from duolora.errors import InvalidLora
 
@@ -51,13 +52,25 @@ class Header:
 
 
 def read_header(path: Path, most_bytes: int = MAX_HEADER_BYTES) -> Header:
+    """Read the header of a safetensors file, as `read_open_header` does."""
+    if path.exists() and not path.is_file():  # a pipe would block for ever
+        raise _unreadable(path.name, "it is no regular file")
+    try:
+        with path.open("rb") as file:
+            return read_open_header(file, path.name, most_bytes)
+    except OSError as error:
+        raise _unreadable(path.name, str(error)) from error
+
+
+def read_open_header(file: BinaryIO, name: str, most_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Read the header of a safetensors file and hold it against the format's rules and against what a LoRA can be.
 
     The rules: https://github.com/huggingface/safetensors, "Format". Tensors fill the rest of the file without overlaps
     and holes.
 
     Args:
-        path: the file.
+        file: the file, a regular one.
+        name: what to call it.
         most_bytes: of the header. A larger one is not parsed: what is parsed may take twenty times as much memory, and
             no other thread runs meanwhile.
 
@@ -66,36 +79,33 @@ def read_header(path: Path, most_bytes: int = MAX_HEADER_BYTES) -> Header:
             or holds a tensor that is not of floating point.
     """
     try:
-        length, size = _look_at_start(path, most_bytes)
-        with path.open("rb") as file:
-            file.seek(8)
-            words = file.read(length).decode()
+        length, size = _look_at_start(file, name, most_bytes)
+        file.seek(8)
+        words = file.read(length).decode()
         entries = json.loads(words, object_pairs_hook=_without_doubles)
-        return _checked(entries, path.name, size - 8 - length)
+        return _checked(entries, name, size - 8 - length)
     except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path.name, str(error) or type(error).__name__) from error
+        raise _unreadable(name, str(error) or type(error).__name__) from error
 
 
-def _look_at_start(path: Path, most_bytes: int) -> tuple[int, int]:
+def _look_at_start(file: BinaryIO, name: str, most_bytes: int) -> tuple[int, int]:
     """Look at the first bytes, so that nothing large is parsed; returns the lengths of the header and of the file."""
-    if path.exists() and not path.is_file():  # a pipe would block for ever
-        raise _unreadable(path.name, "it is no regular file")
-    with path.open("rb") as file:
-        start = file.read(9)
-    size = path.stat().st_size
+    file.seek(0)
+    start = file.read(9)
+    size = os.fstat(file.fileno()).st_size
     if start[8:] != b"{":
         if start.startswith(_PICKLE_STARTS):
             raise InvalidLora(
-                f"{path.name} is a Python pickle, not safetensors. Pickles can run code and are never opened; convert "
+                f"{name} is a Python pickle, not safetensors. Pickles can run code and are never opened; convert "
                 "it to safetensors with the program that made it"
             )
-        raise _unreadable(path.name, "it does not start with a header")
+        raise _unreadable(name, "it does not start with a header")
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
-        raise _unreadable(path.name, "it ends inside its header")
+        raise _unreadable(name, "it ends inside its header")
     if length > most_bytes:
         raise InvalidLora(
-            f"{path.name} has a header of {length} bytes; no LoRA needs more than {most_bytes}: save it without the "
+            f"{name} has a header of {length} bytes; no LoRA needs more than {most_bytes}: save it without the "
             "statistics of its training"
         )
     return length, size

@@ -6,8 +6,9 @@ from starlette.testclient import TestClient
 from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from api.main import create_app
-from api.settings import ApiSettings, DatabaseSettings, RedisSettings
+from api.settings import ApiSettings, DatabaseSettings, RedisSettings, SealSettings
 from tests.api.factories import Caller
+from tests.support.vault import SECRET_KEYS, VAULT
 
 
 @pytest.fixture
@@ -19,13 +20,16 @@ def engine(database_url):
 
 @pytest.fixture
 def sessions(engine):
-    return session_factory(engine)
+    return session_factory(engine, VAULT)
 
 
 @pytest.fixture
 def api_settings(database_url, store_settings, redis_url):
     return ApiSettings(
-        database=DatabaseSettings(url=database_url), redis=RedisSettings(url=redis_url), store=store_settings
+        database=DatabaseSettings(url=database_url),
+        redis=RedisSettings(url=redis_url),
+        store=store_settings,
+        seals=SealSettings(keys=SECRET_KEYS),
     )
 
 

@@ -191,9 +191,15 @@ class TestHealth:
 
     def test_behind_the_newest_migration_it_is_not_ready(self, http, engine):
         with engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '0000'"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
         answer = http.get("/readyz")
         assert (answer.status_code, answer.json()["migrations"]) == (503, "down")
+
+    def test_where_a_newer_version_has_migrated_it_stays_ready(self, http, engine):
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999_of_the_next_version'"))
+        answer = http.get("/readyz")
+        assert (answer.status_code, answer.json()["migrations"]) == (200, "ok")
 
 
 def test_a_store_that_serves_anybody_ends_the_start(serve, monkeypatch):

@@ -19,6 +19,7 @@ from api.db import Base, make_engine, session_factory, transaction
 from api.jobs.models import Job, Stage
 from api.webhooks.models import WebhookEndpoint
 from tests.api.factories import make_account, make_job
+from tests.support.vault import VAULT
 
 INSERT_OLD_STAGE = text(
     "INSERT INTO stages (id, job_id, name, ordinal, depends_on, state, max_attempts)"
@@ -91,7 +92,7 @@ def test_an_empty_database_has_no_revision(empty):
 )
 def test_the_database_itself_refuses_states_that_make_no_sense(database_url, model, change, constraint):
     engine = make_engine(database_url)
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, VAULT)
     make_job(sessions, make_account(sessions))
     with pytest.raises(IntegrityError, match=constraint), transaction(sessions) as session:
         session.execute(update(model).values(change).execution_options(synchronize_session=False))
@@ -166,7 +167,7 @@ def test_loras_of_the_mock_engine_are_known_by_their_job_or_their_tag(empty, emp
 
 def test_an_event_wakes_whoever_listens_for_its_job(database_url):
     engine = make_engine(database_url)
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, VAULT)
     dsn = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN duolora_events")

@@ -9,6 +9,7 @@ REQUIRED = {
     "S3_ENDPOINT": "http://s3:8333",
     "S3_ACCESS_KEY_ID": "ak",
     "S3_SECRET_ACCESS_KEY": "swordfish",
+    "SECRET_KEYS": "swordfish" * 4,
 }
 
 
@@ -72,6 +73,10 @@ def test_nothing_starts_with_an_empty_key(environment, name):
     ("name", "value"),
     [
         ("S3_SECRET_ACCESS_KEY", "minioadmin"),
+        ("SECRET_KEYS", ""),
+        ("SECRET_KEYS", " , "),
+        ("SECRET_KEYS", "swordfish"),
+        ("SECRET_KEYS", "swordfishswordfishswordfishswordfish,short"),
         ("S3_SECRET_ACCESS_KEY", "ChangeMe123"),
         ("S3_SECRET_ACCESS_KEY", " password "),
         ("S3_SECRET_ACCESS_KEY", " " * 12),

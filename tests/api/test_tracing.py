@@ -12,7 +12,7 @@ from sqlalchemy import select
 from api.db import transaction
 from api.jobs.models import Job
 from api.settings import TracingSettings
-from api.telemetry import JsonFormatter, bound, current_traceparent
+from api.telemetry import JsonFormatter, bound, current_traceparent, current_tracestate
 from api.tracing import exported, span
 
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -56,6 +56,17 @@ def test_a_span_is_a_part_of_the_trace_that_is_bound(spans):
     assert dict(found["outer"].attributes) == {"job": "j"}
     assert found["inner"].attributes["http.response.status_code"] == 204
     assert found["outer"].resource.attributes["service.name"] == "x"
+
+
+def test_what_vendors_say_of_a_trace_goes_with_its_spans(spans):
+    said = "rojo=1,congo=2"
+    with (
+        exported(TracingSettings(), "x", spans),
+        bound(traceparent=TRACE, tracestate=said),
+        span("outer", "consumer"),
+    ):
+        assert current_tracestate() == said
+    assert by_name(spans)["outer"].context.trace_state.to_header() == said
 
 
 def test_log_lines_name_the_trace_and_the_span():

@@ -14,6 +14,7 @@ from api.jobs import listing, repository
 from tests.api.factories import make_account, make_job
 from tests.benchmarks.figures import milliseconds
 from tests.support.servers import TestDatabases, running_postgres
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ def measure(folder: Path) -> dict[str, Any]:
     with running_postgres(folder) as server, TestDatabases(server).fresh() as url:
         engine = make_engine(url)
         try:
-            return _measure(engine, session_factory(engine))
+            return _measure(engine, session_factory(engine, VAULT))
         finally:
             engine.dispose()
 

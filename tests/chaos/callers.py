@@ -16,7 +16,7 @@ from tests.chaos.recipes import APART, TOGETHER
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PATIENCE_S = 60.0
 PAUSE_S = 0.3
@@ -34,17 +34,54 @@ class Variant:
     recipe: str
     seed: int
     steps: dict[str, int] = field(hash=False)
+    kind: str = "personalize"
+    wishes: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Further parameters."""
+
+    @property
+    def results(self) -> frozenset[str]:
+        """The files that it comes to, but for those that show a training while it runs."""
+        sliders = {f"slider_{place}" for place in range(self.wishes.get("slider", 0))}
+        if self.kind == "generate":
+            return frozenset(
+                {"preview", "report", *(f"picture_{place:03d}" for place in range(PICTURES * len(PROMPTS)))}
+            )
+        trained = frozenset() if self.kind == "merge" else TRAINED
+        merged = frozenset() if self.kind == "train" else MERGED
+        return trained | merged | {"preview", "report"} | sliders
+
+    @property
+    def twins(self) -> frozenset[str]:
+        """Which of them are the same for all jobs of the variant, bit for bit."""
+        if self.kind == "generate":
+            return self.results - {"preview", "report"}
+        return frozenset({"merged_diffusers"}) if self.kind == "merge" else frozenset(LORAS)
 
 
-VARIANTS = (
+PROMPTS = ("a sbu cat", "a sbu cat in szn style")
+LORAS = ("content_lora", "style_lora")
+TRAINED = frozenset(LORAS) | {f"{name}_kohya" for name in LORAS}
+MERGED = frozenset({"merged_diffusers", "merged_kohya", "merge_report", "merge_plot"})
+PERSONALIZED = (
     Variant(0, APART, 1, {"content": 14, "style": 10, "merge": 6}),
     Variant(1, APART, 2, {"content": 10, "style": 16, "merge": 8}),
     Variant(2, APART, 3, {"content": 20, "style": 20, "merge": 6}),
     Variant(3, TOGETHER, 4, {"content": 12, "style": 14, "merge": 6}),
     Variant(4, APART, 5, {"content": 12, "style": 12, "merge": 10}),
 )
+OTHERS = (
+    Variant(20, APART, 1, {"content": 12, "style": 10, "merge": 6}, wishes={"slider": 2, "preview_every": 5}),
+    Variant(21, APART, 6, {"content": 14, "style": 12}, kind="train"),
+    Variant(22, APART, 7, {"merge": 8}, kind="merge", wishes={"slider": 2}),
+    Variant(23, APART, 8, {"sampling": 8}, kind="generate"),
+)
+"""Of the other kinds one each, and one that asks for all that is drawn."""
+VARIANTS = (*PERSONALIZED, *OTHERS)
 
-ALIKE = (*(Variant(5 + seed, APART, seed, {"content": 14, "style": 14, "merge": 6}) for seed in range(6)), VARIANTS[3])
+ALIKE = (
+    *(Variant(5 + seed, APART, seed, {"content": 14, "style": 14, "merge": 6}) for seed in range(6)),
+    PERSONALIZED[3],
+)
 """Most may be trained in the same passes."""
 
 
@@ -76,12 +113,16 @@ class Callers:
         rng: random.Random,
         *,
         variants: Sequence[Variant] = VARIANTS,
+        loras: Mapping[str, Mapping[str, str]],
         hook: Any,
     ) -> None:
         self.orders: dict[str, Order] = {}
         self.given_up: list[str] = []
         self._accounts = accounts
         self._variants = variants
+        self._first = [variant for variant in OTHERS if variant in variants]
+        """Ordered before chance decides, so that the shortest run has all kinds."""
+        self._loras = loras
         self._rng = rng
         self._hook = hook
         self._http = httpx.Client(base_url=api_url, timeout=15)
@@ -112,7 +153,8 @@ class Callers:
 
     def submit(self) -> Future[Order | None]:
         """Order a job, of a variant and for an account by chance."""
-        account, variant = self._rng.choice(self._accounts), self._rng.choice(self._variants)
+        account = self._rng.choice(self._accounts)
+        variant = self._first.pop() if self._first else self._rng.choice(self._variants)
         return self._start(self._submit, account, variant)
 
     def ask(self, order: Order, what: str) -> Future[httpx.Response | None]:
@@ -129,16 +171,31 @@ class Callers:
         return future
 
     def _submit(self, account: Account, variant: Variant) -> Order | None:
-        wishes = self._words | {"recipe": variant.recipe, "seed": variant.seed, "steps": variant.steps}
+        wishes = {"kind": variant.kind, "recipe": variant.recipe, "seed": variant.seed, "steps": variant.steps}
+        wishes |= self._work(account, variant) | variant.wishes
         wishes["webhook_url"] = self._hook(account.name, "job")
-        files = [*self._files, ("params", (None, json.dumps(wishes), "application/json"))]
+        pictures = [] if variant.kind == "generate" else self._files
+        files = [*pictures, ("params", (None, json.dumps(wishes), "application/json"))]
         return self._keep(self._post("/jobs", account, {"files": files}), account, variant)
+
+    def _work(self, account: Account, variant: Variant) -> dict[str, Any]:
+        """What a job of a kind works with, besides its pictures."""
+        loras = self._loras[account.name]
+        if variant.kind == "generate":
+            used = [{"lora_id": lora_id, "strength": 0.8} for lora_id in loras.values()]
+            return {"prompts": list(PROMPTS), "images_per_prompt": PICTURES, "loras": used}
+        named = {f"{side}_lora_id": lora_id for side, lora_id in loras.items()} if variant.kind == "merge" else {}
+        return self._words | named
 
     def _retry(self, order: Order) -> Order | None:
         return self._keep(self._post(f"/jobs/{order.job_id}/retry", order.account, {}), order.account, order.variant)
 
     def _keep(self, answer: httpx.Response | None, account: Account, variant: Variant) -> Order | None:
-        if answer is None or answer.status_code != httpx.codes.ACCEPTED:
+        if answer is None:
+            return None
+        if answer.status_code != httpx.codes.ACCEPTED:
+            if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+                self.given_up.append(f"/jobs: {answer.text[:500]}")
             return None
         job_id = answer.json()["id"]
         return self.orders.setdefault(job_id, Order(job_id, account, variant))

@@ -17,11 +17,13 @@ from api.accounts.service import issue_key
 from api.db import make_engine, session_factory
 from tests.chaos.arena import Arena
 from tests.chaos.callers import ALIKE, VARIANTS, Account, Callers
+from tests.chaos.ingredients import stock
 from tests.chaos.installation import Installation, stragglers
 from tests.chaos.judge import judge, recovery_times
 from tests.chaos.look import Look
 from tests.chaos.receiver import Receiver
 from tests.chaos.report import is_clean
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     import uuid
@@ -41,7 +43,7 @@ DRAIN_S = 60.0
 ACCOUNTS = ("ada", "ben", "cyd")
 GONE_S = 15.0
 VAIN_S = 1.0
-STAGES_A_JOB = 3.8
+STAGES_A_JOB = 3.3
 HEAD_START = 5
 HURRY = 0.7
 """Share of the time after which all faults are allowed."""
@@ -94,7 +96,14 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
         _open_endpoints(installation.api_url, accounts, receiver)
         variants = VARIANTS if plan.jobs_at_once == 1 else ALIKE
         callers = stack.enter_context(
-            Callers(installation.api_url, accounts, rng, variants=variants, hook=receiver.url)
+            Callers(
+                installation.api_url,
+                accounts,
+                rng,
+                variants=variants,
+                loras=stock(installation.api_url, accounts),
+                hook=receiver.url,
+            )
         )
         arena = Arena(installation, look, receiver, callers, rng)
         plan.say(f"  up after {time.monotonic() - began:.0f} s")
@@ -116,7 +125,7 @@ def run_round(plan: Round, folder: Path) -> dict[str, Any]:
 def _open_accounts(database_url: str, receiver: Receiver) -> list[Account]:
     engine = make_engine(database_url)
     try:
-        issued = [issue_key(session_factory(engine), account=name) for name in ACCOUNTS]
+        issued = [issue_key(session_factory(engine, VAULT), account=name) for name in ACCOUNTS]
     finally:
         engine.dispose()
     receiver.secrets |= {key.account: key.webhook_secret for key in issued}

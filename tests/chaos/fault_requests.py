@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.chaos.arena import Arena, Prey
     from tests.chaos.callers import Order
 
-BEGAN_LAST = "SELECT attempt > 0 FROM stages WHERE job_id = %s AND name = 'package'"
+BEGAN_LAST = "SELECT attempt > 0 FROM stages WHERE job_id = %s ORDER BY ordinal DESC LIMIT 1"
 HOUR_S = 3.6
 """An hour of the webhooks' schedule, by `WEBHOOK_TIME_SCALE`."""
 COPIES = 5

@@ -46,6 +46,14 @@ TABLE: tuple[Fault, ...] = (
     *_in_each_stage("kill -9 dispatcher", 2, processes.kill_dispatcher),
     *_in_each_stage("kill -9 api", 2, processes.kill_api),
     *_in_each_stage("cancel", 2, requests.cancel),
+    *(
+        Fault(f"{name} in generate", times, processes.in_stage(act, "generate"))
+        for name, times, act in (
+            ("kill -9 engine", 4, processes.kill_engine),
+            ("kill -9 worker", 3, processes.kill_worker),
+            ("cancel", 1, requests.cancel),
+        )
+    ),
     Fault("cancel after death", 4, requests.cancel_after_death),
     *(Fault(f"stop in {stage}", 2, partial(requests.stop_early, stage=stage)) for stage in STAGES[:3]),
     Fault("retry of a canceled job", 6, requests.retry),

@@ -22,6 +22,7 @@ from deploy.local.processes import LOOPBACK, Child, ServiceFailed, free_port, sp
 from deploy.local.valkey import Valkey
 from tests.chaos.proxies import Switchboard
 from tests.support.process_list import descendants, is_running
+from tests.support.vault import SECRET_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -291,6 +292,7 @@ class Installation:
                 "REDIS_URL": _elsewhere(self.valkey.url, ports["valkey"]),
                 "S3_ENDPOINT": endpoint,
                 "S3_PUBLIC_ENDPOINT": endpoint,
+                "SECRET_KEYS": SECRET_KEYS,
                 "BASE_MODELS": json.dumps({"tiny": "tiny"}),
             }
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -13,20 +14,19 @@ from PIL import Image
 from safetensors.numpy import load
 
 from tests.chaos.arena import LOOK_S
+from tests.chaos.callers import ALIKE, LORAS, VARIANTS
 from tests.chaos.installation import LEASE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.arena import Arena, Sign
+    from tests.chaos.callers import Variant
     from tests.chaos.campaign import Accident
 
 TERMINAL_EVENTS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
-RESULTS = frozenset(
-    {"content_lora", "content_lora_kohya", "style_lora", "style_lora_kohya"}
-    | {"merged_diffusers", "merged_kohya", "merge_report", "merge_plot", "preview", "report"}
-)
-LORAS = ("content_lora", "style_lora")
+SHOWN = re.compile(r"training_(content|style)_\d{6}")
+"""Pictures that are drawn while something is trained."""
 IN_PAIRS = """
 SELECT count(DISTINCT a.stage_id) FROM stage_attempts a
 JOIN stage_attempts b ON b.worker_id = a.worker_id AND b.started_at = a.started_at AND b.stage_id <> a.stage_id
@@ -161,12 +161,19 @@ def _artifacts(arena: Arena, jobs: list[dict[str, Any]]) -> tuple[list[str], lis
             stale.append(f"{label}: attempt {row['attempt']} {row['outcome']}, last {row['last']}, {row['key']}")
         if (complaint := _complaint(arena.installation.objects / row["key"], row)) is not None:
             invalid.append(f"{label}: {complaint}")
-    invalid += [
-        f"job {job['id']} lacks {sorted(RESULTS - names[str(job['id'])])}"
-        for job in jobs
-        if job["state"] == "succeeded" and names[str(job["id"])] != RESULTS
-    ]
+    for job in jobs:
+        order = arena.callers.orders.get(str(job["id"]))
+        if job["state"] == "succeeded" and order is not None:
+            invalid += _miscounted(str(job["id"]), names[str(job["id"])], order.variant)
     return stale, invalid
+
+
+def _miscounted(job_id: str, names: set[str], variant: Variant) -> list[str]:
+    """What is missing or too much among the files of a job that succeeded. Those that showed its trainings may be."""
+    wrong = names ^ variant.results
+    if "preview_every" in variant.wishes:
+        wrong = {name for name in wrong if name in variant.results or not SHOWN.fullmatch(name)}
+    return [f"job {job_id}, a {variant.kind}, lacks or should not have {sorted(wrong)}"] if wrong else []
 
 
 def _complaint(path: Path, row: dict[str, Any]) -> str | None:
@@ -189,7 +196,7 @@ def _complaint(path: Path, row: dict[str, Any]) -> str | None:
 
 
 def _diverging(arena: Arena) -> tuple[list[str], int]:
-    """LoRAs of one variant that differ although all of them ran to their end: an accident left a trace.
+    """LoRAs, merges and pictures of one variant that differ although all ran to their end: an accident left a trace.
 
     Returns them, and how many LoRAs were compared with at least one other.
 
@@ -200,10 +207,11 @@ def _diverging(arena: Arena) -> tuple[list[str], int]:
     found: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     accompanied: list[tuple[int, str, str, Path]] = []
     first: dict[tuple[int, str], Path] = {}
-    for row in arena.look.rows(TRAINED, (list(LORAS),)):
+    twins = sorted({name for variant in (*VARIANTS, *ALIKE) for name in variant.twins})
+    for row in arena.look.rows(TRAINED, (twins,)):
         order = arena.callers.orders.get(str(row["job_id"]))
         path = arena.installation.objects / row["key"]
-        if order is None or not path.is_file():
+        if order is None or row["name"] not in order.variant.twins or not path.is_file():
             continue
         one = first.setdefault((order.variant.number, row["name"]), path)
         if row["jobs"] > 1 and path != one:
@@ -239,6 +247,9 @@ def _distance(path: Path, other: Path) -> float:
 
 def _digest(path: Path) -> str:
     """Hash of what a file holds, whatever its header says besides."""
+    if path.suffix == ".png":
+        with Image.open(path) as picture:
+            return hashlib.sha256(picture.tobytes()).hexdigest()[:12]
     whole = hashlib.sha256()
     for name, tensor in sorted(load(path.read_bytes()).items()):
         whole.update(name.encode() + tensor.tobytes())

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from api.db import make_engine, session_factory, transaction
 from api.jobs.models import LogLine
 from tests.console.gestures import cancel, choose, download, drop, read_job, state
+from tests.support.vault import VAULT
 
 pytestmark = [pytest.mark.xdist_group("console"), pytest.mark.timeout(240)]
 
@@ -281,7 +282,7 @@ def test_the_end_of_a_long_log_is_shown(window, stack, running):
         for number in range(1100)
     ]
     engine = make_engine(stack.env["DATABASE_URL"])
-    with transaction(session_factory(engine)) as session:
+    with transaction(session_factory(engine, VAULT)) as session:
         session.add_all(lines)
     engine.dispose()
     log = window.open(f"/#/jobs/{running.id}", with_key=True).get_by_role("log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,42 @@ def test_what_is_mounted_is_there():
     assert [path for path in mounted if not (ROOT / path).exists()] == []
 
 
+def test_every_command_goes_into_the_images():
+    """Or none works there: `duolora` loads them all."""
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["duolora.commands"]
+    folders = ["/".join(place.partition(":")[0].split(".")[:-1]) for place in commands.values()]
+    assert [folder for folder in folders if not {folder, folder.split("/")[0]} & kept] == []
+
+
 def test_prometheus_asks_every_process_that_tells_metrics():
     config = yaml.safe_load((ROOT / "deploy/observability/prometheus.yml").read_text())
     (names,) = config["scrape_configs"][0]["dns_sd_configs"]
     ours = {name for name, service in SERVICES.items() if service["image"].startswith("duolora-")}
     assert set(names["names"]) == ours - {"migrate", "sbom"}
+
+
+class TestSeveralHosts:
+    """What `deploy/hosts` changes of the compose file; Compose itself was asked by hand whether it takes it."""
+
+    @staticmethod
+    def read(name):
+        text = (ROOT / "deploy/hosts" / name).read_text().replace("!reset ", "").replace("!override ", "")
+        return text, yaml.safe_load(text)["services"]
+
+    def test_the_servers_are_published_at_an_address_that_must_be_named(self):
+        text, services = self.read("servers.yml")
+        assert set(services) == {"postgres", "redis", "object-store"}
+        assert all(port.startswith("${SERVERS_BIND") for service in services.values() for port in service["ports"])
+        assert "${SERVERS_BIND:?" in text
+
+    def test_workers_elsewhere_wait_for_nobody_and_ask_the_same_servers(self):
+        text, services = self.read("worker.yml")
+        assert set(services) == {"worker", "worker-gpu"}
+        for service in services.values():
+            assert not service["depends_on"]
+            assert set(service["environment"]) == {"DATABASE_URL", "REDIS_URL", "S3_ENDPOINT"}
+            here = SERVICES["worker"]["environment"]
+            there = {name: value.split("@")[0] for name, value in service["environment"].items() if "@" in value}
+            assert {name: re.sub(r":\?[^}]*", "", here[name]).split("@")[0] for name in there} == there
+        assert "${SERVERS_HOST:?" in text

@@ -32,6 +32,7 @@ SECRETS = {
     "REDIS_URL": "redis://:0f3c9b@redis:6379/0",
     "S3_ACCESS_KEY_ID": "0f3c9b",
     "S3_SECRET_ACCESS_KEY": "0f3c9b0f3c9b",
+    "SECRET_KEYS": "0f3c9b0f3c9b0f3c9b0f3c9b0f3c9b0f3c9b",
 }
 GENERATED = re.compile(r"^((?:[a-z]+-)?settings)-[a-z0-9]{10}$")
 

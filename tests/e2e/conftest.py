@@ -6,17 +6,19 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import SecretStr
 
 from api.accounts.service import issue_key
 from api.client import Client
 from api.db import make_engine, session_factory
+from api.settings import SealSettings
 from deploy.local.demo import Samples, shipped_samples
 from deploy.local.stack import Stack
 from tests.support.installation import Installation, told_installation
 from tests.support.webhook_receiver import WebhookReceiver, webhook_receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -37,16 +39,17 @@ def embedded_installation(folder: Path) -> Iterator[Installation]:
             api_key=running.owner.api_key,
             webhook_host="127.0.0.1",
             webhook_secret=running.owner.webhook_secret,
-            other_api_key=stranger_key(running.env["DATABASE_URL"]),
+            other_api_key=stranger_key(running.env),
         )
         running.check()
 
 
-def stranger_key(database_url: str) -> str:
+def stranger_key(environment: Mapping[str, str]) -> str:
     """Of another account."""
-    engine = make_engine(database_url)
+    engine = make_engine(environment["DATABASE_URL"])
+    vault = SealSettings(keys=SecretStr(environment["SECRET_KEYS"])).vault()
     try:
-        return issue_key(session_factory(engine), account="stranger").text
+        return issue_key(session_factory(engine, vault), account="stranger").text
     finally:
         engine.dispose()
 

@@ -13,21 +13,24 @@ from api.accounts.service import authenticate, issue_key
 from api.db import transaction
 from api.jobs.requests import request_stop
 from api.jobs.schemas import JobParams
-from api.jobs.service import Accepted, JobService, Submission
+from api.jobs.service import JobService, Submission
 from api.jobs.sources import ReceivedFile
 from api.settings import ApiSettings
 from tests.support.company import alone, offer_as_tiny
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from api.accounts.service import Caller
+    from api.idempotency import Answer
     from api.jobs.models import Job
     from duolora.recipes import Recipe
     from tests.worker.bench import Bench
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
+TRACESTATE = "rojo=00f067aa0ba902b7"
 REQUEST_ID = "7f3c0d52a9e14b6f"
 
 
@@ -42,6 +45,7 @@ def submit(
         style=[_picture(255, "/style_images/0")] if "style" in pictures else [],
         origin="http://127.0.0.1",
         traceparent=TRACEPARENT,
+        tracestate=TRACESTATE,
         request_id=REQUEST_ID,
     )
     return _ask(bench, recipe, lambda service, caller: service.submit(caller, submission))
@@ -50,7 +54,7 @@ def submit(
 def retry(bench: Bench, job: Job) -> Job:
     """Have a job tried again."""
 
-    def ask(service: JobService, caller: Caller) -> Accepted:
+    def ask(service: JobService, caller: Caller) -> Answer:
         return service.retry(caller, job.id, origin="http://127.0.0.1", traceparent=TRACEPARENT, key=None)
 
     return _ask(bench, alone, ask)
@@ -62,7 +66,7 @@ def stop(bench: Bench, job: Job) -> None:
         request_stop(session, account_id=job.account_id, job_id=job.id)
 
 
-def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Accepted]) -> Job:
+def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Answer]) -> Job:
     key = issue_key(bench.sessions, account="tests")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bench.environment.items():
@@ -75,7 +79,7 @@ def _ask(bench: Bench, recipe: Recipe, ask: Callable[[JobService, Caller], Accep
 
 def webhook_secret(bench: Bench, job: Job) -> str:
     with bench.sessions() as session:
-        return session.get_one(Account, job.account_id).webhook_secret
+        return VAULT.open(session.get_one(Account, job.account_id).webhook_secret)
 
 
 def _picture(shade: int, pointer: str) -> ReceivedFile:

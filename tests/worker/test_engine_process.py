@@ -79,6 +79,7 @@ def test_a_stage_runs_and_what_libraries_print_does_not_disturb(supervisor, tmp_
     reports = [told for told in news if isinstance(told, ProgressReport)]
     assert [output.filename for output in done.outputs] == ["x.json"]
     assert done.timings["run_s"] >= 0
+    assert done.peak_bytes >= done.held_bytes // 2 > 0
     assert (tmp_path / "x.json").exists()
     assert reports[-1].step == reports[-1].total == 1_000
     assert reports[0].note == "training"

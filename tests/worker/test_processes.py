@@ -19,7 +19,7 @@ from api.jobs.models import OutboxRow
 from api.jobs.repository import OutboxMessage
 from api.webhooks.models import WebhookDelivery
 from tests.worker.bench import PATIENCE_S, eventually, is_running
-from tests.worker.jobs import REQUEST_ID, TRACEPARENT, submit, webhook_secret
+from tests.worker.jobs import REQUEST_ID, TRACEPARENT, TRACESTATE, submit, webhook_secret
 from worker.app import QUEUE, TASK, make_app
 from worker.dispatcher import publisher
 
@@ -289,6 +289,7 @@ def test_the_end_of_a_job_is_told_signed_and_again_after_an_error(bench: Bench):
     headers, bodies = zip(*receiver.requests, strict=True)
     assert headers[0]["webhook-id"] == headers[1]["webhook-id"]
     assert (headers[0]["traceparent"], headers[0]["x-request-id"]) == (TRACEPARENT, REQUEST_ID)
+    assert headers[0]["tracestate"] == TRACESTATE
     assert {line["request_id"] for line in lines(bench, "worker.dispatcher") if "job" in line} == {REQUEST_ID}
     verifier = Webhook(webhook_secret(bench, job))
     for head, body in receiver.requests:

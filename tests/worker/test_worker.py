@@ -307,6 +307,35 @@ def test_an_upload_waits_for_an_object_store_that_comes_back(bench: Bench, store
     assert bench.attempts(job.id, "content_lora") == [(1, "succeeded")]
 
 
+def test_a_worker_that_lost_the_store_takes_no_stage_until_it_answers(bench: Bench, store_settings):
+    """Or one host that has lost its way to the store uses up the attempts of every stage."""
+
+    class Away(ObjectStore):
+        away = True
+        asked = 0
+
+        def get_file(self, key: str, path: Path) -> None:
+            if self.away:
+                raise StoreError("away")
+            super().get_file(key, path)
+
+        def ping(self) -> None:
+            self.asked += 1
+            if self.away:
+                raise StoreError("away")
+
+    jobs = [submit(bench), submit(bench)]
+    store = Away(store_settings)
+    with bench.worker(store=store, WORKER_PATIENCE_S="0.1"):
+        eventually(lambda: store.asked >= 3)
+        stages = ("content_lora", "style_lora")
+        attempts = [attempt for job in jobs for name in stages for attempt in bench.attempts(job.id, name)]
+        assert attempts == [(1, "retried")]
+        store.away = False
+        for job in jobs:
+            bench.wait_for(job.id, "succeeded")
+
+
 def test_a_tampered_input_is_noticed(bench: Bench):
     job = submit(bench)
     key = next(key for key in bench.store.keys("accounts/") if "/content/" in key)

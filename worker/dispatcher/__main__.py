@@ -51,7 +51,8 @@ def main() -> int:
             settings.database.url.get_secret_value(),
             pool_size=settings.database.pool_size,
             application_name="dispatcher",
-        )
+        ),
+        settings.seals.vault(),
     )
     registry = process_registry()
     registry.register(RowGauges(sessions))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from api.db import transaction
-from api.telemetry import current_traceparent
+from api.telemetry import current_traceparent, current_tracestate
 from api.tracing import span
 from api.webhooks.repository import AttemptTime, DeliveryOutcome, origin_of, record_outcome, take_due
 from worker import logs
@@ -94,7 +94,11 @@ class Deliverer:
         while True:
             delivery = self._due.get()
             try:
-                origin = {"traceparent": delivery.traceparent, "request_id": delivery.request_id}
+                origin = {
+                    "traceparent": delivery.traceparent,
+                    "tracestate": delivery.tracestate,
+                    "request_id": delivery.request_id,
+                }
                 with logs.bound(job=delivery.job_id and str(delivery.job_id), **origin):
                     self._deliver(delivery)
             finally:
@@ -105,7 +109,8 @@ class Deliverer:
     def _deliver(self, delivery: DueDelivery) -> None:
         started_at, began = datetime.now(UTC), time.monotonic()
         with span("webhook", "client", attempt=delivery.attempt) as told:
-            outcome = self._attempt(replace(delivery, traceparent=current_traceparent()))
+            traced = replace(delivery, traceparent=current_traceparent(), tracestate=current_tracestate())
+            outcome = self._attempt(traced)
             told["http.response.status_code"] = outcome.status or 0
         took = AttemptTime(started_at, timedelta(seconds=time.monotonic() - began))
         try:

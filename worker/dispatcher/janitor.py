@@ -20,6 +20,7 @@ from api.loras.repository import withdraw_made
 from api.storage import StoreError, job_prefix, received_key, upload_prefix
 from api.uploads import repository as uploads
 from api.webhooks.repository import purge_log
+from api.webhooks.sealing import seal_again
 from worker.dispatcher.duty import ServerAway
 
 if TYPE_CHECKING:
@@ -74,13 +75,20 @@ class Janitor:
     def tidy(self) -> bool:
         """Do one round; True if there may be more to do."""
         self._drop_rows()
+        sealed = self._seal_again()
         settled = settle(self._sessions, self._store, limit=BATCH)
         uploaded = (self._purge_uploads(), self._purge_links())
         done = (self._purge_jobs(), self._purge_checkpoints(), settled, *uploaded)
+        if sealed:
+            log.info("sealed anew with the newest of SECRET_KEYS", extra={"secrets": sealed})
         if any(done):
             counts = zip(("jobs", "checkpoints", "loras", "uploads", "links"), done, strict=True)
             log.info("purged", extra=dict(counts))
-        return max(done) == BATCH
+        return max(done) == BATCH or sealed >= ROWS
+
+    def _seal_again(self) -> int:
+        with transaction(self._sessions) as session:
+            return seal_again(session, limit=ROWS)
 
     def _purge_jobs(self) -> int:
         before = datetime.now(UTC) - timedelta(days=self._settings.dispatcher_retention_days)

@@ -20,7 +20,7 @@ from worker import logs
 from worker.engine.channel import Channel, PipeObserver
 from worker.engine.keeping import PipeKeeper, places_of
 from worker.engine.lines import PipeLines
-from worker.engine.memory import free_bytes, held_bytes
+from worker.engine.memory import PeakMemory, free_bytes, held_bytes
 from worker.engine.protocol import StageOfJob, StageRequest
 from worker.wire import Done, Failed, OutputFile, Ready, Run, Shown, Warm, Warmed
 
@@ -51,7 +51,11 @@ def main() -> None:
             channel.send(_warm(models, command.base))
             continue
         first = command.members[0]
-        origin = {"traceparent": command.traceparent, "request_id": command.request_id}
+        origin = {
+            "traceparent": command.traceparent,
+            "tracestate": command.tracestate,
+            "request_id": command.request_id,
+        }
         with (
             logs.bound(job=first.job_id, stage=first.stage, attempt=first.attempt, **origin),
             lines.bound(command.id),
@@ -84,7 +88,7 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
     """Do a run. An error that the engine does not name ends the process, after telling the parent why."""
     from worker.engine.stages import run_stage  # noqa: PLC0415 - loaded by main
 
-    started = perf_counter()
+    started, memory = perf_counter(), PeakMemory()
     keeper = PipeKeeper(channel, command, places_of(command, base_revision(command.base)))
     try:
         outputs = run_stage(_request(command, keeper, channel), models, PipeObserver(channel, command.id))
@@ -105,6 +109,7 @@ def _run(models: BaseModels, command: Run, channel: Channel) -> Done | Failed:
         outputs=tuple(map(_file, outputs)),
         timings={"run_s": round(perf_counter() - started, 3)},
         finished_early=keeper.finished_early,
+        peak_bytes=memory.peak_bytes(),
     )
 
 

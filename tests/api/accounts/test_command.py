@@ -10,11 +10,13 @@ from api.accounts.service import authenticate
 from api.commands.keys import register
 from api.db import transaction
 from api.errors import Unauthenticated
+from tests.support.vault import SECRET_KEYS
 
 
 @pytest.fixture
 def run(database_url, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("SECRET_KEYS", SECRET_KEYS)
     monkeypatch.delenv("DUOLORA_URL", raising=False)
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
@@ -32,6 +34,20 @@ def test_create_prints_a_working_key_alone_on_standard_output(run, sessions, cap
     assert output.out.count("\n") == 1
     authenticate(sessions, output.out.strip())
     assert "whsec_" in output.err
+
+
+@pytest.mark.parametrize(("keys", "said"), [(None, "SECRET_KEYS: Field required"), ("short", "fewer than 32")])
+def test_create_says_what_it_lacks(run, monkeypatch, keys, said):
+    monkeypatch.delenv("SECRET_KEYS") if keys is None else monkeypatch.setenv("SECRET_KEYS", keys)
+    with pytest.raises(SystemExit, match=said):
+        run("create")
+
+
+def test_create_does_not_break_off_in_the_middle_where_the_accounts_secret_cannot_be_opened(run, monkeypatch):
+    run("create", "--account", "studio")
+    monkeypatch.setenv("SECRET_KEYS", "another key" * 4)
+    with pytest.raises(SystemExit, match="which SECRET_KEYS lacks"):
+        run("create", "--account", "studio")
 
 
 def test_create_sets_the_accounts_quotas_and_leaves_those_not_named(run, sessions):

@@ -15,12 +15,18 @@ from api.db import make_engine, session_factory, transaction
 from api.settings import StoreSettings
 from api.storage import ObjectStore
 from deploy.local.processes import LOOPBACK, free_port, spawn
+from tests.support.vault import SECRET_KEYS, VAULT
 
 
 @pytest.fixture(scope="session")
 def environment(test_databases, valkey_server, object_store_server):
     with test_databases.fresh() as url:
-        yield {"DATABASE_URL": url, "REDIS_URL": valkey_server.url, **object_store_server.environment("client-tests")}
+        yield {
+            "DATABASE_URL": url,
+            "REDIS_URL": valkey_server.url,
+            "SECRET_KEYS": SECRET_KEYS,
+            **object_store_server.environment("client-tests"),
+        }
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +42,7 @@ def objects(environment):
 @pytest.fixture(scope="session")
 def sessions(environment):
     engine = make_engine(environment["DATABASE_URL"])
-    yield session_factory(engine)
+    yield session_factory(engine, VAULT)
     engine.dispose()
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from api.decoder.client import Decoder
+from api.decoder.seccomp import obstacle
 from api.decoder.wire import Bounds, ImageRefused
 from tests.api.factories import encode, png
 
@@ -172,6 +174,66 @@ def test_what_was_given_up_is_not_had_again(body, fails_by):
     with confined(body) as done:
         assert done.returncode != 0
         assert fails_by in done.stderr
+
+
+REACH = """
+import errno, fcntl, os, resource, signal, struct, sys, threading
+from api.decoder import confinement
+from api.decoder.wire import Bounds
+
+def asked(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "did"
+
+if sys.argv[1:] == ["unfiltered"]:
+    confinement.keep_to_itself = lambda: None
+pid = os.getpid()
+child = os.fork()
+if child == 0:
+    confinement.confine(
+        Bounds(max_pixels=99, min_side_px=1, keep_side_px=1, cpu_s=5, timeout_s=5, memory_bytes=1 << 30)
+    )
+    others = [
+        asked(call, *arguments)
+        for call, *arguments in (
+            (os.kill, pid, 0),
+            (signal.pthread_kill, threading.main_thread().ident, 0),
+            (os.sched_setaffinity, pid, os.sched_getaffinity(0)),
+            (os.setpriority, os.PRIO_PROCESS, pid, 19),
+            (resource.prlimit, pid, resource.RLIMIT_CORE, (0, 0)),
+            (fcntl.fcntl, 0, fcntl.F_SETOWN, pid),
+            (fcntl.fcntl, 0, 10, signal.SIGKILL),
+            (fcntl.ioctl, 0, 0x8901, struct.pack("i", pid)),
+        )
+    ]
+    own = [asked(fcntl.fcntl, 0, fcntl.F_GETFL), asked(resource.prlimit, 0, resource.RLIMIT_CPU), asked(os.fstat, 0)]
+    os.write(1, f"{set(others)} {set(own)}".encode())
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(("words", "others"), [([], "EPERM"), (["unfiltered"], "did")])
+def test_a_decoder_reaches_no_other_process_of_its_user_only_itself(words, others):
+    command = [*AS_NOBODY, *FIND_FILES] if os.geteuid() == 0 else []
+    command += [sys.executable, "-B", "-c", REACH, *words]
+    ours, theirs = socket.socketpair()  # what can be told whom to signal
+    with ours, theirs:
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{ {others} } { {'did'} }", "")
+
+
+def test_a_machine_without_such_filters_is_said_so_at_the_start(decoder, monkeypatch, caplog):
+    monkeypatch.setattr("api.decoder.client.obstacle", lambda: "no such thing")
+    decoder.start()
+    assert "could signal this process: no such thing" in caplog.text
+
+
+def test_this_machine_has_them():
+    assert obstacle() is None
 
 
 def test_computing_ends_after_its_time():

@@ -1,6 +1,16 @@
 import pytest
 
-from api.decoder.wire import END, Bounds, ImageRefused, Size, decode_answer, encode_answer
+from api.decoder.wire import (
+    END,
+    MOST_BYTES,
+    Bounds,
+    FileRefused,
+    ImageRefused,
+    Size,
+    Told,
+    decode_answer,
+    encode_answer,
+)
 
 
 def test_bounds_arrive_as_they_were_sent():
@@ -10,6 +20,9 @@ def test_bounds_arrive_as_they_were_sent():
 
 def test_answers_arrive_as_they_were_sent():
     assert decode_answer(encode_answer(Size(3, 4))) == Size(3, 4)
+    told = Told("kohya", 8, mock=True)
+    assert decode_answer(encode_answer(told)) == told
+    assert len(encode_answer(FileRefused("invalid_lora", "\U0001f600" * 5000))) < MOST_BYTES
     refusal = decode_answer(encode_answer(ImageRefused("damaged", "It is\ncut off.")))
     assert (refusal.code, refusal.detail) == ("damaged", "It is\ncut off.")
     assert encode_answer(refusal).count(END) == 1

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from sqlalchemy import select, update
 from api.accounts.models import Account
 from api.accounts.service import issue_key
 from api.db import transaction
+from api.jobs.memory_prediction import predict_peaks
 from api.jobs.models import Stage
 from api.jobs.prediction import predict, steps_of, work_of
 from api.loras.models import Lora
@@ -213,3 +215,59 @@ def test_what_a_merge_copies_from_the_library_counts(caller, sessions):
     with transaction(sessions) as session:
         held = sum(file["bytes"] for lora in session.scalars(select(Lora)) for file in lora.files[:1])
     assert answer.json()["quota"][1]["after"] == held > 0
+
+
+class TestPeaks:
+    """Memory is predicted by what stages of the same sizes took, and by nothing else."""
+
+    WISH: ClassVar = {"recipe": "tiny"}
+
+    def run_one(self, sessions, peaks, **fields):
+        make_job(sessions, make_account(sessions), **fields)
+        while claimed := claim(sessions):
+            finish(sessions, claimed, timings={"train_s": 1.5, "peak_bytes": peaks[claimed.name]})
+
+    def predicted(self, caller, **wish):
+        found = check(caller, [png()], [png()], json.dumps(self.WISH | wish))
+        return {stage["name"]: stage["predicted_peak_bytes"] for stage in found["stages"]}, found[
+            "predicted_peak_bytes"
+        ]
+
+    PEAKS: ClassVar = {"content_lora": 10, "style_lora": 20, "merge": 3_000_000_000, "package": 5}
+
+    def test_it_is_the_most_that_such_stages_took(self, caller, sessions):
+        self.run_one(sessions, self.PEAKS)
+        self.run_one(sessions, self.PEAKS | {"content_lora": 12, "style_lora": 15})
+        assert self.predicted(caller) == (self.PEAKS | {"content_lora": 12}, 3_000_000_000)
+
+    def test_what_only_takes_longer_takes_no_more(self, caller, sessions):
+        self.run_one(sessions, self.PEAKS)
+        assert self.predicted(caller, seed=7, steps={"content": 33})[0] == self.PEAKS
+
+    @pytest.mark.parametrize("wish", [{"rank": 4}, {"resolution_px": 128}])
+    def test_of_other_sizes_nothing_is_known(self, caller, sessions, wish):
+        self.run_one(sessions, self.PEAKS)
+        found, most = self.predicted(caller, **wish)
+        assert (found["content_lora"], found["style_lora"], most) == (None, None, None)
+
+    def test_of_another_base_or_from_a_mock_nothing_is_known(self, caller, sessions):
+        other = alone("tiny", Prompts()).model_dump(mode="json") | {"base_model": "other"}
+        self.run_one(sessions, self.PEAKS, params=other)
+        self.run_one(sessions, self.PEAKS, mock_outcome="succeed")
+        assert self.predicted(caller) == (dict.fromkeys(self.PEAKS), None)
+
+    def test_a_stage_that_told_of_none_says_nothing(self, sessions):
+        make_job(sessions, make_account(sessions))
+        while claimed := claim(sessions):
+            finish(sessions, claimed)
+        config = alone("tiny", Prompts()).model_dump(mode="json")
+        with transaction(sessions) as session:
+            assert predict_peaks(session, ["merge"], config) == {"merge": None}
+
+    def test_pictures_that_are_drawn_meanwhile_count(self, sessions):
+        config = alone("tiny", Prompts()).model_dump(mode="json")
+        self.run_one(sessions, self.PEAKS)
+        with transaction(sessions) as session:
+            assert predict_peaks(session, ["content_lora"], config) == {"content_lora": 10}
+            shown = config | {"preview_every": 10}
+            assert predict_peaks(session, ["content_lora"], shown) == {"content_lora": None}

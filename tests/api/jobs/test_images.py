@@ -246,10 +246,10 @@ class TakenOver:
         return Size(64, 2000)
 
 def cut_off_and_read(*arguments):
-    os.truncate(images._decoder.target, 0)
+    os.truncate(images.DECODER.target, 0)
     return read(*arguments)
 
-images._decoder, read, Image.frombytes = TakenOver(), Image.frombytes, cut_off_and_read
+images.DECODER, read, Image.frombytes = TakenOver(), Image.frombytes, cut_off_and_read
 try:
     images.clean(io.BytesIO(png()), 100, Path(sys.argv[1]), ImageLimits())
 except images.ImageRefused as refusal:

@@ -177,12 +177,13 @@ class TestSubmit:
 
     def test_the_trace_and_the_callers_url_are_kept(self, caller, sessions):
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-        job_id = caller.submit(headers={"traceparent": trace}).json()["id"]
+        job_id = caller.submit(headers={"traceparent": trace, "tracestate": "rojo=1, congo=2"}).json()["id"]
         with transaction(sessions) as session:
             job = session.get(Job, job_id)
-            assert job.traceparent == trace
+            assert (job.traceparent, job.tracestate) == (trace, "rojo=1,congo=2")
             assert job.self_url == f"http://testserver/jobs/{job_id}"
-        assert claim(sessions).traceparent == trace
+        claimed = claim(sessions)
+        assert (claimed.traceparent, claimed.tracestate) == (trace, "rojo=1,congo=2")
 
     def test_a_public_url_replaces_the_host_header(self, serve, caller, sessions):
         caller._http = serve(public_url="https://lora.example.org/")

@@ -25,6 +25,7 @@ from api.jobs.models import Event
 from api.jobs.stream import read_start
 from deploy.local.processes import LOOPBACK, free_port, spawn
 from tests.api.factories import cancel, claim, finish, make_account, make_job
+from tests.support.vault import SECRET_KEYS, VAULT
 
 pytestmark = pytest.mark.xdist_group("stream")
 
@@ -207,6 +208,7 @@ def server(test_databases, valkey_server, object_store_server, tmp_path_factory)
         environment = {
             "DATABASE_URL": url,
             "REDIS_URL": valkey_server.url,
+            "SECRET_KEYS": SECRET_KEYS,
             **object_store_server.environment("stream-tests"),
             "HOST": LOOPBACK,
             "PORT": str(port),
@@ -225,7 +227,7 @@ def server(test_databases, valkey_server, object_store_server, tmp_path_factory)
 
         child.wait_ready(ready, timeout_s=60)
         engine = make_engine(url)
-        yield address, session_factory(engine), child
+        yield address, session_factory(engine, VAULT), child
         engine.dispose()
         child.stop()
 

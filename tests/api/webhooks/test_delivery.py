@@ -76,7 +76,7 @@ def answering(status, body=b"", **headers):
 def test_a_delivery_arrives_signed_as_the_standard_says():
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with webhook_receiver() as end:
-        sent = delivery(end.url, traceparent=trace, request_id="r-1")
+        sent = delivery(end.url, traceparent=trace, tracestate="rojo=1", request_id="r-1")
         outcome = WebhookSender(LOOPBACK).send(sent)
         got = end.deliveries.get(timeout=5)
     assert (outcome.is_delivered, outcome.status, outcome.error) == (True, 204, None)
@@ -85,7 +85,7 @@ def test_a_delivery_arrives_signed_as_the_standard_says():
     assert got.headers["webhook-id"] == "msg_1"
     assert abs(int(got.headers["webhook-timestamp"]) - time.time()) < 30
     assert (got.headers["content-type"], got.headers["traceparent"]) == ("application/json", trace)
-    assert got.headers["x-request-id"] == "r-1"
+    assert (got.headers["x-request-id"], got.headers["tracestate"]) == ("r-1", "rojo=1")
     assert got.headers["host"] == end.url.split("/")[2]
 
 

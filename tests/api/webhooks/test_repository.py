@@ -17,6 +17,7 @@ from api.webhooks.repository import origin_of, purge_log
 from api.webhooks.schemas import WebhookEvent
 from api.webhooks.signing import SCHEDULE, make_secret
 from tests.api.factories import cancel, claim, fail, held, make_job, rolled_back
+from tests.support.vault import VAULT
 
 SLACK = timedelta(seconds=4)
 """How long a busy machine may take between a write and the look at it."""
@@ -26,7 +27,7 @@ URL = "https://receiver.example/hook"
 @pytest.fixture
 def queued(sessions, account):
     """A job that ended, with one delivery to make."""
-    job_id = make_job(sessions, account, webhook_url=URL, traceparent="00-a-b-01", request_id="r-1")
+    job_id = make_job(sessions, account, webhook_url=URL, traceparent="00-a-b-01", tracestate="c=1", request_id="r-1")
     cancel(sessions, account, job_id)
     return job_id
 
@@ -34,10 +35,10 @@ def queued(sessions, account):
 def test_a_delivery_carries_all_that_sending_needs(sessions, account, queued, post):
     (due,) = post.take()
     assert (due.url, due.job_id, due.attempt) == (URL, queued, 1)
-    assert (due.traceparent, due.request_id) == ("00-a-b-01", "r-1")
+    assert (due.traceparent, due.tracestate, due.request_id) == ("00-a-b-01", "c=1", "r-1")
     assert due.message == f"msg_{due.id.hex}"
     with transaction(sessions) as session:
-        assert due.secrets == (session.get(Account, account).webhook_secret,)
+        assert due.secrets == (VAULT.open(session.get(Account, account).webhook_secret),)
     body = WebhookEvent.model_validate_json(due.body)
     assert (body.type, body.data.job_id, body.data.state) == ("job.canceled", queued, "canceled")
     assert body.data.urls.self == "http://service/jobs/x"
@@ -246,7 +247,7 @@ def test_a_delivery_older_than_endpoints_is_sent_with_the_accounts_secret(sessio
         session.execute(text("DELETE FROM webhook_endpoints"))
     (due,) = post.take()
     with transaction(sessions) as session:
-        assert due.secrets == (session.get(Account, account).webhook_secret,)
+        assert due.secrets == (VAULT.open(session.get(Account, account).webhook_secret),)
     assert post.record(due, status=410, error="gone", final=True) is DeliveryState.EXHAUSTED
 
 

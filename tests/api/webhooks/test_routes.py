@@ -20,6 +20,7 @@ from api.webhooks.schemas import PingEvent
 from api.webhooks.service import MAX_ENDPOINTS
 from api.webhooks.signing import make_secret
 from tests.api.factories import Caller, cancel, make_job
+from tests.support.vault import VAULT
 from tests.support.webhook_receiver import webhook_receiver
 
 URL = "https://receiver.example/hook"
@@ -218,7 +219,7 @@ def test_a_rotated_secret_overlaps_with_the_one_before(owner, sessions, account,
         endpoint_id = post.add_endpoint(account, url=end.url)
         path = f"/webhooks/{endpoint_id}"
         with transaction(sessions) as session:
-            before = session.get(Account, account).webhook_secret
+            before = VAULT.open(session.get(Account, account).webhook_secret)
         answer = owner.post(f"{path}/rotate")
         rotated = answer.json()
         assert answer.status_code == 200

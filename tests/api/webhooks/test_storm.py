@@ -20,6 +20,7 @@ from api.webhooks.schemas import EndpointCreate, EndpointPatch
 from api.webhooks.service import WebhookService
 from tests.api.factories import cancel, make_account, make_job
 from tests.api.webhooks.conftest import TOOK, URL
+from tests.support.vault import VAULT
 
 SECONDS = 5
 OUTCOMES = (
@@ -100,7 +101,7 @@ class Storm:
 
 def test_nobody_waits_in_a_circle(database_url):
     engine = make_engine(database_url, pool_size=10)
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, VAULT)
     storm = Storm(sessions)
     until = time.monotonic() + SECONDS
     acts = [storm.report, storm.report, storm.end, storm.send, storm.send, storm.send, storm.manage, storm.manage]
