@@ -118,7 +118,8 @@ _SUCCEEDED: Document = (
                     "url": "https://s3.example.org/duolora/...&X-Amz-Signature=...",
                     "expires_at": "2026-11-23T11:05:00Z",
                 }
-            ]
+            ],
+            "slider": [{"artifact": "slider_0", "content": 1.0, "style": 0.0}],
         },
     }
 )

@@ -26,12 +26,30 @@ _duolora() {{
 complete -o default -F _duolora duolora
 """
 _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
-SHELLS = ("bash", "zsh")
+_FISH = """\
+function __duolora_words
+    switch "$argv"
+{table}
+        case '*'
+            return 1
+    end
+end
+function __duolora_complete
+    set -l path duolora
+    for word in (commandline -opc)[2..]
+        __duolora_words "$path $word" >/dev/null; and set path "$path $word"
+    end
+    set -l current (commandline -ct)
+    __duolora_words $path | string match -- "$current*"; or __fish_complete_path "$current"
+end
+complete -c duolora -f -a '(__duolora_complete)'
+"""
+SHELLS = ("bash", "zsh", "fish")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser], whole: argparse.ArgumentParser) -> None:
     """Add `completion`; it completes what `whole` knows when it runs."""
-    about = 'print a script for a shell: eval "$(duolora completion bash)"'
+    about = 'print a script for a shell: eval "$(duolora completion bash)", or duolora completion fish | source'
     parser = commands.add_parser("completion", help=about, description=about)
     parser.add_argument("shell", choices=SHELLS)
 
@@ -44,10 +62,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser], whol
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the script for a shell."""
-    table = "\n".join(
-        f"        [{shlex.quote(path)}]={shlex.quote(' '.join(words))}" for path, words in _words(parser, "duolora")
-    )
-    made = _BASH.format(table=table)
+    table = list(_words(parser, "duolora"))
+    if shell == "fish":
+        cases = (
+            f"        case {shlex.quote(path)}\n            printf '%s\\n' {shlex.join(words)}" for path, words in table
+        )
+        return _FISH.format(table="\n".join(cases))
+    lines = (f"        [{shlex.quote(path)}]={shlex.quote(' '.join(words))}" for path, words in table)
+    made = _BASH.format(table="\n".join(lines))
     return _ZSH + made if shell == "zsh" else made
 
 

@@ -17,7 +17,8 @@ from duolora.keeping import Keeper, Part, Saved, kept_when_stopped, resumed
 from duolora.lora.carry import split
 from duolora.method.merge_case import CONTENT, STYLE
 from duolora.preview import PreviewRow, preview_grid
-from duolora.strengths import added, faded, slider_strengths
+from duolora.slider import slider_strengths
+from duolora.strengths import added, faded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

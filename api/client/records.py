@@ -78,10 +78,22 @@ class Lora(_Record):
     files: tuple[LoraFile, ...]
 
 
+class SliderPosition(_Record):
+    """A picture of the merge with so much of each side."""
+
+    artifact: str
+    """Its name among the artifacts."""
+    content: float
+    """Strength of the content LoRA's part; 1 is as merged."""
+    style: float
+
+
 class Result(_Record):
     """What a succeeded job made."""
 
     artifacts: tuple[Artifact, ...]
+    slider: tuple[SliderPosition, ...] = ()
+    """From all content to all style."""
 
 
 class Timings(_Record):

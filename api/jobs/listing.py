@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row
 
-TRAINING = "training_"
-"""What the names of files begin with that show a training."""
+TRAINING, SLIDER = "training_", "slider_"
+"""What the names of files begin with that show a training, and of the pictures of a slider."""
 SHOWN_MARK = "p"
 """At the end of the version of a job that has such; versions are hexadecimal otherwise."""
 

@@ -228,10 +228,19 @@ class ArtifactRead(Wire):
     expires_at: datetime
 
 
+class SliderPosition(Wire):
+    """A picture of the merge with so much of each side."""
+
+    artifact: str = Field(description="Its name among the artifacts.", examples=["slider_0"])
+    content: float = Field(ge=0, le=1, description="Strength of the content LoRA's part; 1 is as merged.")
+    style: float = Field(ge=0, le=1, description="Strength of the style LoRA's part.")
+
+
 class JobResult(Wire):
     """What a succeeded job made."""
 
     artifacts: list[ArtifactRead]
+    slider: list[SliderPosition] = Field(description="From all content to all style; empty if none was asked for.")
 
 
 class JobWebhook(Wire):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 from api.jobs import listing
@@ -19,10 +20,12 @@ from api.jobs.schemas import (
     JobTimings,
     JobUrls,
     JobWebhook,
+    SliderPosition,
     StageRead,
 )
 from api.jobs.states import JobState
 from api.schemas import Problem
+from duolora.slider import slider_strengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +60,7 @@ def describe(
         webhook_url=job.webhook_url,
         webhook=None if job.webhook is None else JobWebhook(**job.webhook),
         previews=[file for file in files if file.name.startswith(listing.TRAINING)],
-        result=JobResult(artifacts=files) if succeeded else None,
+        result=JobResult(artifacts=files, slider=_slider(files)) if succeeded else None,
     )
 
 
@@ -133,6 +136,14 @@ def _timings(job: FullJobRecord, now: datetime) -> JobTimings:
         worker_seconds=round(job.worker_seconds, 3),
         stages=stages,
     )
+
+
+def _slider(files: Sequence[ArtifactRead]) -> list[SliderPosition]:
+    """Tell which file is which position of the slider."""
+    names = {file.name for file in files}
+    pictures = list(takewhile(names.__contains__, (f"{listing.SLIDER}{place}" for place in count())))
+    strengths = slider_strengths(len(pictures))
+    return [SliderPosition(artifact=name, **each) for name, each in zip(pictures, strengths, strict=True)]
 
 
 def _links(

@@ -86,7 +86,8 @@ def client(stack: Stack) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def ended(client: Client, samples: Samples) -> Job:
     """A job with everything there is to see: one that another test has left, or else a new one."""
-    left = [job for job in client.jobs() if job.state == "succeeded" and job.kind == "personalize"]
+    jobs = client.jobs(state="succeeded", kind="personalize")
+    left = [job for job in jobs if job.engine == "duolora"]
     if left:
         return left[0]
     job = client.personalize(
@@ -134,7 +135,7 @@ class Watched:
         page.on("request", lambda request: self.asked.append(request.url))
         if with_key:
             page.goto(f"{self.home}/#key={self.key}")
-            expect(page.get_by_role("heading", name="New job")).to_be_visible()
+            expect(page.get_by_role("heading", name="Create a LoRA")).to_be_visible()
         if path != "/" or not with_key:
             page.goto(f"{self.home}{path}")
         return page

@@ -51,9 +51,9 @@ def cancel(page: Page) -> None:
 
 
 def download(page: Page, link: str) -> bytes:
-    """Follow a link to a file."""
+    """Follow a link to a file, the first one of that name."""
     with page.expect_download() as waiting:
-        page.get_by_role("link", name=link).click()
+        page.get_by_role("link", name=link).first.click()
     return Path(waiting.value.path()).read_bytes()
 
 

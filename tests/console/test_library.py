@@ -52,8 +52,9 @@ def test_two_loras_are_merged_in_two_clicks(window, http, uploaded, ended):
     row(page, "Fox of the woods").get_by_role("button", name="Merge with").click()
     expect(page.get_by_text("Merging Fox of the woods: choose the style")).to_be_visible()
     expect(page.get_by_role("heading", name="Fox of the woods")).to_have_count(0)  # only what goes with it is left
+    page.get_by_label("Name of the merge").fill("Fox anew")
     row(page, style["name"]).first.get_by_role("button", name="Merge these two").click()
-    expect(page.get_by_role("heading", name="Job ")).to_be_visible()
+    expect(page.get_by_role("heading", name="Fox anew")).to_be_visible()
     job = read_job(window, page)
     assert job["kind"] == "merge"
     assert {lora["role"]: lora["lora_id"] for lora in job["loras"]} == {"content": uploaded, "style": style["id"]}

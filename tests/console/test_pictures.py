@@ -100,3 +100,34 @@ def test_pictures_are_put_in_order_by_keyboard_and_by_mouse(window, samples):
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name=f"Remove {three}")).to_be_focused()
     assert names(page, "Subject") == [one, three]
+
+
+def test_what_was_begun_is_there_after_a_look_elsewhere_and_goes_with_the_key(window, samples):
+    page = window.open(with_key=True)
+    page.get_by_label("Choose subject pictures").set_input_files(samples.content[:2])
+    page.get_by_label("Name", exact=True).fill("Foxes")
+    page.get_by_role("link", name="Jobs").click()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    page.get_by_role("link", name="Create", exact=True).click()
+    expect(page.locator("li img")).to_have_count(2)
+    expect(page.get_by_label("Name", exact=True)).to_have_value("Foxes")
+    page.get_by_role("button", name="Forget key").click()
+    page.get_by_label("API key").fill(window.key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Name", exact=True)).to_have_value("")
+    expect(page.locator("li img")).to_have_count(0)
+
+
+def test_who_would_lose_chosen_pictures_is_asked_first(window, samples):
+    page = window.open(with_key=True)
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.get_by_label("Name", exact=True).click()  # without a gesture browsers ask nothing
+    page.reload()
+    expect(page.get_by_role("heading", name="Create a LoRA")).to_be_visible()
+    assert asked == []
+    page.get_by_label("Choose subject pictures").set_input_files(samples.content[:1])
+    page.get_by_label("Name", exact=True).click()
+    page.reload()
+    expect(page.get_by_role("heading", name="Create a LoRA")).to_be_visible()
+    assert asked == ["beforeunload"]

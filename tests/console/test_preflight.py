@@ -46,3 +46,12 @@ def test_what_the_service_finds_in_a_picture_is_said_beside_it(window, samples, 
     page.get_by_label("Choose style pictures").set_input_files(samples.style)
     expect(page.get_by_role("listitem").filter(has_text="small.png").locator(".warning")).to_be_visible()
     expect(page.get_by_text("Everything is in order.")).to_be_visible()
+
+
+def test_a_key_that_may_submit_nothing_learns_so_before_it_tries(window, client, samples):
+    window.expected = ("403",)
+    window.key = client.create_key(label="reader", scopes=["jobs:read"]).key
+    page = window.open(with_key=True)
+    choose(page, samples)
+    before = page.get_by_role("region", name="3. Before you start")
+    expect(before).to_contain_text("The key lacks the scope jobs:write")

@@ -6,6 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from api.client import Client
 from deploy.local.demo import shipped_samples
 
 pytestmark = [pytest.mark.xdist_group("console"), pytest.mark.timeout(240)]
@@ -22,7 +23,7 @@ def key_view(window, page, job):
 
 def enter(window, page):
     page.goto(f"{window.home}/#key={window.key}")
-    expect(page.get_by_role("heading", name="New job")).to_be_visible()
+    expect(page.get_by_role("heading", name="Create a LoRA")).to_be_visible()
 
 
 def new_job_view(window, page, job):
@@ -65,7 +66,7 @@ def confirm_view(window, page, job):
 
 def library_view(window, page, job):
     enter(window, page)
-    page.get_by_role("link", name="Library").click()
+    page.get_by_role("link", name="Library", exact=True).click()
     page.get_by_role("button", name="Upload a LoRA").click()
     page.get_by_role("button", name="Upload", exact=True).click()
     expect(page.get_by_label("File")).to_be_focused()
@@ -75,7 +76,7 @@ def library_view(window, page, job):
 
 def merging_view(window, page, job):
     enter(window, page)
-    page.get_by_role("link", name="Library").click()
+    page.get_by_role("link", name="Library", exact=True).click()
     page.get_by_role("button", name="Merge with").first.click()
     expect(page.get_by_role("button", name="Merge these two").first).to_be_visible()
 
@@ -117,7 +118,53 @@ def job_view(window, page, job):
     page.get_by_text("How the merge shares out the layers").click()
 
 
+def draw_view(window, page, job):
+    enter(window, page)
+    page.goto(f"{window.home}/#/draw?job={job.id}")
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(1)
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="Add another prompt").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
+def drawn_view(window, page, job):
+    enter(window, page)
+    page.goto(f"{window.home}/#/jobs/{drawn(window).id}")
+    expect(page.get_by_role("list", name="Pictures of: a cup").get_by_role("img")).to_have_count(4)
+
+
+def deleting_view(window, page, job):
+    enter(window, page)
+    page.goto(f"{window.home}/#/jobs/{job.id}")
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog", name="Delete job")
+    dialog.get_by_role("checkbox").first.check()
+    expect(dialog.get_by_role("button", name="Keep 1")).to_be_visible()
+
+
+def receipt_view(window, page, job):
+    gone = drawn(window)
+    enter(window, page)
+    page.goto(f"{window.home}/#/jobs/{gone.id}")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("region", name="is deleted")).to_be_visible()
+
+
+def drawn(window):
+    """A job that drew."""
+    with Client(window.home, window.key) as client:
+        left = [job for job in client.jobs(kind="generate", state="succeeded") if job.engine == "mock"]
+        prompts = ["a cup", "a kettle with a rather long description of where it stands and what is to be seen behind"]
+        return left[0] if left else client.generate(prompts=prompts, engine="mock", wait_s=30)
+
+
 VIEWS = [
+    draw_view,
+    drawn_view,
+    deleting_view,
+    receipt_view,
     key_view,
     new_job_view,
     pictures_view,
@@ -138,8 +185,9 @@ VIEWS = [
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_keeps_the_rules_of_access_and_fits_the_screen(window, ended, view, colours, screen):
     page = window.open()
-    page.emulate_media(color_scheme=colours)
+    page.emulate_media(color_scheme="light" if colours == "dark" else "dark")
     page.set_viewport_size(SCREENS[screen])
+    page.get_by_label("Theme").select_option(colours)
     view(window, page, ended)
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()

@@ -21,7 +21,8 @@ from duolora.lora.weights import LoraWeights
 from duolora.memory import SPARING
 from duolora.preview import CELL_PX, GAP_PX, LABEL_PX
 from duolora.recipes import resolve
-from duolora.strengths import reweight, slider_strengths
+from duolora.slider import slider_strengths
+from duolora.strengths import reweight
 from tests.duolora.pico import pico_base, random_lora, random_lora_on
 from tests.duolora.watch import Watcher
 

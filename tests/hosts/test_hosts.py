@@ -4,7 +4,8 @@ import pytest
 
 from deploy.local.demo import shipped_samples
 from duolora.lora.read import read_lora
-from tests.chaos.judge import RESULTS, TERMINAL_EVENTS
+from tests.chaos.callers import PERSONALIZED
+from tests.chaos.judge import TERMINAL_EVENTS
 from tests.chaos.recipes import APART
 
 pytestmark = [pytest.mark.xdist_group("hosts"), pytest.mark.timeout(420)]
@@ -84,9 +85,9 @@ def test_a_host_that_was_cut_off_finds_its_stage_done_by_another_and_changes_not
     assert (second["worker_id"], second["outcome"]) == ("west", "succeeded")
     assert second["resumed_step"] >= 1
     assert [row["type"] for row in before["events"] if row["type"] in TERMINAL_EVENTS] == ["job.succeeded"]
-    assert {row["name"] for row in before["artifacts"]} == RESULTS
+    assert {row["name"] for row in before["artifacts"]} == PERSONALIZED[0].results
     files = site.client.download(job, tmp_path)
-    assert set(files) == RESULTS
+    assert set(files) == PERSONALIZED[0].results
     for name in ("content_lora", "style_lora", "merged_diffusers"):
         assert read_lora(files[name]).layers
     site.client.delete(job_id)

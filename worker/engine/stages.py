@@ -19,7 +19,7 @@ from duolora.merge_plot import merge_plot
 from duolora.models.registry import load_base
 from duolora.personalize import TrainingJob, job_report, merge_sides, train_jobs, without_company
 from duolora.runtime import choose_runtime, memory_errors
-from duolora.strengths import slider_strengths
+from duolora.slider import slider_strengths
 from duolora.training_previews import train_showing
 from worker.engine import files
 from worker.engine.judging import judged

@@ -8,6 +8,7 @@ import { DELIVERY_STATES, type DeliveryState } from "./api/webhooks";
 
 export type Route =
   | { room: "new" }
+  | { room: "draw"; loras: string[]; job: string | null }
   | { room: "jobs"; state: JobState | null; kind: JobKind | null }
   | { room: "job"; id: string }
   | { room: "library"; role: LoraRole | null; tag: string | null }
@@ -18,6 +19,8 @@ export type Route =
 
 export const links = {
   new: "#/new",
+  /** Draw with these LoRAs, or with what a job made, or as a job drew. */
+  draw: (given: { lora?: readonly string[]; job?: string } = {}): string => `#/draw${query(given)}`,
   jobs: (shown: { state?: JobState | null; kind?: JobKind | null } = {}): string => `#/jobs${query(shown)}`,
   job: (id: string): string => `#/jobs/${id}`,
   webhooks: "#/webhooks",
@@ -34,6 +37,7 @@ function parse(hash: string): Route {
   const values = new URLSearchParams(search);
   const state = values.get("state");
   if (path === "" || path === "/" || path === "/new") return { room: "new" };
+  if (path === "/draw") return { room: "draw", loras: values.getAll("lora"), job: values.get("job") };
   if (path === "/jobs") return { room: "jobs", state: among(JOB_STATES, state), kind: among(JOB_KINDS, values.get("kind")) };
   if (path === "/library") return { room: "library", role: among(LORA_ROLES, values.get("role")), tag: values.get("tag") };
   if (path === "/keys") return { room: "keys" };

@@ -49,7 +49,8 @@ export function duration(seconds: number): string {
   const whole = Math.max(Math.round(seconds), 0);
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return `${minutes} min ${whole % 60} s`;
+  if (minutes < 10) return `${minutes} min ${whole % 60} s`;
+  if (minutes < 60) return `${minutes} min`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 

@@ -37,6 +37,14 @@ export function checkJob(params: JobParams, content: File[], style: File[], sign
   return read("jobs?validate_only=true", { method: "POST", body: form(params, content, style), signal });
 }
 
+/** Submit a job that needs no pictures; otherwise as `submitJob`. */
+export const submitBare = (params: JobParams, idempotencyKey: string): Promise<Job> =>
+  send("POST", "jobs", params, { "Idempotency-Key": idempotencyKey });
+
+/** Have the service look at a job that needs no pictures. */
+export const checkBare = (params: JobParams, signal: AbortSignal): Promise<JobCheck> =>
+  send("POST", "jobs?validate_only=true", params, {}, signal);
+
 function form(params: JobParams, content: File[], style: File[]): FormData {
   const parts = new FormData();
   for (const file of content) parts.append("content_images", file);

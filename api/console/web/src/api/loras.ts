@@ -1,7 +1,6 @@
 // The library: LoRAs that jobs made, and those that were sent in.
 
 import { query, read, request, send } from "./request";
-import type { Job } from "./types";
 
 export type LoraRole = "content" | "style" | "merged" | "other";
 export const LORA_ROLES: readonly LoraRole[] = ["content", "style", "merged", "other"];
@@ -35,8 +34,10 @@ export interface LoraPage {
 }
 
 export interface LoraFilter {
-  roles: readonly LoraRole[];
-  tag: string | null;
+  roles?: readonly LoraRole[];
+  tag?: string | null;
+  /** Only those that this job made. */
+  job_id?: string;
 }
 
 export interface LoraUpload {
@@ -47,8 +48,13 @@ export interface LoraUpload {
   trigger: string;
 }
 
-export const listLoras = ({ roles, tag }: LoraFilter, cursor: string | null, limit: number): Promise<LoraPage> =>
-  read(`loras${query({ role: roles, tag, cursor, limit })}`);
+export const listLoras = ({ roles, ...filter }: LoraFilter, cursor: string | null, limit: number): Promise<LoraPage> =>
+  read(`loras${query({ role: roles, ...filter, cursor, limit })}`);
+
+export const readLora = (id: string): Promise<Lora> => read(`loras/${id}`);
+
+/** The LoRAs that a job made, as far as they are in the library. */
+export const lorasOf = async (jobId: string): Promise<Lora[]> => (await listLoras({ job_id: jobId }, null, 100)).items;
 
 export const changeLora = (id: string, wish: { name?: string; tags?: string[]; kept?: true }): Promise<Lora> =>
   send("PATCH", `loras/${id}`, wish);
@@ -73,7 +79,3 @@ export function uploadLora(file: File, { tags, ...words }: LoraUpload): Promise<
   for (const tag of tags) form.append("tags", tag);
   return read("loras", { method: "POST", body: form });
 }
-
-/** Merge a LoRA of a subject and one of a style, with so many pictures from all subject to all style. */
-export const mergeLoras = (content: string, style: string, slider: number, idempotencyKey: string): Promise<Job> =>
-  send("POST", "jobs", { kind: "merge", content_lora_id: content, style_lora_id: style, slider }, { "Idempotency-Key": idempotencyKey });

@@ -49,9 +49,15 @@ export async function read<Shape>(path: string, init?: RequestInit): Promise<Sha
 }
 
 /** Send a JSON document; the answer may be empty. */
-export async function send<Shape>(method: string, path: string, document?: unknown, headers: Record<string, string> = {}): Promise<Shape> {
+export async function send<Shape>(
+  method: string,
+  path: string,
+  document?: unknown,
+  headers: Record<string, string> = {},
+  signal: AbortSignal | null = null,
+): Promise<Shape> {
   const body = document === undefined ? {} : { body: JSON.stringify(document), headers: { ...headers, "Content-Type": "application/json" } };
-  const answer = await request(path, { method, headers, ...body });
+  const answer = await request(path, { method, headers, signal, ...body });
   return (answer.status === 204 ? undefined : await answer.json()) as Shape;
 }
 

@@ -120,6 +120,8 @@ export interface JobConfiguration {
   style?: LoraConfig | null;
   merge?: { method: string; steps: number };
   preview?: { resolution_px: number };
+  /** Of a job that draws, how. */
+  sampling?: { images: number; steps: number; guidance_scale: number; resolution_px: number; seed: number };
 }
 
 /** A LoRA of the library that a job works with. */
@@ -130,14 +132,23 @@ export interface JobLora {
   strength: number;
 }
 
+/** A picture of the merge with so much of each side. */
+export interface SliderPosition {
+  artifact: string;
+  content: number;
+  style: number;
+}
+
 export interface Job extends JobSummary {
   stages: Stage[];
+  timings: { running_seconds: number | null; worker_seconds: number };
+  request_id: string | null;
   params: JobConfiguration;
   loras: JobLora[];
   /** Drawn during the trainings so far. */
   previews: Artifact[];
   images: { side: string; width: number; height: number }[];
-  result: { artifacts: Artifact[] } | null;
+  result: { artifacts: Artifact[]; slider: SliderPosition[] } | null;
 }
 
 export interface JobPage {
@@ -178,6 +189,7 @@ export interface StepWishes {
   content?: number;
   style?: number;
   merge?: number;
+  sampling?: number;
 }
 
 /** The part `params` of a submission. */
@@ -197,12 +209,19 @@ export interface JobParams {
   name?: string;
   slider?: number;
   preview_every?: number;
+  loras?: { lora_id: string; strength: number }[];
+  prompts?: string[];
+  images_per_prompt?: number;
+  guidance_scale?: number;
+  content_lora_id?: string;
+  style_lora_id?: string;
 }
 
 /** What was deleted with a job. */
 export interface Receipt {
   id: string;
   state: "deleting" | "deleted";
+  deleted_at: string | null;
   erased: Record<string, { count: number; bytes: number }>;
 }
 

@@ -45,6 +45,12 @@ export function recipeChoices({ recipes }: RecipePage): RecipeChoice[] {
   return [AUTOMATIC, ...named];
 }
 
+/** The base models to choose from; `unsaid`: what an empty choice means. */
+export const baseChoices = ({ base_models, default_base_model }: RecipePage, unsaid?: string): { value: string; words: string }[] => [
+  { value: "", words: unsaid ?? `${default_base_model} (default)` },
+  ...base_models.filter((name) => unsaid !== undefined || name !== default_base_model).map((name) => ({ value: name, words: name })),
+];
+
 const MERGES: Record<string, string> = {
   duolora: "Measured strengths per layer; the best in our comparison",
   paper: "Learned masks, as in the paper; takes longer",

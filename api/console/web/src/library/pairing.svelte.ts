@@ -1,8 +1,9 @@
 // Two LoRAs on their way to be merged: the first is chosen, then the one that goes with it.
 
-import { type Lora, type LoraRole, mergeLoras } from "../api/loras";
+import { submitBare } from "../api/jobs";
+import type { Lora, LoraRole } from "../api/loras";
 import { newIdempotencyKey } from "../api/request";
-import type { Job } from "../api/types";
+import type { Job, JobParams } from "../api/types";
 import { SLIDER_POSITIONS } from "../jobs/draft.svelte";
 
 /** What a LoRA of each role can be merged with. What is of another role can be either. */
@@ -17,6 +18,8 @@ export const canMerge = ({ role }: Lora): boolean => PARTNERS[role].length > 0;
 
 export class Pairing {
   first = $state.raw<Lora | null>(null);
+  /** What the merge is to be called, if anything. */
+  name = $state("");
   #sent = "";
   #idempotencyKey = "";
 
@@ -36,10 +39,12 @@ export class Pairing {
   merge(other: Lora): Promise<Job> {
     if (this.first === null) throw new Error("there is no first LoRA");
     const [content, style] = this.#sides(this.first, other);
-    const pair = `${content.id} ${style.id}`;
-    if (pair !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
-    this.#sent = pair;
-    return mergeLoras(content.id, style.id, SLIDER_POSITIONS, this.#idempotencyKey);
+    const params: JobParams = { kind: "merge", content_lora_id: content.id, style_lora_id: style.id, slider: SLIDER_POSITIONS };
+    if (this.name.trim() !== "") params.name = this.name.trim();
+    const sent = JSON.stringify(params);
+    if (sent !== this.#sent) this.#idempotencyKey = newIdempotencyKey();
+    this.#sent = sent;
+    return submitBare(params, this.#idempotencyKey);
   }
 
   #sides(first: Lora, other: Lora): [content: Lora, style: Lora] {
