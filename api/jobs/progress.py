@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from api.jobs.pace import MIN_STEPS_FOR_RATE, steps_per_second
 from api.jobs.queue import Outlook
 from api.jobs.schemas import JobProgress, StageProgress
 from api.jobs.states import TERMINAL_JOBS, JobState, StageState
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-MIN_STEPS_FOR_RATE = 5
-"""Before so many steps were timed a rate says more about warming up than about the work."""
 _UNKNOWN = Outlook()
 
 
@@ -46,7 +45,7 @@ def stage_progress(stage: Reporting, now: datetime) -> StageProgress | None:
     if report is None:
         return None
     step, total = int(report.get("step", 0)), int(report["total"])
-    rate = _rate(report) if stage.state is StageState.RUNNING else None
+    rate = steps_per_second(report, MIN_STEPS_FOR_RATE) if stage.state is StageState.RUNNING else None
     left = None if rate is None else max((total - step) / rate - (now.timestamp() - report["at"]), 0.0)
     return StageProgress(
         step=step,
@@ -131,13 +130,4 @@ def _speed(stage: Reporting, weight: float) -> float:
     report = stage.progress
     if report is None or not report.get("total"):
         return 0.0
-    return weight * (_rate(report) or 0.0) / int(report["total"])
-
-
-def _rate(report: Mapping[str, Any]) -> float | None:
-    """Return steps per second since the count began, or None in the first steps."""
-    since = report.get("since")
-    if since is None:
-        return None
-    steps, seconds = report["step"] - since["step"], report["at"] - since["at"]
-    return steps / seconds if steps >= MIN_STEPS_FOR_RATE and seconds > 0 else None
+    return weight * (steps_per_second(report, MIN_STEPS_FOR_RATE) or 0.0) / int(report["total"])

@@ -16,6 +16,7 @@ from sqlalchemy import select, text
 
 from api.db import transaction
 from api.jobs.models import Job
+from api.jobs.pace import MIN_STEPS_FOR_RATE
 from api.jobs.states import JobState
 from api.jobs.workers import count_workers
 
@@ -41,13 +42,24 @@ _SECONDS = text("""
     GROUP BY s.name
 """)
 _LEFT = text("""
-    SELECT s.name, sum(CASE WHEN s.state = 'running' AND (s.progress ->> 'total')::float8 > 0
-        THEN greatest(1 - (s.progress ->> 'step')::float8 / (s.progress ->> 'total')::float8, 0)
-        ELSE 1 END)::float8 AS stages_left
-    FROM jobs j JOIN stages s ON s.job_id = j.id
-    WHERE j.finished_at IS NULL AND j.state = 'running' AND j.mock_outcome IS NULL
-      AND s.state IN ('waiting', 'runnable', 'running')
-    GROUP BY s.name
+    SELECT name,
+        sum(CASE WHEN steps >= :least AND took > 0 THEN 0 ELSE share END)::float8 AS stages_left,
+        sum(CASE WHEN steps >= :least AND took > 0 THEN share * total * took / steps ELSE 0 END)::float8 AS seconds_left
+    FROM (
+        SELECT s.name,
+            CASE WHEN s.state = 'running' AND r.total > 0 THEN greatest(1 - r.step / r.total, 0) ELSE 1 END AS share,
+            CASE WHEN s.state = 'running' AND r.total > 0 THEN r.step - r.since_step END AS steps,
+            r.at - r.since_at AS took, r.total
+        FROM jobs j JOIN stages s ON s.job_id = j.id
+        CROSS JOIN LATERAL (
+            SELECT (s.progress ->> 'step')::float8 AS step, (s.progress ->> 'total')::float8 AS total,
+                (s.progress ->> 'at')::float8 AS at, (s.progress -> 'since' ->> 'step')::float8 AS since_step,
+                (s.progress -> 'since' ->> 'at')::float8 AS since_at
+        ) r
+        WHERE j.finished_at IS NULL AND j.state = 'running' AND j.mock_outcome IS NULL
+          AND s.state IN ('waiting', 'runnable', 'running')
+    ) left_of_each
+    GROUP BY name
 """)
 
 _Place = tuple[int, "datetime", "uuid.UUID"]
@@ -62,7 +74,9 @@ class Outlook:
     workers: int = 0
     """How many live."""
     begun: Mapping[str, float] = field(default_factory=dict)
-    """Stages left of jobs that run, by name; one half done counts as a half."""
+    """Stages left of jobs that run, by name, but for those whose own pace is known; one half done counts as a half."""
+    begun_s: float = 0.0
+    """What is left of the others, each by its own pace: a job may be much longer than those before it."""
     places: tuple[_Place, ...] = ()
     """Queued jobs in order."""
 
@@ -82,7 +96,7 @@ class Outlook:
         begun, each = self.work(self.begun), self.work(plan)
         if begun is None or each is None or self.workers == 0:
             return None
-        return (begun + (position - 1) * each) / self.workers
+        return (self.begun_s + begun + (position - 1) * each) / self.workers
 
 
 def look(session: Session) -> Outlook:
@@ -93,10 +107,12 @@ def look(session: Session) -> Outlook:
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(MAX_PLACES)
     )
+    left = session.execute(_LEFT, {"least": MIN_STEPS_FOR_RATE}).all()
     return Outlook(
         seconds={row.name: row.seconds for row in session.execute(_SECONDS, {"sample": SAMPLE_JOBS})},
         workers=count_workers(session).live,
-        begun={row.name: row.stages_left for row in session.execute(_LEFT)},
+        begun={row.name: row.stages_left for row in left if row.stages_left > 0},
+        begun_s=sum(row.seconds_left for row in left),
         places=tuple((-priority, created_at, job_id) for priority, created_at, job_id in session.execute(queue)),
     )
 

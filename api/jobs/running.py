@@ -16,6 +16,7 @@ from api.errors import LeaseLost
 from api.jobs.events import EventType, record_event
 from api.jobs.locking import instant
 from api.jobs.models import Artifact, Job, LogLine, Stage, StageAttempt
+from api.jobs.pace import steps_per_second
 
 if TYPE_CHECKING:
     import uuid
@@ -217,7 +218,7 @@ def _tell_progress(session: Session, stage: Stage, now: datetime) -> None:
     ).one()
     report = stage.progress or {}
     step, total = int(report.get("step", 0)), int(report.get("total", 0))
-    speed = _speed(report)
+    speed = steps_per_second(report)
     data = {
         "stage": stage.name,
         "attempt": stage.attempt,
@@ -230,15 +231,6 @@ def _tell_progress(session: Session, stage: Stage, now: datetime) -> None:
         "eta_seconds": None if speed is None else round((total - step) / speed, 1),
     }
     record_event(session, job, EventType.PROGRESS, now=now, data=data)
-
-
-def _speed(report: Mapping[str, Any]) -> float | None:
-    """Return steps per second since the count began, None before there was a step."""
-    since = report.get("since")
-    if since is None:
-        return None
-    steps, seconds = report["step"] - since["step"], report["at"] - since["at"]
-    return steps / seconds if steps > 0 and seconds > 0 else None
 
 
 def _log_row(stage: Stage, line: LogEntry) -> Mapping[str, Any]:

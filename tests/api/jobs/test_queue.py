@@ -118,6 +118,21 @@ def test_work_begun_counts_what_is_left_of_it(sessions, account):
     assert seen(sessions).begun == pytest.approx({**dict.fromkeys(STAGES, 1.0), claimed.name: 0.25})
 
 
+def test_a_stage_whose_own_pace_is_known_is_taken_by_that(sessions, account):
+    """A long job is ahead: 25 steps of 100 took 50 s, whatever stages of that name took before."""
+    succeed(sessions, account, 10)
+    make_job(sessions, account)
+    claimed = claim(sessions)
+    with transaction(sessions) as session:
+        progress = {"step": 35, "total": 100, "at": 1050.0, "since": {"step": 10, "at": 1000.0}}
+        session.get(Stage, claimed.stage_id).progress = progress
+    beat(sessions, "a")
+    outlook = seen(sessions)
+    assert outlook.begun == {name: 1.0 for name in STAGES if name != claimed.name}
+    assert outlook.begun_s == pytest.approx(65 * 2)
+    assert outlook.wait(1, dict.fromkeys(STAGES, 1)) == pytest.approx(65 * 2 + 3 * 10)
+
+
 def test_workers_that_live_and_go_on_count(sessions):
     beat(sessions, "a", "b")
     beat(sessions, "c", state=WorkerState.STOPPING)
