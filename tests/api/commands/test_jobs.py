@@ -196,7 +196,8 @@ class TestCheck:
         assert submit().status == 2
 
     def test_a_quota_that_is_used_up_is_status_5(self, submit, duolora, stack, monkeypatch):
-        monkeypatch.setenv("DATABASE_URL", stack.env["DATABASE_URL"])
+        for name in ("DATABASE_URL", "SECRET_KEYS"):
+            monkeypatch.setenv(name, stack.env[name])
         with monkeypatch.context() as patch:
             patch.delenv("DUOLORA_URL")
             key = duolora("keys", "create", "--account", "full", "--max-stored-bytes", 10).out.strip()

@@ -35,7 +35,8 @@ def test_a_key_from_its_making_to_its_end(duolora, monkeypatch):
 
 
 def test_without_a_service_keys_are_made_in_the_database(duolora, stack, monkeypatch):
-    monkeypatch.setenv("DATABASE_URL", stack.env["DATABASE_URL"])
+    for name in ("DATABASE_URL", "SECRET_KEYS"):
+        monkeypatch.setenv(name, stack.env[name])
     account = ("--account", "studio", "--scope", "jobs:read")
     there = duolora("keys", "create", *account)
     assert (there.status, there.out) == (2, "")
