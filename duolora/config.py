@@ -235,9 +235,6 @@ class MergeConfig(Frozen):
     )
     constyle_weight: float = Field(0.01, ge=0, description="Weight of L_constyle.")
     constyle_every: int = Field(1, ge=1, description="Steps between two evaluations of the cycles.")
-    resolution_px: int | None = Field(
-        None, ge=64, le=2048, multiple_of=32, description="Resolution that masks learn at; null for the job's own."
-    )
     prune_below: float = Field(
         1e-3,
         ge=0,

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of the files that a folder of pictures is searched for."""
+UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
+"""What Pillow raises of files that are no pictures."""
 MOST_READ_AT_ONCE = 8
 """Pictures that are read at once, where the engine may use so many threads."""
+PIXELS_AT_ONCE = 64_000_000
+"""Pixels of all pictures that are read at once: each takes some bytes until its picture is cut and made smaller."""
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -43,7 +47,9 @@ def load_pictures(paths: Sequence[Path], resolution_px: int) -> Tensor:
     Raises:
         InvalidImage: a file cannot be read as a picture; the message names it.
     """
-    with ThreadPoolExecutor(min(MOST_READ_AT_ONCE, torch.get_num_threads())) as pool:  # Pillow lets other threads run
+    largest = max((_pixels(path) for path in paths), default=1)
+    at_once = max(1, min(MOST_READ_AT_ONCE, torch.get_num_threads(), PIXELS_AT_ONCE // largest))
+    with ThreadPoolExecutor(at_once) as pool:  # Pillow lets other threads run
         pictures = list(pool.map(partial(_square, resolution_px=resolution_px), paths))
     rgb_NHWC = torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures]))
     return rgb_NHWC.permute(0, 3, 1, 2).contiguous() / 127.5 - 1.0
@@ -74,11 +80,20 @@ def pictures_of_bytes(bytes_NHWC: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture_HWC.numpy()) for picture_HWC in bytes_NHWC]
 
 
+def _pixels(path: Path) -> int:
+    """Return how many pixels a picture says that it has; 1 for one that cannot be read, as reading it will tell."""
+    try:
+        with Image.open(path) as opened:
+            return opened.width * opened.height
+    except UNREADABLE:
+        return 1
+
+
 def _square(path: Path, resolution_px: int) -> Image.Image:
     """Central square of one picture, upright, RGB, at the given resolution."""
     try:
         with Image.open(path) as opened:
             picture = upright(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InvalidImage(f"{path.name} is not a readable picture: {error}") from error
     return ImageOps.fit(picture, (resolution_px, resolution_px), Image.Resampling.LANCZOS)

@@ -27,7 +27,7 @@ from duolora.method.merge_case import EncodedSide, MergeCase
 from duolora.method.merge_objective import Cycles, MergeObjective
 from duolora.method.merge_start import MomentRecorder, starting_masks
 from duolora.method.priors import roles_by_resolution
-from duolora.method.teacher_bank import BANK_CHUNK, teacher_bank
+from duolora.method.teacher_bank import teacher_bank
 from duolora.method.ziprank import merge_by_masks
 from duolora.runtime import memory_errors
 from duolora.strengths import reweight
@@ -106,7 +106,7 @@ def merge_case(
 ) -> MergeCase:
     """Return what a merge may look at; pictures are encoded only if it does. Raises what `merge_loras` raises."""
     by_masks, _ = split_sides({side: given.weights for side, given in sides.items()})
-    encoded = _encode(base, sides, config.resolution_px or resolution_px) if config.needs_pictures else {}
+    encoded = _encode(base, sides, resolution_px) if config.needs_pictures else {}
     return MergeCase(by_masks, encoded, base.encode_prompts([joint_prompt]), config.seed)
 
 
@@ -145,7 +145,9 @@ def merge_cases(
     )
     started = time.monotonic()
     course.tell("preparing the merge")
-    canonical = [{side: canonicalise(lora, base.runtime.device) for side, lora in case.loras.items()} for case in cases]
+    with memory_errors():
+        device = base.runtime.device
+        canonical = [{side: canonicalise(lora, device) for side, lora in case.loras.items()} for case in cases]
     _require_alike(canonical)
     side_roles = {side: cases[0].role(side) for side in cases[0].sides}
     layer_roles = _layer_roles(base, canonical[0], config, resolution_px)
@@ -225,7 +227,7 @@ def _learn(
             config.bank_size,
             generators,
             tell=course.pause,
-            chunk=base.memory.predicts_at_once or BANK_CHUNK,
+            chunk=base.memory.predicts_at_once,
         )
     objective = MergeObjective(
         base,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from duolora.errors import InvalidLora
 from duolora.lora.parts import PARTS_KEY
 from duolora.lora.weights import LoraWeights
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from duolora.lora.weights import LoraLayer
 
-LEAST_INDEPENDENCE = 1e-3
-"""Part of a row's length that must stand apart from the rows before it, for Gram matrices to be used."""
+MOST_DEPENDENCE = 5e3
+"""Norm of the inverse Cholesky factor of `down`, its rows brought to length 1, up to which Gram matrices are used."""
 LEAST_SINGULAR_SHARE = 1e-5
 """The last singular value over the first, likewise: vectors are then orthogonal to about 1e-6."""
 STACKED_NUMBERS = 4_000_000
@@ -93,15 +94,18 @@ def _by_gram(up_LOR: Tensor, down_LRI: Tensor, scale_L: Tensor) -> tuple[Tensor,
 
     With down down^T = L L^T the rows of L^-1 down are orthonormal, so that up L = U S W^T holds the singular values;
     W diagonalises its Gram matrix. Squaring halves the digits, which float64 can spare unless ranks are all but
-    dependent or singular values far apart. The small matrices are the CPU's, which decomposes them sooner.
+    dependent or singular values far apart: such layers are said not to be well. The small matrices are the CPU's, which
+    decomposes them sooner.
     """
     gram_LRR, up_gram_LRR = (down_LRI @ down_LRI.mT).cpu(), (up_LOR.mT @ up_LOR).cpu()
+    if not all(gram.isfinite().all() for gram in (gram_LRR, up_gram_LRR)):
+        raise InvalidLora("the factors of a layer hold infinite numbers or none at all; train again")
     lower_LRR, failed_L = torch.linalg.cholesky_ex(gram_LRR)
-    lengths_LR = gram_LRR.diagonal(dim1=1, dim2=2).sqrt()
-    apart_LR = lower_LRR.diagonal(dim1=1, dim2=2) > LEAST_INDEPENDENCE * lengths_LR
-    well_L = (failed_L == 0) & apart_LR.all(dim=1) & (scale_L > 0)
     identity_RR = torch.eye(gram_LRR.shape[1], dtype=torch.float64)
-    lower_LRR = torch.where(well_L[:, None, None], lower_LRR, identity_RR)
+    lower_LRR = torch.where((failed_L == 0)[:, None, None], lower_LRR, identity_RR)
+    lengths_LR = gram_LRR.diagonal(dim1=1, dim2=2).sqrt()
+    inverse_LRR = torch.linalg.solve_triangular(lower_LRR, torch.diag_embed(lengths_LR), upper=False)
+    well_L = (failed_L == 0) & (inverse_LRR.norm(dim=(1, 2)) < MOST_DEPENDENCE) & (scale_L > 0)
     squares_LR, turn_LRR = torch.linalg.eigh(lower_LRR.mT @ up_gram_LRR @ lower_LRR)
     well_L &= squares_LR[:, 0] > LEAST_SINGULAR_SHARE**2 * squares_LR[:, -1]
     singular_LR = scale_L[:, None] * squares_LR.flip(1).sqrt()

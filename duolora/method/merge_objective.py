@@ -213,9 +213,9 @@ class MergeObjective:
     def _alike_layers(self) -> dict[tuple[Role, tuple[tuple[str, int], ...]], list[str]]:
         """Return the layers by role and by their sides' ranks: alike ones are evaluated in one stack."""
         alike: dict[tuple[Role, tuple[tuple[str, int], ...]], list[str]] = {}
+        layers = self._adapter.layers
         for name, role in self._layer_roles.items():
-            ranks = self._adapter.layers[name].ranks
-            alike.setdefault((role, tuple(ranks.items())), []).append(name)
+            alike.setdefault((role, tuple(layers[name].ranks.items())), []).append(name)
         return alike
 
 

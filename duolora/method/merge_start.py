@@ -16,7 +16,7 @@ from duolora.method.measured_priors import measured_priors
 from duolora.method.priors import initial_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from duolora.config import MergeConfig
     from duolora.lora.weights import LoraLayer, LoraWeights
     from duolora.method.priors import Role
+
+SOLVED_AT_ONCE = 64
+"""Layers whose least squares are one call; their matrices, in float64, lie beside each other meanwhile."""
 
 Masks = dict[str, dict[str, "Tensor"]]
 """Side -> layer name -> masks (J, R)."""
@@ -110,8 +113,9 @@ class MomentRecorder:
         alike: dict[tuple[object, ...], list[str]] = {}
         for name, layer in self._adapter.layers.items():
             alike.setdefault((*layer.ranks.items(), *self._sums[name]), []).append(name)
-        for names in alike.values():
-            layers = [self._adapter.layers[name] for name in names]
+        attached = self._adapter.layers
+        for names in (lot for of_ranks in alike.values() for lot in _lots(of_ranks)):
+            layers = [attached[name] for name in names]
             spans = _spans(layers[0].ranks)
             ups_JOR = [torch.cat(list(layer.ups.values()), dim=2) for layer in layers]
             grams = {
@@ -125,6 +129,12 @@ class MomentRecorder:
                 for side, span in spans.items():
                     masks[side][name] = solved_JR[:, span].contiguous()
         return masks
+
+
+def _lots(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Return layers by so many as are solved at once."""
+    for first in range(0, len(names), SOLVED_AT_ONCE):
+        yield names[first : first + SOLVED_AT_ONCE]
 
 
 def _spans(ranks: Mapping[str, int]) -> dict[str, slice]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from duolora.models.base import DiffusionBase
     from duolora.noise_schedule import NoiseSchedule
 
-BANK_CHUNK = 16
-"""Samples of a tenant per pass when the teachers are computed: passes so large are not bound by their launches."""
+LATENTS_A_PASS = 16 * 128 * 128
+"""Places of latents in a pass when the teachers are computed: 16 samples of 1024 px, not bound by their launches."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +102,17 @@ def teacher_bank(
     generators: Sequence[torch.Generator],
     *,
     tell: Callable[[str], None] = lambda _note: None,
-    chunk: int = BANK_CHUNK,
+    chunk: int | None = None,
 ) -> TeacherBank:
     """Noise every side's pictures `count` times and record what the side's own LoRA predicts there.
 
-    Before every pass of `chunk` samples of a tenant, `tell` is told how far it is; it may raise to stop the work.
+    Before every pass of `chunk` samples of a tenant (as `LATENTS_A_PASS` says if none is given) `tell` is told how far
+    it is; it may raise to stop the work.
     """
     blank = _drawn(base, cases, count, generators)
     samples = blank.timesteps_JN.shape[1]
+    height, width = blank.noise_JNCHW.shape[-2:]
+    chunk = chunk or max(1, LATENTS_A_PASS // (height * width * len(cases)))
     teachers: list[Tensor] = []
     for role in range(len(cases[0].sides)):
         for rows_n in torch.arange(role * count, (role + 1) * count, device=base.runtime.device).split(chunk):

@@ -463,24 +463,3 @@ def test_lora_of_another_base_is_refused_by_name(base: DiffusionBase, sides: dic
 def test_roles_of_the_prior_are_the_names_of_the_sides() -> None:
     assert tuple(SIDES) == (Role.CONTENT, Role.STYLE)
     assert LayerPrior("resolution") is LayerPrior.RESOLUTION
-
-
-def test_masks_may_learn_at_another_resolution_than_the_jobs(
-    base: DiffusionBase, sides: dict[str, MergeSide], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: set[int] = set()
-    predict = base.predict_noise
-
-    def watched(noisy: torch.Tensor, timesteps: torch.Tensor, prompts: Any) -> torch.Tensor:
-        seen.add(noisy.shape[-1])
-        return predict(noisy, timesteps, prompts)
-
-    monkeypatch.setattr(base, "predict_noise", watched)
-    own = merge(base, sides).report
-    assert seen == {base.latent_size(64)}
-    seen.clear()
-    other = merge(base, sides, resolution_px=128).report
-
-    assert seen == {base.latent_size(128)}
-    assert own["losses"] != other["losses"]
-    assert {entry["role"] for entry in own["layers"].values()} == {entry["role"] for entry in other["layers"].values()}

@@ -83,28 +83,27 @@ def merge_sides(bench: Workbench, loras: Mapping[str, LoraWeights]) -> dict[str,
 
 
 def merged(
-    bench: Workbench, loras: Mapping[str, LoraWeights], config: MergeConfig, observer: Stamps | None = None
+    bench: Workbench,
+    loras: Mapping[str, LoraWeights],
+    config: MergeConfig,
+    observer: Stamps | None = None,
+    *,
+    smaller: int = 1,
 ) -> LoraWeights:
-    """Merge two LoRAs as a job does."""
+    """Merge two LoRAs as a job does, or from pictures of so many times fewer pixels a side."""
     return merge_loras(
         bench.base(),
         merge_sides(bench, loras),
         bench.job().prompts.joint,
         config,
-        resolution_px=bench.scale.resolution_px,
+        resolution_px=bench.scale.resolution_px // smaller,
         observer=observer,
     ).weights
 
 
 def merge_config(bench: Workbench, recipe: str) -> MergeConfig:
-    """Return a recipe of a merge; where it takes steps, as many as this run measures.
-
-    "paper, half the pixels a side" is the recipe `paper` with masks that learn at half the resolution.
-    """
-    name, _, fewer = recipe.partition(",")
-    config = MERGE_RECIPES[name]
-    if fewer:
-        config = config.model_copy(update={"resolution_px": bench.scale.resolution_px // 2})
+    """Return a recipe of a merge; where it takes steps, as many as this run measures."""
+    config = MERGE_RECIPES[recipe]
     return config.model_copy(update={"steps": bench.scale.merge_steps}) if config.steps else config
 
 
@@ -139,11 +138,11 @@ def measure_merges(bench: Workbench) -> Findings:
 
 def _merge_row(bench: Workbench, loras: Mapping[str, LoraWeights], recipe: str) -> dict[str, Any]:
     """Time one merge."""
-    config = merge_config(bench, recipe)
+    config = merge_config(bench, recipe.partition(",")[0])
     every = max(1, config.steps // 10)
     stamps = Stamps(bench.device, "merging", every, min(every, bench.scale.stamp_skip))
     with measured(bench.device) as region:
-        merged(bench, loras, config, stamps)
+        merged(bench, loras, config, stamps, smaller=2 if recipe == HALF else 1)
     release_memory()
     return {
         "steps": config.steps,

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duolora.errors import InvalidLora
 from duolora.lora.canonical import canonical_layer, canonicalise
 from duolora.lora.weights import LoraLayer, LoraWeights
 from tests.duolora.pico import random_layer
@@ -111,6 +113,32 @@ def test_form_is_canonical_however_far_apart_singular_values_and_however_close_r
     torch.testing.assert_close(left_OR.mT @ left_OR, torch.eye(6), rtol=0, atol=1e-5)
     torch.testing.assert_close(right_RI @ right_RI.mT, torch.eye(6), rtol=0, atol=1e-5)
     torch.testing.assert_close(values_R.double(), torch.linalg.svdvals(true_OI)[:6], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("rank", "step"), [(4, 0.003), (12, 0.2), (16, 0.3)])
+def test_ranks_that_depend_on_each_other_in_a_chain_are_not_taken_by_their_gram_matrices(
+    rank: int, step: float
+) -> None:
+    """Every row stands well apart from the one before it, and yet all of them together hardly do."""
+    generator = torch.Generator().manual_seed(rank)
+    basis_KI = torch.linalg.qr(torch.randn(40, rank, generator=generator, dtype=torch.float64))[0].mT
+    down_RI = step * basis_KI
+    down_RI[1:] += basis_KI[:-1]
+    left_OR = torch.linalg.qr(torch.randn(30, rank, generator=generator, dtype=torch.float64))[0]
+    layer = LoraLayer(down_RI.float(), (left_OR @ torch.linalg.inv(down_RI @ basis_KI.mT)).float(), float(rank))
+
+    canonical = canonical_layer(layer)
+
+    values_R, left_OR, _ = unit_vectors(canonical)
+    torch.testing.assert_close(left_OR.mT @ left_OR, torch.eye(rank), rtol=0, atol=1e-5)
+    true_R = torch.linalg.svdvals(layer.up_OR.double() @ layer.down_RI.double())[:rank]
+    torch.testing.assert_close(values_R.double(), true_R, rtol=1e-4, atol=0)
+
+
+def test_factors_that_hold_no_numbers_are_refused() -> None:
+    layer = random_layer(6, 6, 2)
+    with pytest.raises(InvalidLora, match="infinite"):
+        canonical_layer(LoraLayer(layer.down_RI * torch.inf, layer.up_OR, 2.0))
 
 
 def test_signs_are_fixed_by_the_largest_entry_of_each_left_vector() -> None:
