@@ -162,6 +162,14 @@ def test_the_self_test_passes_and_leaves_nothing(store):
     assert store.keys() == []
 
 
+def test_an_endpoint_where_nobody_can_write_by_links_is_told_of_and_not_refused(store, monkeypatch, caplog):
+    signed = store.presigned_put
+    old, new = "X-Amz-Signature=", "X-Amz-Signature=00"
+    monkeypatch.setattr(store, "presigned_put", lambda *given, **more: signed(*given, **more).replace(old, new))
+    store.self_test()
+    assert "uploads by link are refused" in caplog.text
+
+
 def test_the_self_test_sees_a_store_that_does_not_look_at_the_time(store, monkeypatch):
     signed = Presigner.get
     monkeypatch.setattr(
