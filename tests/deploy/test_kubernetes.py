@@ -327,6 +327,16 @@ def test_cards_and_spot_nodes_go_together_in_any_order(tmp_path):
     assert found[0] == found[1] > {"nvidia.com/gpu", "duolora/spot"}
 
 
+def test_the_migration_can_be_applied_before_the_rest(manifests):
+    """By the selector of the guide, which finds the Job and nothing that it would need new."""
+    guide = (ROOT / "deploy/README.md").read_text()
+    name, value = re.search(r"--selector (\S+)=(\S+)", guide).groups()
+    found = [each for each in manifests if each["metadata"].get("labels", {}).get(name) == value]
+    assert [(each["kind"], each["metadata"]["name"]) for each in found] == [("Job", "migrate")]
+    [container] = found[0]["spec"]["template"]["spec"]["containers"]
+    assert "envFrom" not in container
+
+
 def test_the_guide_names_every_key_of_the_secrets(manifests):
     guide = (ROOT / "deploy/README.md").read_text()
     asked = {
