@@ -35,6 +35,8 @@ STEP_S = 0.015
 SLOW_STEP_S = 0.8
 
 SAFETENSORS = "application/octet-stream"
+_LEARN_NOTHING = ("generate", "package")
+"""Stages that tell no loss, as those of an engine."""
 _LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 _RANK, _WIDTH = 4, 8
 _BYTES_OF_HALF = 2
@@ -76,12 +78,14 @@ class MockEngine:
         began = monotonic()
         on_news(LogLine(id=command.id, level="info", message="the mock engine learns nothing"))
         wait_s = SLOW_STEP_S if self._outcome is MockOutcome.SLOW else STEP_S
+        learns = any(member.stage not in _LEARN_NOTHING for member in command.members)
         finished_early = command.finish_early
         for step in range(1, STEPS + 1):
             finished_early = finished_early or self._is_to_finish(command, monotonic() + wait_s)
             if finished_early:
                 break
-            on_news(ProgressReport(id=command.id, step=step, total=STEPS, loss=1 / step, note="mock"))
+            loss = 1 / step if learns else None
+            on_news(ProgressReport(id=command.id, step=step, total=STEPS, loss=loss, note="mock"))
             if self._outcome is MockOutcome.FAIL and step * 2 >= STEPS:
                 raise StageFailed(
                     Failed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -302,6 +303,38 @@ def test_a_gpu_worker_asks_for_one_card_and_may_be_on_a_spot_node():
     assert "duolora-worker-gpu" in spec["containers"][0]["image"]
     assert {each["key"] for each in spec["tolerations"]} >= {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
     assert json.loads(environment(manifests, pods(manifests)["worker"])["BASE_MODELS"]).keys() == {"sdxl"}
+
+
+@pytest.mark.parametrize("component", sorted(path.name for path in (FOLDER / "components").iterdir()))
+def test_a_component_can_be_used_without_any_other(component, tmp_path):
+    way = os.path.relpath(FOLDER, tmp_path.resolve())
+    words = {"resources": [f"{way}/base"], "components": [f"{way}/components/{component}"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(words))
+    manifests = render(tmp_path)
+    assert {"api", "dispatcher", "worker"} <= by_name(manifests, "Deployment").keys()
+    for manifest in manifests:
+        if not manifest["apiVersion"].startswith("keda.sh/"):
+            kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+
+
+def test_cards_and_spot_nodes_go_together_in_any_order(tmp_path):
+    way = os.path.relpath(FOLDER, tmp_path.resolve())
+    found = []
+    for order in (("gpu", "spot"), ("spot", "gpu")):
+        words = {"resources": [f"{way}/base"], "components": [f"{way}/components/{name}" for name in order]}
+        (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(words))
+        found.append({each["key"] for each in pods(render(tmp_path))["worker"]["spec"]["tolerations"]})
+    assert found[0] == found[1] > {"nvidia.com/gpu", "duolora/spot"}
+
+
+def test_the_migration_can_be_applied_before_the_rest(manifests):
+    """By the selector of the guide, which finds the Job and nothing that it would need new."""
+    guide = (ROOT / "deploy/README.md").read_text()
+    name, value = re.search(r"--selector (\S+)=(\S+)", guide).groups()
+    found = [each for each in manifests if each["metadata"].get("labels", {}).get(name) == value]
+    assert [(each["kind"], each["metadata"]["name"]) for each in found] == [("Job", "migrate")]
+    [container] = found[0]["spec"]["template"]["spec"]["containers"]
+    assert "envFrom" not in container
 
 
 def test_the_guide_names_every_key_of_the_secrets(manifests):

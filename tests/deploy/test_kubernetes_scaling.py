@@ -15,6 +15,7 @@ from api.db import make_engine, session_factory, transaction
 from api.jobs.models import Job, Stage
 from tests.api.factories import claim, make_account, make_job
 from tests.support.kustomized import render
+from tests.support.vault import VAULT
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 COMPONENT = FOLDER / "components/keda"
@@ -118,7 +119,7 @@ def custom_resources() -> dict[str, Any]:
 @pytest.fixture
 def sessions(database_url):
     engine = make_engine(database_url, pool_size=4)
-    yield session_factory(engine)
+    yield session_factory(engine, VAULT)
     engine.dispose()
 
 
@@ -166,20 +167,21 @@ def test_without_work_no_worker_is_wanted(wanted):
     assert wanted() == 0
 
 
-def test_stages_that_wait_and_workers_that_are_busy_count(sessions, wanted):
-    account = make_account(sessions)
-    make_job(sessions, account)
-    assert wanted() == 2  # both LoRAs; the merge waits for them
+def test_both_loras_of_a_job_want_one_worker_that_trains_them_in_one_pass(sessions, wanted):
+    make_job(sessions, make_account(sessions))
+    assert wanted() == 1  # the merge waits for them
+    claim(sessions, "w1", pairs=True)
+    assert wanted() == 1
+    assert claim(sessions, "w2", pairs=True) is None
+
+
+def test_a_lora_that_was_not_taken_along_wants_a_worker_of_its_own(sessions, wanted):
+    make_job(sessions, make_account(sessions))
+    assert wanted() == 1
     claim(sessions, "w1")
     assert wanted() == 2
     claim(sessions, "w2")
     assert wanted() == 2
-
-
-def test_a_worker_that_trains_both_in_one_pass_counts_once(sessions, wanted):
-    make_job(sessions, make_account(sessions))
-    claim(sessions, "w1", pairs=True)
-    assert wanted() == 1
 
 
 def test_what_may_not_begin_now_wants_no_worker(sessions, wanted):
@@ -189,7 +191,7 @@ def test_what_may_not_begin_now_wants_no_worker(sessions, wanted):
     change(sessions, Job, late, deadline_at=func.now() - timedelta(seconds=1))
     assert wanted() == 0
     make_job(sessions, account)
-    assert wanted() == 2
+    assert wanted() == 1
     change(sessions, Stage, runnable_at=func.now() + timedelta(hours=1))
     assert wanted() == 0
 
@@ -198,13 +200,13 @@ def test_an_account_at_its_limit_wants_no_more_workers(sessions, wanted):
     account = make_account(sessions)
     for _ in range(3):
         make_job(sessions, account)
-    assert wanted() == 6
+    assert wanted() == 3
     change(sessions, Account, account, max_running_jobs=1)
-    assert wanted() == 2
+    assert wanted() == 1
     claim(sessions, "w1")
     assert wanted() == 2  # its worker, and the other LoRA of the same job
     make_job(sessions, make_account(sessions, "other"))
-    assert wanted() == 4
+    assert wanted() == 3
 
 
 def test_as_many_as_are_wanted_find_something_to_do(sessions, wanted):
@@ -213,8 +215,8 @@ def test_as_many_as_are_wanted_find_something_to_do(sessions, wanted):
         make_job(sessions, account)
     change(sessions, Account, limited, max_running_jobs=2)
     count = wanted()
-    claims = [claim(sessions, f"w{number}") for number in range(count + 1)]
-    assert (count, claims[-1]) == (6, None)
+    claims = [claim(sessions, f"w{number}", pairs=True) for number in range(count + 1)]
+    assert (count, claims[-1]) == (3, None)
     assert None not in claims[:-1]
 
 

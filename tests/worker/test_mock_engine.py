@@ -42,6 +42,16 @@ def happened(bench: Bench, job: Job) -> list[str]:
         ]
 
 
+def losses(bench: Bench, job: Job) -> dict[str, bool]:
+    """Say of every stage that told how far it is whether it ever told a loss."""
+    told = select(Event.data).where(Event.job_id == job.id, Event.type == "job.progress")
+    found: dict[str, bool] = {}
+    with bench.sessions() as session:
+        for data in session.scalars(told):
+            found[data["stage"]] = found.get(data["stage"], False) or data.get("loss") is not None
+    return found
+
+
 @pytest.mark.parametrize("alone", [True, False], ids=["without an engine process", "beside one"])
 def test_a_mock_job_goes_the_whole_way_and_its_files_say_that_they_are_none(bench: Bench, alone: bool):
     job = submit(bench, engine="mock")
@@ -86,6 +96,16 @@ def test_jobs_that_draw_leave_as_many_pictures_as_they_were_asked_for(bench: Ben
         pictures | last,
         ARTIFACTS | slider,
     ]
+
+
+def test_stages_that_learn_tell_losses_and_those_that_draw_tell_none(bench: Bench):
+    drawing = submit(bench, engine="mock", kind="generate", pictures=(), prompts=["a"])
+    learning = submit(bench, engine="mock")
+    with bench.worker(**ALONE):
+        for job in (drawing, learning):
+            bench.wait_for(job.id, "succeeded")
+    assert losses(bench, drawing) == {"generate": False}
+    assert losses(bench, learning) == {"content_lora": True, "style_lora": True, "merge": True, "package": False}
 
 
 def test_a_pair_is_worked_on_like_any_other(bench: Bench):

@@ -143,10 +143,11 @@ export class Following {
   async #readLog(): Promise<void> {
     for (;;) {
       const page = await readLogs(this.#id, this.#lastLine);
-      const last = page.items.at(-1);
+      const fresh = page.items.filter(({ id }) => id > this.#lastLine); // two readings may be on their way at once
+      const last = fresh.at(-1);
       if (last !== undefined) {
         this.#lastLine = last.id;
-        this.log = [...this.log, ...page.items].slice(-LOG_LINES);
+        this.log = [...this.log, ...fresh].slice(-LOG_LINES);
       }
       if (page.next_after === null) return;
     }
