@@ -27,6 +27,7 @@ from tests.api.factories import claim, finish, make_account, make_job
 from tests.chaos.installation import QUICK
 from tests.chaos.recipes import APART
 from tests.support.services import running_services
+from tests.support.vault import VAULT
 from tests.support.webhook_receiver import webhook_receiver
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,7 +47,7 @@ class Installed:
 
     def sessions(self):
         self.engine = make_engine(self.url)
-        return session_factory(self.engine)
+        return session_factory(self.engine, VAULT)
 
     def close(self):
         self.engine.dispose()

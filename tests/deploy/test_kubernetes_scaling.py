@@ -15,6 +15,7 @@ from api.db import make_engine, session_factory, transaction
 from api.jobs.models import Job, Stage
 from tests.api.factories import claim, make_account, make_job
 from tests.support.kustomized import render
+from tests.support.vault import VAULT
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 COMPONENT = FOLDER / "components/keda"
@@ -118,7 +119,7 @@ def custom_resources() -> dict[str, Any]:
 @pytest.fixture
 def sessions(database_url):
     engine = make_engine(database_url, pool_size=4)
-    yield session_factory(engine)
+    yield session_factory(engine, VAULT)
     engine.dispose()
 
 
