@@ -11,7 +11,6 @@ from api.errors import Unavailable
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space is left, a quota is used up, or the process may write no larger files."""
-CODE = "temporary_storage_full"
 RETRY_AFTER_S = 10
 
 
@@ -24,6 +23,6 @@ def no_room() -> Unavailable:
     """Return the refusal of a request whose body there is no room for now."""
     return Unavailable(
         "There is no room to receive files at the moment; send it again a little later, or in smaller parts.",
-        code=CODE,
+        code="temporary_storage_full",
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )

@@ -52,6 +52,11 @@ class Vault:
         """What everything begins with that the newest key has sealed."""
         return f"{PREFIX}{self._newest}:"
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What its keys are told by, as sealed secrets name them."""
+        return frozenset(self._locks)
+
     def seal(self, secret: str) -> str:
         """Return what may be stored of a secret."""
         return self.mark + self._locks[self._newest].encrypt(secret.encode()).decode()

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
+    from api.vault import Vault
+
 logger = logging.getLogger(__name__)
 
 MAX_PER_ORIGIN = 2
@@ -130,7 +132,7 @@ def take_due(
             continue
         delivery.next_attempt_at = now + hold
         try:
-            opened = tuple(map(vault.open, _secrets(endpoint, account_secret, now)))
+            opened = _opened(vault, _secrets(endpoint, account_secret, now))
         except CannotOpen as error:  # no attempt of the receiver's: it waits for the operator
             logger.error("a webhook cannot be signed: %s", error)  # noqa: TRY400 - the message says it all
             delivery.last_error = UNSIGNED
@@ -237,6 +239,22 @@ def _secrets(endpoint: WebhookEndpoint | None, account_secret: str, now: datetim
     if endpoint.previous_secret is None or expires_at is None or expires_at <= now:
         return (secret,)
     return secret, endpoint.previous_secret
+
+
+def _opened(vault: Vault, stored: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the secrets that sign: the newest, and the one before as far as it can be opened.
+
+    Raises:
+        CannotOpen: the newest cannot be.
+    """
+    newest, *before = stored
+    opened = [vault.open(newest)]
+    for each in before:
+        try:
+            opened.append(vault.open(each))
+        except CannotOpen as error:  # a receiver that has changed over does not miss it
+            logger.warning("a webhook is signed with its new secret only: %s", error)
+    return tuple(opened)
 
 
 def _due(delivery: WebhookDelivery, secrets: tuple[str, ...]) -> DueDelivery:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from api.storage import ObjectStore
+    from api.vault import Vault
     from deploy.backup.folder import BackupFolder
 
 ATTEMPTS_SKIPPED = 1000
@@ -68,6 +69,7 @@ def back_up(url: str, store: ObjectStore, folder: BackupFolder) -> Taken:
         objects=len(copied),
         objects_sha256=folder.write_objects(copied),
         deleted_meanwhile=tuple(sorted({job for key in lacking - lost if (job := _job_of(key)) is not None})),
+        sealed_with=found.sealed_with,
     )
     folder.write_manifest(manifest)
     return Taken(
@@ -78,14 +80,18 @@ def back_up(url: str, store: ObjectStore, folder: BackupFolder) -> Taken:
     )
 
 
-def restore(url: str, store: ObjectStore, folder: BackupFolder, *, hold_webhooks: bool = False) -> Manifest:
+def restore(
+    url: str, store: ObjectStore, folder: BackupFolder, *, vault: Vault | None = None, hold_webhooks: bool = False
+) -> Manifest:
     """Bring back what a backup holds, into a database without jobs and a bucket that may hold objects already.
 
     Stages that ran are given back to go on from their checkpoints. With `hold_webhooks` nobody is told of anything:
-    endpoints are disabled, and what was due counts as exhausted, so that it can be replayed.
+    endpoints are disabled, and what was due counts as exhausted, so that it can be replayed. Without a vault it is not
+    asked whether the secrets can be opened.
 
     Raises:
-        BackupError: the backup is damaged or of a newer version, or the database is in use or not empty.
+        BackupError: the backup is damaged or of a newer version, its secrets are sealed with keys that the vault lacks,
+            or the database is in use or not empty.
         StoreError, psycopg.Error: the store or the database failed; try again.
     """
     manifest = folder.read_manifest()
@@ -94,6 +100,8 @@ def restore(url: str, store: ObjectStore, folder: BackupFolder, *, hold_webhooks
             f"the backup is of revision {manifest.revision}, which this version does not know: restore it with"
             f" DuoLoRA {manifest.version} or a newer one"
         )
+    if vault is not None:
+        _check_keys(manifest, vault)
     rows.check_empty(url)
     objects.copy_in(store, folder, folder.objects())
     migrations.downgrade(url)
@@ -104,18 +112,22 @@ def restore(url: str, store: ObjectStore, folder: BackupFolder, *, hold_webhooks
     return manifest
 
 
+def _check_keys(manifest: Manifest, vault: Vault) -> None:
+    if lacking := sorted(set(manifest.sealed_with) - vault.names):
+        raise BackupError(
+            f"secrets in the backup are sealed with the key {', '.join(lacking)}, which SECRET_KEYS lacks: add those of"
+            " the installation that was backed up, as the last ones; or restore --without-keys, and no webhook of"
+            " before can be signed, nor a key be made for its accounts"
+        )
+
+
 def _settle(url: str, manifest: Manifest, *, hold_webhooks: bool) -> None:
     """Make of the state of an instant one that can go on."""
     engine = make_engine(url, application_name="duolora restore")
     try:
         with transaction(session_factory(engine)) as session:
             _give_back(session)
-            gone = [uuid.UUID(job) for job in manifest.deleted_meanwhile]
-            session.execute(
-                update(Job)
-                .where(Job.id.in_(gone), Job.finished_at.is_not(None))
-                .values(deletion_requested_at=func.coalesce(Job.deletion_requested_at, func.now()))
-            )
+            _delete(session, [uuid.UUID(job) for job in manifest.deleted_meanwhile])
             if hold_webhooks:
                 _hold_webhooks(session)
     finally:
@@ -134,6 +146,19 @@ def _give_back(session: Session) -> None:
         .where(Stage.state.in_([StageState.WAITING, StageState.RUNNABLE]))
         .values(attempt=Stage.attempt + ATTEMPTS_SKIPPED)
         .execution_options(synchronize_session=False)
+    )
+
+
+def _delete(session: Session, gone: list[uuid.UUID]) -> None:
+    """Ask for jobs to be deleted, and end those first that ended only after the instant: their pictures are gone."""
+    unfinished = select(Job.id, Job.account_id).where(Job.id.in_(gone), Job.finished_at.is_(None)).order_by(Job.id)
+    for job_id, account_id in session.execute(unfinished).all():
+        repository.request_cancel(session, account_id=account_id, job_id=job_id)
+    session.flush()
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(gone), Job.finished_at.is_not(None))
+        .values(deletion_requested_at=func.coalesce(Job.deletion_requested_at, func.now()))
     )
 
 

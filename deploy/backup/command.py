@@ -23,6 +23,9 @@ RESTORE_TEXT = """\
 Bring back a backup: objects into the bucket, then rows into a database without jobs. The API, the dispatcher and the
 workers must be stopped. Stages that ran go on from their checkpoints as soon as there is a worker.
 
+SECRET_KEYS must have the keys that sealed the secrets in the backup, or nothing is restored; --without-keys is for when
+they are lost.
+
 Webhooks that were due at the time of the backup are sent, some perhaps for a second time, with the id of the first;
 --hold-webhooks is for copies that must not tell anybody.
 """
@@ -40,6 +43,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "restore", help="bring back what `backup` has written", description=RESTORE_TEXT, formatter_class=raw
     )
     restore.add_argument("--hold-webhooks", action="store_true", help="disable all endpoints, send nothing")
+    restore.add_argument(
+        "--without-keys", action="store_true", help="restore although SECRET_KEYS does not open the secrets in it"
+    )
     restore.set_defaults(run=lambda arguments: _guarded(_restore, arguments))
     for parser in (backup, restore):
         parser.add_argument("folder", type=Path, metavar="FOLDER")
@@ -60,10 +66,13 @@ def _back_up(arguments: argparse.Namespace, url: str, store: ObjectStore) -> int
 
 
 def _restore(arguments: argparse.Namespace, url: str, store: ObjectStore) -> int:
-    from deploy.backup.acts import restore  # noqa: PLC0415 - see above
+    from api.settings import SealSettings  # noqa: PLC0415 - see above
+    from deploy.backup.acts import restore  # noqa: PLC0415
     from deploy.backup.folder import BackupFolder  # noqa: PLC0415
 
-    manifest = restore(url, store, BackupFolder(arguments.folder), hold_webhooks=arguments.hold_webhooks)
+    vault = None if arguments.without_keys else SealSettings().vault()
+    folder = BackupFolder(arguments.folder)
+    manifest = restore(url, store, folder, vault=vault, hold_webhooks=arguments.hold_webhooks)
     print(f"restored as of {manifest.taken_at}; keys revoked and jobs deleted since then are back")
     return 0
 
@@ -75,7 +84,7 @@ def _guarded(act: Callable[[argparse.Namespace, str, ObjectStore], int], argumen
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     import migrations  # noqa: PLC0415
-    from api.settings import DatabaseSettings, StoreSettings  # noqa: PLC0415
+    from api.settings import DatabaseSettings, SealSettings, StoreSettings  # noqa: PLC0415
     from api.storage import ObjectStore, StoreError  # noqa: PLC0415
     from deploy.backup.folder import BackupError  # noqa: PLC0415
 
@@ -84,7 +93,8 @@ def _guarded(act: Callable[[argparse.Namespace, str, ObjectStore], int], argumen
         return act(arguments, url, ObjectStore(StoreSettings()))
     except ValidationError as error:
         first = error.errors()[0]
-        prefix = "DATABASE" if error.title == DatabaseSettings.__name__ else "S3"
+        prefixes = {DatabaseSettings.__name__: "DATABASE", SealSettings.__name__: "SECRET"}
+        prefix = prefixes.get(error.title, "S3")
         reason = f"{prefix}_{str(first['loc'][0]).upper()}: {first['msg']}"
     except (BackupError, StoreError, OSError, migrations.MigrationBlocked, migrations.NewerDatabase) as error:
         reason = str(error)

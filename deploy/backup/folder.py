@@ -65,6 +65,8 @@ class Manifest(_Record):
     """Of `objects.jsonl`."""
     deleted_meanwhile: tuple[str, ...]
     """Jobs whose objects went while they were copied: their owners deleted them."""
+    sealed_with: tuple[str, ...] = ()
+    """Names of the keys, of SECRET_KEYS, without which its secrets cannot be opened."""
 
 
 class BackupFolder:

@@ -12,6 +12,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 import migrations
+from api.vault import PREFIX
 from deploy.backup.folder import BackupError, Table, sha256_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ UNION SELECT key FROM uploads WHERE state = 'ready' AND key IS NOT NULL
 UNION SELECT file->>'key' FROM loras, jsonb_array_elements(loras.files) AS file WHERE loras.state = 'ready'
 """
 """Objects that must be there. Not checkpoints: a stage whose checkpoint is gone begins anew."""
+_SEALED_WITH = """
+SELECT DISTINCT split_part(secret, ':', 2) FROM (
+    SELECT webhook_secret AS secret FROM accounts UNION ALL SELECT secret FROM webhook_endpoints
+    UNION ALL SELECT previous_secret FROM webhook_endpoints) AS secrets
+WHERE starts_with(secret, %s)
+"""
 _OTHERS = """
 SELECT DISTINCT coalesce(nullif(application_name, ''), 'a nameless one') FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -62,6 +69,8 @@ class Rows:
     sequences: dict[str, int]
     named: frozenset[str]
     """Keys of objects that the rows point to."""
+    sealed_with: tuple[str, ...]
+    """Names of the keys that have sealed secrets in them."""
 
 
 def dump(url: str, folder: BackupFolder) -> Rows:
@@ -86,6 +95,7 @@ def dump(url: str, folder: BackupFolder) -> Rows:
             tables=tables,
             sequences={name: last for name, last in connection.execute(_SEQUENCES) if last is not None},
             named=_named(connection),
+            sealed_with=tuple(sorted(name for (name,) in connection.execute(_SEALED_WITH, [PREFIX]))),
         )
 
 

@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 import httpx
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 import migrations
 from api.settings import SealSettings
+from api.vault import CannotOpen
 from deploy.local.cards import cards, worker_environments
 from deploy.local.data_folder import FolderLock, Secrets, write_private
 from deploy.local.object_store import ObjectStoreServer
@@ -110,16 +111,18 @@ class Stack:
         """Start everything in order and wait until the API is ready. Workers may still be loading their model then.
 
         Raises:
-            LocalStackError: the folder is in use, or a part did not start; whatever had started is stopped again.
+            LocalStackError: the folder is in use, SECRET_KEYS is weak or cannot open what the database has, or a part
+                did not start; whatever had started is stopped again.
         """
         try:
             self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._cleanup.enter_context(FolderLock(self.data))
             shutil.rmtree(self.scratch, ignore_errors=True)  # a killed worker's
             kept = Secrets(self.data)
+            vault = self._vault(kept)
             self._start_servers(kept)
             self._migrate()
-            self._owner = owner_key(self.env["DATABASE_URL"], kept, self._vault(kept))
+            self._owner = self._owner_key(kept, vault)
             self._start_services()
             self._write_environment()
         except BaseException:
@@ -179,7 +182,19 @@ class Stack:
     def _vault(self, kept: Secrets) -> Vault:
         """Return what seals secrets, by the caller's keys or by one of the folder's own, and tell the services."""
         given = self.env.setdefault("SECRET_KEYS", kept.secret_keys)
-        return SealSettings(keys=SecretStr(given)).vault()
+        try:
+            return SealSettings(keys=SecretStr(given)).vault()
+        except ValidationError as error:
+            raise LocalStackError(f"SECRET_KEYS: {error.errors()[0]['msg']}") from error
+
+    def _owner_key(self, kept: Secrets, vault: Vault) -> OwnerKey:
+        try:
+            return owner_key(self.env["DATABASE_URL"], kept, vault)
+        except CannotOpen as error:
+            raise LocalStackError(
+                f"the database has secrets of other keys: {error}; or set SECRET_KEYS to those of the installation that"
+                " made them"
+            ) from error
 
     def _start_services(self) -> None:
         if self._port == 0:

@@ -34,6 +34,7 @@ from tests.benchmarks.backlog import fill, held_by_account
 from tests.benchmarks.figures import milliseconds
 from tests.benchmarks.plans import explained, heard
 from tests.support.servers import TestDatabases
+from tests.support.vault import VAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +80,7 @@ def main() -> None:
 def _tell(url: str, wanted: argparse.Namespace, *, stages: int, accounts: int, claimers: int) -> None:
     engine = make_engine(url)
     try:
-        sessions = session_factory(engine)
+        sessions = session_factory(engine, VAULT)
         fill(engine, sessions, stages=stages, accounts=accounts, quota=wanted.quota)
         found: dict[str, Any] = {"stages": stages, "accounts": accounts, "quota": wanted.quota}
         if wanted.plans:

@@ -17,6 +17,7 @@ from api.accounts.service import issue_key
 from api.db import make_engine, session_factory, transaction
 from api.jobs.models import Artifact, Event, Job, Stage, StageAttempt
 from api.object_keys import artifact_key
+from api.vault import Vault
 from api.webhooks.models import WebhookDelivery, WebhookEndpoint
 from deploy.backup import acts, objects
 from deploy.backup.acts import ATTEMPTS_SKIPPED, back_up, restore
@@ -27,6 +28,7 @@ from tests.api.factories import claim, finish, make_account, make_job
 from tests.chaos.installation import QUICK
 from tests.chaos.recipes import APART
 from tests.support.services import running_services
+from tests.support.vault import SECRET_KEYS, VAULT
 from tests.support.webhook_receiver import webhook_receiver
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,7 +48,7 @@ class Installed:
 
     def sessions(self):
         self.engine = make_engine(self.url)
-        return session_factory(self.engine)
+        return session_factory(self.engine, VAULT)
 
     def close(self):
         self.engine.dispose()
@@ -168,13 +170,17 @@ def test_a_copy_that_is_to_tell_nobody_keeps_what_it_would_have_said(installed, 
     assert set(installed.scalars(select(WebhookDelivery.state))) == {"exhausted"}
 
 
-def test_a_job_that_its_owner_deletes_meanwhile_does_not_come_back_to_stay(installed, folder, monkeypatch):
+@pytest.mark.parametrize("ended", [True, False])  # at the instant of the rows
+def test_a_job_that_its_owner_deletes_meanwhile_does_not_come_back_to_stay(installed, folder, monkeypatch, ended):
     sessions = installed.sessions()
     account_id = make_account(sessions)
     job = make_job(sessions, account_id)
+    if not ended:
+        claim(sessions)
     with transaction(sessions) as session:
-        session.execute(text("UPDATE jobs SET state = 'failed', finished_at = now()"))
-        session.execute(text("UPDATE stages SET state = 'failed'"))
+        if ended:
+            session.execute(text("UPDATE jobs SET state = 'failed', finished_at = now()"))
+            session.execute(text("UPDATE stages SET state = 'failed'"))
         prefix = f"accounts/{account_id}/jobs/{job}/inputs/"
         session.execute(text("UPDATE job_images SET key = :prefix || side"), {"prefix": prefix})
     installed.close()
@@ -192,8 +198,9 @@ def test_a_job_that_its_owner_deletes_meanwhile_does_not_come_back_to_stay(insta
     assert (taken.lost, taken.manifest.deleted_meanwhile) == ((), (str(job),))
     installed.wipe()
     restore(installed.url, installed.store, folder)
-    [at] = installed.scalars(select(Job.deletion_requested_at))
-    assert at is not None
+    [come_back] = installed.scalars(select(Job))
+    assert come_back.deletion_requested_at is not None
+    assert come_back.state == ("failed" if ended else "canceled")
 
 
 def test_files_that_the_store_has_lost_are_named(installed, job_id, folder):
@@ -244,6 +251,14 @@ class TestRefusals:
         with pytest.raises(BackupError, match=re.escape(path.name)):
             restore(installed.url, installed.store, folder)
         assert installed.content() == {}
+
+    def test_secrets_that_could_not_be_opened(self, installed, folder):
+        installed.wipe()
+        other = Vault([SECRET_KEYS[::-1]])
+        with pytest.raises(BackupError, match="which SECRET_KEYS lacks"):
+            restore(installed.url, installed.store, folder, vault=other)
+        assert installed.content() == {}
+        restore(installed.url, installed.store, folder, vault=Vault([SECRET_KEYS[::-1], SECRET_KEYS]))
 
     def test_a_backup_of_a_newer_version(self, installed, folder):
         installed.wipe()
@@ -332,6 +347,8 @@ def test_after_the_loss_of_everything_all_is_there_and_an_interrupted_job_goes_o
             result = duolora(environment, "backup", str(folder.root))
             assert result.returncode == 0, result.stderr
         installed.wipe()
+        result = duolora(environment | {"SECRET_KEYS": SECRET_KEYS[::-1]}, "restore", str(folder.root))
+        assert (result.returncode, "which SECRET_KEYS lacks" in result.stderr) == (1, True)
         result = duolora(environment, "restore", str(folder.root))
         assert result.returncode == 0, result.stderr
         with running_services(environment, key, tmp_path / "after", api="tests.chaos.recipes") as services:

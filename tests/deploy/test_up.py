@@ -7,9 +7,13 @@ import signal
 import httpx
 import pytest
 
+from api.accounts.service import issue_key
+from api.db import make_engine, session_factory
+from deploy.local.owner import ACCOUNT
 from deploy.local.processes import free_port
 from tests.support.duolora_command import duolora
 from tests.support.process_list import naming, wait_until_gone
+from tests.support.vault import SECRET_KEYS, VAULT
 
 pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(120)]
 
@@ -119,6 +123,26 @@ def test_a_taken_port_is_said_so(tmp_path, valkey_server):
     with duolora("up", f"--data={tmp_path}/data", f"--port={taken}", output=tmp_path / "out.txt") as command:
         assert command.process.wait(30) == 1
         assert f"port {taken} is taken" in command.text()
+
+
+def test_a_weak_key_of_the_seals_is_refused_on_one_line_before_anything_starts(tmp_path):
+    with up(tmp_path / "data", "weak", SECRET_KEYS="short") as command:
+        assert command.process.wait(30) == 1
+        assert "SECRET_KEYS: Value error, has a key of fewer than 32 characters; make one" in command.text()
+        assert "Traceback" not in command.text()
+    assert not (tmp_path / "data/postgres").exists()
+
+
+def test_secrets_of_a_database_that_cannot_be_opened_are_said_with_the_remedy(
+    tmp_path, service_environment, database_url
+):
+    engine = make_engine(database_url)
+    issue_key(session_factory(engine, VAULT), account=ACCOUNT)
+    engine.dispose()
+    with up(tmp_path / "data", "locked", **service_environment | {"SECRET_KEYS": SECRET_KEYS[::-1]}) as command:
+        assert command.process.wait(60) == 1
+        assert "which SECRET_KEYS lacks; add it" in command.text()
+        assert "Traceback" not in command.text()
 
 
 def test_help_says_where_the_data_lives(tmp_path):

@@ -26,6 +26,7 @@ from deploy.local.postgres import Postgres
 from deploy.local.processes import LOOPBACK, Child, free_port, spawn
 from deploy.local.valkey import Valkey
 from tests.chaos.installation import QUICK, REPOSITORY
+from tests.support.vault import SECRET_KEYS, VAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,8 +104,9 @@ class Site:
         key = self._key()
         port = free_port()
         address = {"HOST": LOOPBACK, "PORT": str(port)}
-        api = self._spawn("api", "tests.chaos.recipes", self._environment | address)
-        self._spawn("dispatcher", "worker.dispatcher", self._environment)
+        sealing = self._environment | {"SECRET_KEYS": SECRET_KEYS}
+        api = self._spawn("api", "tests.chaos.recipes", sealing | address)
+        self._spawn("dispatcher", "worker.dispatcher", sealing)
         for name in ("east", "west"):
             self._add_worker(name)
         url = f"http://{LOOPBACK}:{port}"
@@ -116,7 +118,7 @@ class Site:
     def _key(self) -> str:
         engine = make_engine(self._environment["DATABASE_URL"])
         try:
-            return issue_key(session_factory(engine), account="mine").text
+            return issue_key(session_factory(engine, VAULT), account="mine").text
         finally:
             engine.dispose()
 

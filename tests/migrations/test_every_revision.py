@@ -10,6 +10,7 @@ from api.db import make_engine, session_factory, transaction
 from api.webhooks.models import WebhookEndpoint
 from tests.api.factories import claim, finish, make_account, make_job, make_lora
 from tests.migrations.revisions import in_order
+from tests.support.vault import VAULT
 
 ENTERED = ("accounts", "jobs", "job_images", "stages", "stage_attempts", "artifacts", "events", "outbox", "loras")
 """Tables that must have rows, or the test would show nothing."""
@@ -24,7 +25,7 @@ def engine(database_url):
 
 def fill(engine):
     """Jobs in several states, with all that belongs to them."""
-    sessions = session_factory(engine)
+    sessions = session_factory(engine, VAULT)
     account_id = make_account(sessions)
     for number in range(3):
         make_job(sessions, account_id, name=f"job {number}", request_id=f"request {number}")

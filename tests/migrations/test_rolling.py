@@ -18,6 +18,7 @@ from deploy.local.demo import shipped_samples
 from tests.migrations.revisions import NEXT, upgrade_to_next
 from tests.migrations.version_before import NoHistory, version_before
 from tests.support.services import running_services
+from tests.support.vault import VAULT
 
 WAIT_S = 60
 
@@ -31,7 +32,7 @@ def engine(database_url):
 
 @pytest.fixture
 def key(engine):
-    return issue_key(session_factory(engine), account="mine").text
+    return issue_key(session_factory(engine, VAULT), account="mine").text
 
 
 @pytest.fixture(scope="module")

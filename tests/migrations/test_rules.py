@@ -22,7 +22,14 @@ CHECKS_ALL_ROWS = re.compile(
     r"\bALTER TABLE (\w+) ADD CONSTRAINT \w+ (?:CHECK|FOREIGN KEY|UNIQUE)(?!.*\bNOT VALID\b)", re.DOTALL
 )
 
-BEFORE_THE_RULES = {"0003", "0004_deleted_jobs", "0005_shared_passes", "0009_key_scopes", "0012_upload_links"}
+BEFORE_THE_RULES = {
+    "0003",
+    "0004_deleted_jobs",
+    "0005_shared_passes",
+    "0009_key_scopes",
+    "0012_upload_links",
+    "0014_lora_replays",
+}
 """Built indexes and checked rows under a lock, or filled a column before it became NOT NULL. No release had them."""
 
 

@@ -92,6 +92,19 @@ def test_what_cannot_be_opened_stays_and_its_deliveries_wait(caller, sessions, e
         assert "cannot open the secret" in delivery.last_error
 
 
+def test_the_new_secret_signs_alone_while_the_one_before_cannot_be_opened(caller, sessions, engine, caplog):
+    hook = caller.post("/webhooks", json={"url": "https://example.org/hook"}).json()
+    rotated = caller.post(f"/webhooks/{hook['id']}/rotate").json()
+    with transaction(sessions) as session:
+        endpoint = session.scalars(select(WebhookEndpoint)).one()
+        endpoint.previous_secret = Vault([NEW]).seal(hook["secret"])
+    caller.post(f"/webhooks/{hook['id']}/ping")
+    with transaction(sessions) as session:
+        [due] = take_due(session, limit=9, hold=HOLD)
+    assert due.secrets == (rotated["secret"],)
+    assert "which SECRET_KEYS lacks" in caplog.text
+
+
 def test_a_retry_of_a_job_takes_its_secret_with_it_unopened(caller, sessions, engine):
     own = make_secret()
     params = {"webhook_url": "https://example.org/job", "webhook_secret": own}

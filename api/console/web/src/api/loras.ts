@@ -72,10 +72,10 @@ export async function lookUpFile(id: string, format: string): Promise<LoraFile &
 }
 
 /** Send in a LoRA's file with what is said of it; what is empty is left to the service. */
-export function uploadLora(file: File, { tags, ...words }: LoraUpload): Promise<Lora> {
+export function uploadLora(file: File, { tags, ...words }: LoraUpload, idempotencyKey: string): Promise<Lora> {
   const form = new FormData();
   form.append("file", file);
   for (const [name, value] of Object.entries(words)) if (value !== "") form.append(name, value);
   for (const tag of tags) form.append("tags", tag);
-  return read("loras", { method: "POST", body: form });
+  return read("loras", { method: "POST", body: form, headers: { "Idempotency-Key": idempotencyKey } });
 }
