@@ -17,6 +17,7 @@ from api.decoder.client import Decoder
 from api.decoder.seccomp import obstacle
 from api.decoder.wire import Bounds, ImageRefused
 from tests.api.factories import encode, png
+from tests.support.process_list import wait_until_gone
 
 BOUNDS = Bounds(
     max_pixels=50_000_000, min_side_px=1, keep_side_px=2048, cpu_s=20, timeout_s=60, memory_bytes=2 * 1024**3
@@ -113,8 +114,7 @@ def test_a_decoder_of_the_same_user_reads_the_memory_of_nobody_else():
 def test_every_picture_has_a_process_of_its_own_that_does_not_stay(decoder):
     for color in ("red", "blue"):
         assert decode(decoder, png(color=color)).getpixel((3, 3)) == decode(decoder, png(color=color)).getpixel((9, 9))
-    alive = [child for child in psutil.Process(decoder.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
-    assert psutil.wait_procs(alive, timeout=30)[1] == []
+    wait_until_gone((child.pid for child in psutil.Process(decoder.pid).children()), timeout_s=30)
 
 
 def test_a_file_is_read_from_its_beginning_wherever_it_stands(decoder):
