@@ -269,30 +269,6 @@ def test_the_loss_can_be_read_as_a_table(window, running):
     expect(table.get_by_role("row").nth(1)).to_be_visible()
 
 
-def test_a_log_that_is_read_twice_at_once_shows_each_line_once(window, client):
-    """After an event and at the end of the stream: both readings begin behind the same line."""
-    line = {"id": 10**9, "at": "2026-01-01T00:00:00Z", "level": "info", "stage": "generate", "message": "one line"}
-    held, answered = [], []
-
-    def hold(route):
-        if answered:
-            route.fulfill(json={"items": [], "next_after": None})
-        else:
-            held.append(route)
-
-    page = window.open("/", with_key=True)
-    job = client.generate(prompts=["a cup"], engine="mock", mock_outcome="slow")
-    page.goto(f"{window.home}/#/jobs/{job.id}")
-    expect(state(page, "Running")).to_be_visible()
-    page.route("**/logs?*", hold)
-    expect(state(page, "Succeeded")).to_be_visible(timeout=JOB_ENDS_MS)
-    page.wait_for_timeout(1_000)  # for the reading that follows the end, where the one before has not come back
-    answered.extend(held)
-    for each in answered:
-        each.fulfill(json={"items": [line], "next_after": None})
-    expect(page.get_by_role("log").get_by_text("one line")).to_have_count(1)
-
-
 def test_the_end_of_a_long_log_is_shown(window, stack, running):
     lines = [
         LogLine(
