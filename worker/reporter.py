@@ -114,6 +114,8 @@ class StageReporter:
 
     def flush(self) -> None:
         """Write what there is before the end of the stage is written, if it is still ours and the database is there."""
+        with self._beating:  # a beat under way has taken the news and may not have written them yet
+            pass
         if not self._has_news():
             return
         try:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from worker.wire import OutputFile
 
 _FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-_CHUNK_BYTES = 1 << 20
 _LOCK = "lock"
 
 
@@ -202,8 +201,5 @@ def _plain(filename: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        digest = hashlib.sha256()
-        while chunk := handle.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
